@@ -1,0 +1,41 @@
+"""`jit` with the compiler options under which equal computations give equal bits (law 2, law 3).
+
+XLA:CPU may otherwise hand large reductions to a library at sizes that depend on the batch, contract multiply-adds
+differently from one program to the next, or keep excess precision across a bfloat16 rounding. One place sets the
+options; everything that computes numbers goes through it.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+CPU_OPTIONS: dict[str, bool | int | float | str] = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
+    "xla_cpu_max_isa": "AVX",
+    "xla_allow_excess_precision": False,
+}
+
+
+def options(platform: str) -> dict[str, bool | int | float | str]:
+    """Compiler options for `platform` ("cpu", "tpu", "gpu"); only XLA:CPU needs any."""
+    return dict(CPU_OPTIONS) if platform == "cpu" else {}
+
+
+def jit(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
+    """`jax.jit` with this platform's options. The backend is looked up at the first call, not at import.
+
+    Takes jax.jit's keyword arguments. The underlying jitted function is `.jitted()`, for lowering ahead of time.
+    """
+
+    @functools.cache
+    def jitted() -> Any:
+        return jax.jit(function, compiler_options=options(jax.default_backend()), **arguments)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return jitted()(*args, **kwargs)
+
+    call.jitted = jitted  # pyright: ignore[reportAttributeAccessIssue]
+    return call

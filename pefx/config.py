@@ -1,0 +1,166 @@
+"""Frozen configuration dataclasses; standard library only.
+
+An experiment is one short file in `configs/` that builds one `TrainConfig` or `ServeConfig` named `config`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Precision = Literal["float32", "bfloat16"]
+ExpertForm = Literal["per_expert", "shared_hidden"]
+Method = Literal["lora", "rslora"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of one base. Families are values of these fields, never copies of the model.
+
+    Sizes are counts; `rope_theta` is the rotary base, `context` the longest sequence in tokens.
+    `dense_layers` lists (0-based, global) layers whose feed-forward is dense; all others are mixtures of experts.
+    """
+
+    family: str = "qwen3_moe"
+    vocab_size: int = 4096
+    hidden: int = 192
+    layers: int = 6
+    heads: int = 6
+    kv_heads: int = 2
+    head_size: int = 32
+    dense_hidden: int = 512
+    expert_hidden: int = 64
+    experts: int = 16
+    experts_per_token: int = 4
+    normalize_gates: bool = True
+    dense_layers: tuple[int, ...] = (0,)
+    rope_theta: float = 1e6
+    norm_epsilon: float = 1e-6
+    tied_embedding: bool = True
+    context: int = 1024
+    precision: Precision = "float32"
+
+
+@dataclass(frozen=True)
+class AdapterSpec:
+    """What an adapter is, apart from its numbers. `targets` are site names of `pefx.adapters.sites`."""
+
+    method: Method = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "experts.gate_proj",
+        "experts.up_proj",
+        "experts.down_proj",
+    )
+    expert_form: ExpertForm = "per_expert"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay to `final_fraction` of the peak rate; `clip` is the global gradient norm."""
+
+    learning_rate: float = 5e-3
+    warmup_steps: int = 5
+    final_fraction: float = 0.1
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+
+
+@dataclass(frozen=True)
+class UserConfig:
+    """One personal model to train: a policy name, its JSONL files, and what differs from the run's defaults."""
+
+    name: str
+    train: str
+    heldout: str | None = None
+    adapter: AdapterSpec | None = None
+    optimizer: OptimizerConfig | None = None
+    seed: int | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`sequence_length` bounds one example in tokens; `tokens_per_user` (whole pages) is a user's share of a step."""
+
+    sequence_length: int = 256
+    tokens_per_user: int = 256
+    users_per_step: int = 8
+    seed: int = 0
+    heldout_tokens: int = 4096
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Sessions are saved every `every` steps (0: only at the end), the newest `keep` stay."""
+
+    every: int = 50
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """`train.py`: many adapters over one frozen base (`users`), or the base itself (`pretrain` set)."""
+
+    name: str
+    output: str
+    base: str | None = None
+    users: tuple[UserConfig, ...] = ()
+    catalog: str | None = None
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    pretrain: "PretrainConfig | None" = None
+    steps: int = 40
+    accumulate: int = 1
+    evaluate_every: int = 0
+    page_size: int = 32
+    precision: Precision = "float32"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Training of the base itself from random weights: its shape, tokenizer, text, and where it is written."""
+
+    model: ModelConfig
+    tokenizer: str
+    train: str
+    heldout: str
+    export: str
+    batch_tokens: int = 2048
+    stored_precision: Precision = "bfloat16"
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """`serve.py`: batch inference over mixed adapters. `catalog=None` serves the base alone.
+
+    `slots` adapters are resident at once, `sequences` run at once, `step_tokens` bounds one step,
+    `pages` of `page_size` tokens hold keys and values (0: enough for `sequences` full contexts).
+    The bank has room for adapters up to `max_rank` on any of `targets`, their experts in `expert_form`.
+    """
+
+    name: str
+    base: str
+    catalog: str | None = None
+    slots: int = 16
+    sequences: int = 32
+    step_tokens: int = 256
+    pages: int = 0
+    page_size: int = 32
+    max_rank: int = 16
+    targets: tuple[str, ...] = AdapterSpec.targets
+    expert_form: ExpertForm = "per_expert"
+    precision: Precision = "float32"
+    seed: int = 0

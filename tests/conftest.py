@@ -1,0 +1,60 @@
+"""One environment for all tests and the programs they start: eight CPU devices, strict numerics, checked shapes."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# Before jax is imported. Programs started by a test inherit it, and share the compiled programs.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / "build" / "jax_cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+# libtpu, installed to compile kernels ahead of time, looks for a TPU and complains unless it is told of one.
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"
+os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
+
+import functools  # noqa: E402
+import inspect  # noqa: E402
+import sys  # noqa: E402
+from typing import Any  # noqa: E402
+
+import hypothesis  # noqa: E402
+import jaxtyping  # noqa: E402
+
+check_calls = jaxtyping.jaxtyped
+
+
+def check(*, typechecker: Any) -> Any:
+    """`jaxtyping.jaxtyped`, but a dataclass that jax itself rebuilds may hold whatever jax puts into it."""
+
+    def decorate(item: Any) -> Any:
+        plain = vars(item).get("__init__") if inspect.isclass(item) else None
+        checked = check_calls(item, typechecker=typechecker)
+        if plain is None:
+            return checked
+        strict = checked.__init__
+
+        @functools.wraps(plain)
+        def build(self: Any, *args: Any, **kwargs: Any) -> None:
+            by_jax = sys._getframe(1).f_globals.get("__name__", "").startswith("jax.")
+            (plain if by_jax else strict)(self, *args, **kwargs)
+
+        checked.__init__ = build
+        return checked
+
+    return decorate
+
+
+# Shapes and types of every annotated function and dataclass are checked at each call (or trace). Not those of
+# pefx.config: `pefx.settings` checks them for a person, and tests hand it wrong ones.
+jaxtyping.jaxtyped = check
+parts = [path.stem for path in sorted((ROOT / "pefx").iterdir()) if not path.name.startswith("__")]
+jaxtyping.install_import_hook(["kernels", *(f"pefx.{part}" for part in parts if part != "config")], "beartype.beartype")
+
+# The same examples on every machine and run; no deadline, since the first example compiles.
+hypothesis.settings.register_profile("pefx", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("pefx")
