@@ -1,0 +1,31 @@
+"""Grouped matmul over a tiled buffer: each tile's rows by its group's matrix."""
+
+import jax
+from jaxtyping import Array, Float, Int32
+
+from kernels.grouped_matmul import xla
+from kernels.tiles import TileMap
+
+
+@jax.custom_vjp
+def grouped_matmul(
+    x: Float[Array, "NB D"], w: Float[Array, "G D F"], tiles: TileMap, offset: Int32[Array, ""]
+) -> Float[Array, "NB F"]:
+    """Rows of tile t by `w[offset + tiles.group[t]]`, in x's type, accumulated in float32; dead tiles are zero.
+
+    Weights of all layers folded to `[L * E, D, F]` are read in place with `offset = layer * E`. Differentiable in x, w.
+    """
+    return xla.forward(x, w, tiles, offset)
+
+
+def _forward(x, w, tiles, offset):
+    return xla.forward(x, w, tiles, offset), (x, w, tiles, offset)
+
+
+def _backward(residuals, dy):
+    x, w, tiles, offset = residuals
+    dx = xla.forward(dy, w, tiles, offset, transpose=True)
+    return dx, xla.weight_gradient(x, dy, tiles, offset, w.shape[0]).astype(w.dtype), None, None
+
+
+grouped_matmul.defvjp(_forward, _backward)

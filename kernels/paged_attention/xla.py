@@ -1,0 +1,145 @@
+"""Portable paged attention over tiles of queries, keys in blocks of one fixed size in order from position 0.
+
+A row's bits depend on its own sequence alone: the blocks are the same whatever the chunking, trailing masked blocks
+change nothing (the running maximum stays, the rescale is 1), and every product has between 2 and 32 rows.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from kernels.tiles import take_rows
+
+MASKED = -1e30  # finite, so that rows that see nothing stay finite
+BLOCK_KEYS = 64
+# Of a product `[M, C] x [C, N]`, columns past the last multiple of LANES take other bits at M < 4 and M > 32 where they
+# are 8 or fewer: N is padded to a multiple.
+LANES = 16
+
+
+class Layout(NamedTuple):
+    """The integer fields of a flat batch that attention reads; see `pefx.batch.TokenBatch`."""
+
+    positions: Int32[Array, "T"]
+    sequences: Int32[Array, "T"]
+    rows: Int32[Array, "NT Q"]
+    tile_sequence: Int32[Array, "NT"]
+    place: Int32[Array, "T"]
+    pages: Int32[Array, "S PS"]
+    lengths: Int32[Array, "S"]
+
+
+def write(pool: Float[Array, "L P B G K"], new: Float[Array, "T G K"], layer, at: Layout):
+    """Store each token's row at its sequence's page; padding is dropped."""
+    size = pool.shape[2]
+    page = at.pages[at.sequences, jnp.maximum(at.positions, 0) // size]
+    page = jnp.where((at.positions < 0) | (page < 0), pool.shape[1], page)
+    return pool.at[layer, page, at.positions % size].set(new, mode="drop")
+
+
+def to_tiles(x: Float[Array, "T ..."], rows: Int32[Array, "NT Q"]):
+    """Rows of each tile; zeros where a tile has no token. `rows` is -1 there."""
+    return take_rows(x, jnp.where(rows < 0, x.shape[0], rows))
+
+
+def by_head(x: Float[Array, "NT Q H K"], groups: int) -> Float[Array, "NT G M K"]:
+    """Queries of one key head side by side, `M = H / G * Q`, at least 2 (a single row would take other bits)."""
+    tiles, q, heads, size = x.shape
+    x = x.reshape(tiles, q, groups, heads // groups, size).transpose(0, 2, 1, 3, 4).reshape(tiles, groups, -1, size)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0))) if x.shape[2] == 1 else x
+
+
+def from_head(x: Float[Array, "NT G M K"], q: int, heads: int) -> Float[Array, "rows H K"]:
+    tiles, groups, _, size = x.shape
+    x = x[:, :, : q * heads // groups].reshape(tiles, groups, q, heads // groups, size)
+    return x.transpose(0, 2, 1, 3, 4).reshape(tiles * q, heads, size)
+
+
+def head_rows(x: Array, heads: int, groups: int) -> Array:
+    """A per-query value `[NT, Q]` for each row of `by_head`: `[NT, 1, M]`."""
+    x = jnp.repeat(x, heads // groups, axis=1)[:, None]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=-1) if x.shape[2] == 1 else x
+
+
+def forward(q, keys, values, layer, at: Layout):
+    """Attention of every query tile to its sequence's pages. Returns `o [T, H, K]` and `lse [T, H]` (float32)."""
+    heads, groups, size = q.shape[1], keys.shape[3], keys.shape[2]
+    tiles, width = at.rows.shape
+    per_block = max(1, BLOCK_KEYS // size)
+    pages = jnp.pad(at.pages, ((0, 0), (0, -at.pages.shape[1] % per_block)), constant_values=-1)[at.tile_sequence]
+    qt = by_head(to_tiles(q, at.rows), groups)
+    last = head_rows(jnp.where(at.rows < 0, -1, at.positions[at.rows]), heads, groups)[..., None]
+    offsets = jnp.arange(per_block * size, dtype=jnp.int32)
+
+    def block(j, carry):
+        top, total, out = carry
+        page = jax.lax.dynamic_slice_in_dim(pages, j * per_block, per_block, axis=1)
+        k = keys[layer, jnp.maximum(page, 0)].reshape(tiles, -1, groups, q.shape[-1])
+        v = values[layer, jnp.maximum(page, 0)].reshape(tiles, -1, groups, q.shape[-1])
+        position = j * per_block * size + offsets
+        length = at.lengths[at.tile_sequence]
+        # What lies past a sequence's end is another's or nobody's: not even a NaN of theirs may come through.
+        mine = (position[None] < length[:, None])[:, :, None, None]
+        k, v = jnp.where(mine, k, 0), jnp.where(mine, v, 0)
+        v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, -v.shape[-1] % LANES)))
+        s = jnp.einsum("ngmk,ncgk->ngmc", qt, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        s = jnp.where(position[None, None, None] <= last, s, MASKED)
+        new_top = jnp.maximum(top, jnp.max(s, axis=-1))
+        p = jnp.exp(s - new_top[..., None])
+        keep = jnp.exp(top - new_top)
+        pv = jnp.einsum("ngmc,ncgk->ngmk", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return new_top, total * keep + jnp.sum(p, axis=-1), out * keep[..., None] + pv
+
+    blocks = -(-jnp.max(at.lengths) // (per_block * size))
+    rows = qt.shape[:3]
+    start = (jnp.full(rows, MASKED), jnp.zeros(rows), jnp.zeros((*rows, q.shape[-1] + -q.shape[-1] % LANES)))
+    top, total, out = jax.lax.fori_loop(0, blocks, block, start)
+    out = from_head((out[..., : q.shape[-1]] / total[..., None]).astype(q.dtype), width, heads)
+    lse = from_head((top + jnp.log(total))[..., None], width, heads)[..., 0]
+    return take_rows(out, at.place), take_rows(lse, at.place)
+
+
+def backward(q, k, v, o, lse, do, at: Layout, block: int):
+    """Gradients of q, k and v for sequences that lie whole in the batch, each from a multiple of `block` rows on.
+
+    Pair i holds query block n + i and key block n of one sequence, i ascending: each gradient is a sum in a fixed order
+    over its own sequence.
+    """
+    heads, groups, scale = q.shape[1], k.shape[1], q.shape[-1] ** -0.5
+
+    def blocks_of(x: Array) -> Array:
+        return x.reshape(-1, block, *x.shape[1:])
+
+    drop = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1)
+    qb, dob = by_head(blocks_of(q), groups), by_head(blocks_of(do), groups)
+    kb, vb = blocks_of(k).transpose(0, 2, 1, 3), blocks_of(v).transpose(0, 2, 1, 3)
+    stats = by_head(blocks_of(jnp.stack([lse, drop], axis=-1)), groups)
+    position, sequence = blocks_of(at.positions), blocks_of(at.sequences)[:, 0]
+    q_position = head_rows(position, heads, groups)[..., None]
+    k_position = jnp.where(position < 0, jnp.iinfo(jnp.int32).max, position)[:, None, None]
+    count = position.shape[0]
+    index = jnp.arange(count, dtype=jnp.int32)
+
+    def pair(i, carry):
+        dq, dk, dv = carry
+        there = jnp.minimum(index + i, count - 1)
+        same = (index + i < count) & (sequence[there] == sequence)
+        see = (q_position[there] >= k_position) & same[:, None, None, None]
+        qi, doi, stat = qb[there], dob[there], stats[there]
+        s = jnp.einsum("ngmk,ngck->ngmc", qi, kb, preferred_element_type=jnp.float32) * scale
+        p = jnp.where(see, jnp.exp(s - stat[..., :1]), 0.0)
+        dp = jnp.einsum("ngmk,ngck->ngmc", doi, vb, preferred_element_type=jnp.float32)
+        ds = (p * (dp - stat[..., 1:]) * scale).astype(q.dtype)
+        dv = dv + jnp.einsum("ngmc,ngmk->ngck", p.astype(q.dtype), doi, preferred_element_type=jnp.float32)
+        dk = dk + jnp.einsum("ngmc,ngmk->ngck", ds, qi, preferred_element_type=jnp.float32)
+        part = jnp.einsum("ngmc,ngck->ngmk", ds, kb, preferred_element_type=jnp.float32)
+        back = index - i
+        part = jnp.where((back >= 0)[:, None, None, None], part[jnp.maximum(back, 0)], 0.0)
+        return dq + part, dk, dv
+
+    start = (jnp.zeros(qb.shape), jnp.zeros(kb.shape), jnp.zeros(vb.shape))
+    dq, dk, dv = jax.lax.fori_loop(0, -(-jnp.max(at.lengths) // block), pair, start)
+    dk, dv = (x.transpose(0, 2, 1, 3).reshape(k.shape) for x in (dk, dv))
+    return tuple(g.astype(q.dtype) for g in (from_head(dq, block, heads), dk, dv))

@@ -1,0 +1,157 @@
+"""Paged attention against softmax over whole sequences: packed, chunked, decoded, and backwards."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.paged_attention.api import MAX_ROWS, attend, query_tile
+from kernels.paged_attention.reference import attention as reference
+from pefx.batch import TokenBatch
+from pefx.compiler import jit
+from pefx.packing import Span, pack, span_rows, whole_pages
+
+PAGE, PAGES, BLOCKS, SEQUENCES, LAYERS = 8, 40, 11, 4, 2
+TOKENS = 128  # of the whole layout
+STEP = 16  # of a serving step
+LAYER = 1
+# (query heads, key heads, head size): groups of three with an odd size, and one query head to a key head.
+HEADS = [(6, 2, 16), (2, 2, 8)]
+
+
+@jit
+def _step(q, k, v, keys, values, layout):
+    return attend(q, k, v, keys, values, jnp.asarray(LAYER, jnp.int32), layout)
+
+
+@jit
+def _whole(q, k, v, keys, values, layout, do):
+    def run(q, k, v):
+        o, keys_after, values_after = attend(q, k, v, keys, values, jnp.asarray(LAYER, jnp.int32), layout)
+        return o, (keys_after, values_after)
+
+    o, pull, pool = jax.vjp(run, q, k, v, has_aux=True)
+    return o, pool, pull(do)
+
+
+@jit
+def _oracle(q, k, v, positions, sequences, do):
+    live = (positions >= 0)[:, None, None]
+    q, k, v = (jnp.where(live, x.astype(jnp.float32), 0) for x in (q, k, v))
+    o, pull = jax.vjp(lambda q, k, v: reference(q, k, v, positions, sequences), q, k, v)
+    return o, pull(jnp.where(live, do.astype(jnp.float32), 0))
+
+
+def dirty_pool(heads, dtype):
+    """Pages of nobody hold NaN: whoever reads them shows it."""
+    return jnp.full((LAYERS, PAGES, PAGE, heads[1], heads[2]), jnp.nan, dtype)
+
+
+def draw_lengths(data: st.DataObject) -> list[int]:
+    """Up to `SEQUENCES` lengths that fit the whole layout: one giant of several key blocks, single tokens, or any."""
+    kind = data.draw(st.sampled_from(["any", "giant", "single"]))
+    if kind == "giant":
+        return [data.draw(st.integers(65, 87)), data.draw(st.integers(1, 16))]
+    if kind == "single":
+        return [1] * data.draw(st.integers(1, SEQUENCES))
+    return data.draw(st.lists(st.integers(1, 32), min_size=1, max_size=SEQUENCES))
+
+
+def layout_of(spans, tokens, tile, whole=False):
+    sizes = {"tokens": tokens, "sequences": SEQUENCES, "blocks": BLOCKS, "page_size": PAGE, "tile": tile}
+    return TokenBatch(**pack(spans, **sizes, whole=whole)).layout()
+
+
+def draw_whole(data: st.DataObject, heads, dtype):
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    pages = rng.permutation(PAGES).tolist()
+    lengths = draw_lengths(data)
+    spans = [Span(np.zeros(n, np.int32), 0, -1, [pages.pop() for _ in range(whole_pages(n, PAGE))]) for n in lengths]
+    h, g, size = heads
+    shapes = [(TOKENS, h, size), (TOKENS, g, size), (TOKENS, g, size), (TOKENS, h, size)]
+    return spans, [jnp.asarray(rng.normal(size=s), dtype) for s in shapes]
+
+
+def assert_close(got, want, dtype):
+    tolerance = 2e-6 if dtype == jnp.float32 else 2e-2
+    want = np.asarray(want)
+    np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=0, atol=tolerance * max(1, np.abs(want).max()))
+
+
+@pytest.mark.parametrize(
+    ("heads", "dtype"), [(HEADS[0], jnp.float32), (HEADS[1], jnp.float32), (HEADS[0], jnp.bfloat16)], ids=str
+)
+@settings(max_examples=20)
+@given(data=st.data())
+def test_values_gradients_and_pool_of_packed_sequences(heads, dtype, data):
+    spans, (q, k, v, do) = draw_whole(data, heads, dtype)
+    layout = layout_of(spans, TOKENS, PAGE, whole=True)
+    pool = dirty_pool(heads, dtype)
+    o, (keys, values), gradients = _whole(q, k, v, pool, pool, layout, do)
+    want, want_gradients = _oracle(q, k, v, layout.positions, layout.sequences, do)
+    live = np.asarray(layout.positions) >= 0
+    assert o.dtype == dtype
+    assert_close(o[live], np.asarray(want)[live], dtype)
+    for got, wanted in zip(gradients, want_gradients, strict=True):
+        assert got.dtype == dtype
+        assert_close(got[live], np.asarray(wanted)[live], dtype)
+        assert not np.asarray(got, np.float32)[~live].any()
+    for got, new in ((keys, k), (values, v)):
+        expected = np.full(pool.shape, np.nan, np.float32)
+        for span, row in zip(spans, span_rows(spans, PAGE, whole=True), strict=True):
+            for position in range(len(span.tokens)):
+                expected[LAYER, span.pages[position // PAGE], position % PAGE] = new[row + position]
+        np.testing.assert_array_equal(np.asarray(got, np.float32), expected)
+
+
+@pytest.mark.parametrize(("heads", "dtype"), [(HEADS[0], jnp.float32), (HEADS[1], jnp.bfloat16)], ids=str)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_chunked_prefill_then_decode_gives_the_bits_of_the_whole(heads, dtype, data):
+    spans, (q, k, v, do) = draw_whole(data, heads, dtype)
+    layout = layout_of(spans, TOKENS, PAGE, whole=True)
+    keys = values = dirty_pool(heads, dtype)
+    whole, pool, _ = _whole(q, k, v, keys, values, layout, do)
+    rows = span_rows(spans, PAGE, whole=True)
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    tile = data.draw(st.sampled_from([1, PAGE]), "first tile")
+    done, seen = [0] * len(spans), np.zeros(whole.shape, np.float32)
+    while waiting := [i for i, span in enumerate(spans) if done[i] < len(span.tokens)]:
+        room, chunks = STEP, []
+        for i in rng.permutation(waiting).tolist():
+            most = 1 if tile == 1 else min(room, PAGE + 3)
+            size = min(most, len(spans[i].tokens) - done[i])
+            if 0 < size <= room:
+                chunks.append((i, size))
+                room -= size
+        parts = [Span(spans[i].tokens[:n], done[i], -1, spans[i].pages) for i, n in chunks]
+        at = np.concatenate([rows[i] + done[i] + np.arange(n) for i, n in chunks])
+        index = np.append(at, np.zeros(STEP - len(at), np.int64))
+        o, keys, values = _step(q[index], k[index], v[index], keys, values, layout_of(parts, STEP, tile))
+        seen[at] = np.asarray(o, np.float32)[: len(at)]
+        for i, n in chunks:
+            done[i] += n
+        tile = int(rng.choice([1, PAGE]))
+    live = np.asarray(layout.positions) >= 0
+    np.testing.assert_array_equal(seen[live], np.asarray(whole, np.float32)[live])
+    np.testing.assert_array_equal(np.asarray(keys, np.float32), np.asarray(pool[0], np.float32))
+    np.testing.assert_array_equal(np.asarray(values, np.float32), np.asarray(pool[1], np.float32))
+
+
+def test_padding_writes_nothing_and_gives_zeros():
+    heads = HEADS[0]
+    layout = layout_of([], STEP, PAGE)
+    pool = jnp.asarray(np.random.default_rng(0).normal(size=dirty_pool(heads, jnp.float32).shape), jnp.float32)
+    ones = [jnp.ones((STEP, n, heads[2])) for n in (heads[0], heads[1], heads[1])]
+    o, keys, values = _step(*ones, pool, pool, layout)
+    np.testing.assert_array_equal(o, np.zeros(o.shape))
+    np.testing.assert_array_equal(keys, pool)
+    np.testing.assert_array_equal(values, pool)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "tile"), [(6, 2, 32), (32, 4, 16), (64, 1, 2), (256, 1, 1), (4, 4, 32)])
+def test_a_query_tile_keeps_within_the_rows_that_keep_their_bits(heads, kv_heads, tile):
+    assert query_tile(heads, kv_heads) == tile
+    assert tile == 1 or tile * heads // kv_heads <= MAX_ROWS
