@@ -1,0 +1,55 @@
+"""Grouped-query attention with query and key norms (Qwen3), over paged keys and values."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from kernels.paged_attention.api import attend
+from pefx.batch import KVPool, TokenBatch
+from pefx.config import ModelConfig
+from pefx.layers.linear import Adapters, Mix, linear
+from pefx.layers.norm import rms_norm
+from pefx.layers.parameter import ones, weight
+from pefx.layers.rope import rotate
+
+
+class Attention(nnx.Module):
+    """Weights of `layers` attention layers, stacked; projections are `[out, in]`."""
+
+    def __init__(self, config: ModelConfig, layers: int, rngs: nnx.Rngs):
+        c, d = config, config.hidden
+        q, kv = c.heads * c.head_size, c.kv_heads * c.head_size
+        self.q_proj = weight(rngs, (layers, q, d), ("layers", "heads", "embed"), d**-0.5, c.precision)
+        self.k_proj = weight(rngs, (layers, kv, d), ("layers", "kv_heads", "embed"), d**-0.5, c.precision)
+        self.v_proj = weight(rngs, (layers, kv, d), ("layers", "kv_heads", "embed"), d**-0.5, c.precision)
+        self.o_proj = weight(
+            rngs, (layers, d, q), ("layers", "embed", "heads"), (2 * c.layers * q) ** -0.5, c.precision
+        )
+        self.q_norm = ones((layers, c.head_size), ("layers", "head"), c.precision)
+        self.k_norm = ones((layers, c.head_size), ("layers", "head"), c.precision)
+
+
+def attention(
+    x: Float[Array, "T D"],
+    weights: Attention,
+    config: ModelConfig,
+    adapters: Adapters,
+    mix: Mix | None,
+    batch: TokenBatch,
+    cache: tuple[KVPool, jax.Array, tuple[jax.Array, jax.Array]],
+) -> tuple[Float[Array, "T D"], KVPool]:
+    """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles. Float32 output."""
+    pool, layer, (cosine, sine) = cache
+    tokens = x.shape[0]
+
+    def project(name: str, heads: int):
+        y = linear(x, getattr(weights, name)[...], adapters.get(name), mix).astype(x.dtype)
+        return y.reshape(tokens, heads, config.head_size)
+
+    q = rms_norm(project("q_proj", config.heads), weights.q_norm[...], config.norm_epsilon)
+    k = rms_norm(project("k_proj", config.kv_heads), weights.k_norm[...], config.norm_epsilon)
+    v = project("v_proj", config.kv_heads)
+    q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+    o, keys, values = attend(q, k, v, pool.keys, pool.values, layer, batch.layout())
+    y = linear(o.reshape(tokens, -1), weights.o_proj[...], adapters.get("o_proj"), mix)
+    return y, KVPool(keys, values)

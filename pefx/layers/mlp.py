@@ -1,0 +1,28 @@
+"""Gated feed-forward layer (SwiGLU, Shazeer 2020)."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from pefx.config import ModelConfig
+from pefx.layers.linear import Adapters, Mix, linear
+from pefx.layers.parameter import weight
+
+
+class Mlp(nnx.Module):
+    """Weights of `layers` dense feed-forward layers, stacked; projections are `[out, in]`."""
+
+    def __init__(self, config: ModelConfig, layers: int, rngs: nnx.Rngs):
+        c, d, f = config, config.hidden, config.dense_hidden
+        self.gate_proj = weight(rngs, (layers, f, d), ("layers", "mlp", "embed"), d**-0.5, c.precision)
+        self.up_proj = weight(rngs, (layers, f, d), ("layers", "mlp", "embed"), d**-0.5, c.precision)
+        self.down_proj = weight(
+            rngs, (layers, d, f), ("layers", "embed", "mlp"), (2 * c.layers * f) ** -0.5, c.precision
+        )
+
+
+def mlp(x: Float[Array, "T D"], weights: Mlp, adapters: Adapters, mix: Mix | None) -> Float[Array, "T D"]:
+    """`(silu(x gate) * (x up)) down`, each with its rows' adapters. Float32 output."""
+    gate = linear(x, weights.gate_proj[...], adapters.get("gate_proj"), mix).astype(x.dtype)
+    up = linear(x, weights.up_proj[...], adapters.get("up_proj"), mix).astype(x.dtype)
+    return linear(jax.nn.silu(gate) * up, weights.down_proj[...], adapters.get("down_proj"), mix)

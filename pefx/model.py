@@ -1,0 +1,196 @@
+"""The base and its one forward. A family is a `ModelConfig`, never a second copy of this file.
+
+Layers are stacked in runs of one kind (dense or mixture of experts) and scanned. Training, scoring, prefill and decode
+all call `forward`; they differ in the batch they pass.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int32
+
+from kernels.paged_attention.api import query_tile
+from pefx.batch import KVPool, TokenBatch
+from pefx.config import ModelConfig
+from pefx.layers.attention import Attention, attention
+from pefx.layers.linear import Adapters, Mix, linear, mix_rows
+from pefx.layers.mlp import Mlp, mlp
+from pefx.layers.moe import Experts, Router, group_by_expert, moe, route
+from pefx.layers.norm import rms_norm
+from pefx.layers.parameter import ones, weight
+from pefx.layers.rope import angles
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Routes:
+    """What the routers of the `Lm` expert layers did: chosen `ids`, and the summed score of each expert (`load`)."""
+
+    ids: Int32[Array, "Lm T k"]
+    load: Float[Array, "Lm E"]
+
+
+@runtime_checkable
+class AdapterBank(Protocol):
+    """What the model needs of a bank: see `pefx.adapters.bank`."""
+
+    @property
+    def slots(self) -> int: ...
+
+    def scanned(self, sites: range, kind: str) -> dict[str, dict[str, Array]]: ...
+
+    def at(self, layer: Int32[Array, ""], kind: str, scanned: dict[str, dict[str, Array]]) -> Adapters: ...
+
+
+class Block(nnx.Module):
+    """All but the routed experts of `layers` decoder layers of one kind, stacked."""
+
+    def __init__(self, config: ModelConfig, layers: int, dense: bool, rngs: nnx.Rngs):
+        self.input_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
+        self.attention = Attention(config, layers, rngs)
+        self.post_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
+        self.feed = Mlp(config, layers, rngs) if dense else Router(config, layers, rngs)
+
+
+class Segment(nnx.Module):
+    """A run of consecutive layers of one kind. Experts stand apart: they are read in place, never sliced."""
+
+    def __init__(self, config: ModelConfig, layers: int, dense: bool, rngs: nnx.Rngs):
+        self.block = Block(config, layers, dense, rngs)
+        self.experts = None if dense else Experts(config, layers, rngs)
+
+
+class Base(nnx.Module):
+    """The frozen model: embedding, segments, final norm, unembedding. Used as a plain pytree."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        c = config
+        self.config = config
+        self.embed = weight(rngs, (c.vocab_size, c.hidden), ("vocab", "embed"), c.hidden**-0.5, c.precision)
+        self.segments = nnx.List([Segment(c, len(run), dense, rngs) for run, dense in runs(c)])
+        self.final_norm = ones((c.hidden,), ("embed",), c.precision)
+        self.unembed = (
+            None
+            if c.tied_embedding
+            else weight(rngs, (c.vocab_size, c.hidden), ("vocab", "embed"), c.hidden**-0.5, c.precision)
+        )
+
+
+def runs(config: ModelConfig) -> list[tuple[range, bool]]:
+    """Maximal runs of consecutive layers of one kind: (global layer numbers, dense?)."""
+    kinds = [layer in config.dense_layers for layer in range(config.layers)]
+    starts = [i for i in range(config.layers) if i == 0 or kinds[i] != kinds[i - 1]]
+    ends = [*starts[1:], config.layers]
+    return [(range(a, b), kinds[a]) for a, b in zip(starts, ends, strict=True)]
+
+
+def abstract_base(config: ModelConfig) -> Base:
+    """The base's shapes and types without any weights in memory."""
+    return jax.eval_shape(lambda: Base(config, nnx.Rngs(0)))
+
+
+def tile_rows(batch: TokenBatch, config: ModelConfig) -> tuple[int, int, int]:
+    """Rows of a slot tile, an expert tile and an (expert, slot) subtile: small ones for a batch of decodes.
+
+    A decode batch has attention tiles of one token. Never above 32 rows, never below 2 (see `kernels`).
+    """
+    return (2, 8, 2) if batch.rows.shape[1] == 1 and query_tile(config.heads, config.kv_heads) > 1 else (16, 32, 8)
+
+
+def forward(
+    base: Base, bank: AdapterBank | None, batch: TokenBatch, kv: KVPool, routes: Int32[Array, "Lm T k"] | None = None
+) -> tuple[Float[Array, "T D"], KVPool, Routes]:
+    """Final hidden states of every token, the pool with this step's keys and values, and the routes taken.
+
+    `routes` are recorded expert ids to replay (-1: route live). A bank of None is the bare base.
+    """
+    config = base.config
+    slot_rows, tile, subtile = tile_rows(batch, config)
+    mix = None if bank is None else mix_rows(batch.slots, bank.slots, slot_rows)
+    sizes = (config.experts, 0 if bank is None else bank.slots, tile, subtile)
+    turn = angles(batch.positions, config.head_size, config.rope_theta)
+    x = jnp.take(base.embed[...], batch.tokens, axis=0)
+    tokens, copies = batch.tokens.shape[0], config.experts_per_token
+    taken, loads, dense_seen, sparse_seen = [], [], 0, 0
+    for segment, (run, dense) in zip(base.segments, runs(config), strict=True):
+        seen = dense_seen if dense else sparse_seen
+        kind = "dense" if dense else "experts"
+        own = range(seen, seen + len(run))
+        scanned = ({}, {}) if bank is None else (bank.scanned(run, "attention"), bank.scanned(own, kind))
+        if dense or routes is None:
+            replay = jnp.full((len(run), tokens, copies), -1, jnp.int32)
+        else:
+            replay = routes[own.start : own.stop]
+        step = _LayerStep(config, bank, batch, mix, turn, sizes, segment.experts, dense)
+        first = jnp.asarray([run.start, own.start], jnp.int32)
+        count = jnp.arange(len(run), dtype=jnp.int32)
+        (x, kv), (ids, load) = jax.lax.scan(
+            lambda carry, xs, step=step, first=first: step(carry, first, xs),
+            (x, kv),
+            (count, segment.block, scanned, replay),
+        )
+        if dense:
+            dense_seen += len(run)
+        else:
+            sparse_seen += len(run)
+            taken.append(ids)
+            loads.append(load)
+    hidden = rms_norm(x, base.final_norm[...], config.norm_epsilon)
+    if not taken:
+        nothing = Routes(jnp.zeros((0, tokens, copies), jnp.int32), jnp.zeros((0, config.experts), jnp.float32))
+        return hidden, kv, nothing
+    return hidden, kv, Routes(jnp.concatenate(taken), jnp.concatenate(loads))
+
+
+@dataclass(frozen=True)
+class _LayerStep:
+    """The body scanned over the layers of a segment, with what all of them share."""
+
+    config: ModelConfig
+    bank: AdapterBank | None
+    batch: TokenBatch
+    mix: Mix | None
+    turn: tuple[Array, Array]
+    sizes: tuple[int, int, int, int]
+    experts: Experts | None
+    dense: bool
+
+    def __call__(self, carry, first, xs):
+        x, pool = carry
+        index, block, (attention_scanned, feed_scanned), replay = xs
+        c, layer, own = self.config, first[0] + index, first[1] + index
+        sites: Adapters = {}
+        if self.bank is not None:
+            sites |= self.bank.at(layer, "attention", attention_scanned)
+            sites |= self.bank.at(own, "dense" if self.dense else "experts", feed_scanned)
+        y = rms_norm(x, block.input_norm[...], c.norm_epsilon)
+        y, pool = attention(y, block.attention, c, sites, self.mix, self.batch, (pool, layer, self.turn))
+        x = x + y.astype(x.dtype)
+        y = rms_norm(x, block.post_norm[...], c.norm_epsilon)
+        if self.experts is None:
+            y = mlp(y, block.feed, sites, self.mix)
+            return (x + y.astype(x.dtype), pool), (replay, jnp.zeros(c.experts, jnp.float32))
+        routing = route(y, block.feed, c, replay)
+        tiles = group_by_expert(routing.ids, self.batch.positions, self.batch.slots, self.sizes)
+        y = moe(y, self.experts, index, routing, sites, tiles)
+        load = jnp.sum(jnp.where((self.batch.positions >= 0)[:, None], routing.scores, 0.0), axis=0)
+        return (x + y.astype(x.dtype), pool), (routing.ids, load)
+
+
+def unembed(
+    base: Base, bank: AdapterBank | None, hidden: Float[Array, "Q D"], slots: Int32[Array, "Q"]
+) -> Float[Array, "Q V"]:
+    """Float32 logits of final hidden states, each row with its own slot's adapter."""
+    matrix = base.embed[...] if base.unembed is None else base.unembed[...]
+    if bank is None:
+        return linear(hidden, matrix, None, None)
+    sites = bank.at(jnp.asarray(0, jnp.int32), "unembed", _first(bank.scanned(range(1), "unembed")))
+    mix = mix_rows(slots, bank.slots, 16) if sites else None
+    return linear(hidden, matrix, sites.get("unembed"), mix)
+
+
+def _first(stacked: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:
+    return jax.tree.map(lambda x: x[0], stacked)

@@ -1,0 +1,59 @@
+"""A projection with every row's own adapter; rows without one keep the base's bits."""
+
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pefx.compiler import jit
+from pefx.layers.linear import Factors, dot, linear, mix_rows
+
+ROWS, D, F, RANK, SLOTS = 12, 9, 5, 8, 4
+rng = np.random.default_rng(0)
+X, W = rng.normal(size=(ROWS, D)).astype(np.float32), rng.normal(size=(F, D)).astype(np.float32)
+A = rng.normal(size=(2 * SLOTS, RANK, D)).astype(np.float32)
+B = rng.normal(size=(2 * SLOTS, RANK, F)).astype(np.float32)
+SCALES = np.array([0.5, 1, 2, 4], np.float32)
+
+
+@jit
+def _adapted(x, slots, offset):
+    return linear(
+        x,
+        jnp.asarray(W),
+        Factors(jnp.asarray(A), jnp.asarray(B), jnp.asarray(SCALES), offset),
+        mix_rows(slots, SLOTS, 2),
+    )
+
+
+@jit
+def _bare(x):
+    return linear(x, jnp.asarray(W), None, None)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(-1, SLOTS - 1), min_size=ROWS, max_size=ROWS), st.sampled_from([0, SLOTS]))
+def test_each_row_has_its_own_slots_delta(slots, offset):
+    slots = np.array(slots, np.int32)
+    got, base = np.asarray(_adapted(X, slots, np.int32(offset))), np.asarray(_bare(X))
+    for row, slot in enumerate(slots):
+        delta = SCALES[slot] * (X[row] @ A[offset + slot].T) @ B[offset + slot]
+        if slot < 0:
+            np.testing.assert_array_equal(got[row], base[row])
+        else:
+            np.testing.assert_allclose(got[row], X[row] @ W.T + delta, rtol=1e-4, atol=1e-4)
+
+
+def test_the_base_is_accumulated_in_float32():
+    x, w = jnp.asarray(X, jnp.bfloat16), jnp.asarray(W, jnp.bfloat16)
+    y = dot(x, w)
+    assert y.dtype == jnp.float32
+    np.testing.assert_allclose(y, np.asarray(x, np.float32) @ np.asarray(w, np.float32).T, rtol=1e-5, atol=1e-5)
+
+
+def test_without_factors_or_mix_it_is_the_base():
+    np.testing.assert_allclose(_bare(X), X @ W.T, rtol=1e-5, atol=1e-5)
+    mix = mix_rows(jnp.zeros(ROWS, jnp.int32), SLOTS, 2)
+    np.testing.assert_array_equal(
+        linear(jnp.asarray(X), jnp.asarray(W), None, mix), dot(jnp.asarray(X), jnp.asarray(W))
+    )
