@@ -1,0 +1,75 @@
+"""Where adapters attach: one table of site names, written once for training, serving, storage and exchange."""
+
+from dataclasses import dataclass
+
+from pefx.config import AdapterSpec, ModelConfig
+from pefx.errors import PefxError
+
+
+@dataclass(frozen=True)
+class Site:
+    """`kind` says which layers have it (attention: all; dense; experts; unembed: one). `reads`, `writes` name widths.
+
+    `shared` is the factor that the experts of a layer share in the `shared_hidden` form: the one on the hidden side.
+    """
+
+    kind: str
+    reads: str
+    writes: str
+    shared: str | None = None
+
+
+SITES: dict[str, Site] = {
+    "q_proj": Site("attention", "hidden", "queries"),
+    "k_proj": Site("attention", "hidden", "keys"),
+    "v_proj": Site("attention", "hidden", "keys"),
+    "o_proj": Site("attention", "queries", "hidden"),
+    "gate_proj": Site("dense", "hidden", "dense_hidden"),
+    "up_proj": Site("dense", "hidden", "dense_hidden"),
+    "down_proj": Site("dense", "dense_hidden", "hidden"),
+    "experts.gate_proj": Site("experts", "hidden", "expert_hidden", shared="a"),
+    "experts.up_proj": Site("experts", "hidden", "expert_hidden", shared="a"),
+    "experts.down_proj": Site("experts", "expert_hidden", "hidden", shared="b"),
+    "unembed": Site("unembed", "hidden", "vocabulary"),
+}
+
+
+def layer_count(config: ModelConfig, kind: str) -> int:
+    """Layers of the base that have sites of this kind."""
+    dense = sum(layer < config.layers for layer in config.dense_layers)
+    return {"attention": config.layers, "dense": dense, "experts": config.layers - dense, "unembed": 1}[kind]
+
+
+def width(config: ModelConfig, name: str) -> int:
+    """Size of a named width."""
+    return {
+        "hidden": config.hidden,
+        "queries": config.heads * config.head_size,
+        "keys": config.kv_heads * config.head_size,
+        "dense_hidden": config.dense_hidden,
+        "expert_hidden": config.expert_hidden,
+        "vocabulary": config.vocab_size,
+    }[name]
+
+
+def factor_shapes(config: ModelConfig, spec: AdapterSpec) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Shapes of an adapter's factors by site, `[L, (E,) R, width]`. Sites the base has no layer for are left out.
+
+    Raises PefxError for a target that is no site, or if no target is in the base.
+    """
+    shapes = {}
+    for target in spec.targets:
+        if target not in SITES:
+            raise PefxError(f"adapter target '{target}' is not known; choose from {', '.join(SITES)}", "bad_adapter")
+        site = SITES[target]
+        layers = layer_count(config, site.kind)
+        if layers == 0:
+            continue
+        shapes[target] = {}
+        for factor, side in (("a", site.reads), ("b", site.writes)):
+            split = site.kind == "experts" and not (spec.expert_form == "shared_hidden" and site.shared == factor)
+            experts = (config.experts,) if split else ()
+            shapes[target][factor] = (layers, *experts, spec.rank, width(config, side))
+    if not shapes:
+        raise PefxError(f"none of the adapter's targets {spec.targets} exists in this base", "bad_adapter")
+    return shapes

@@ -1,0 +1,248 @@
+"""PEFT directories are read into our form (their numbers: law 7), or refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from pefx.adapters.peft import read_peft
+from pefx.adapters.sites import factor_shapes
+from pefx.config import AdapterSpec, ModelConfig
+from pefx.errors import PefxError
+
+GOLDENS = Path(__file__).parent / "goldens" / "adapters"  # written by PEFT
+MODEL = ModelConfig(
+    vocab_size=211,
+    hidden=40,
+    layers=3,
+    heads=6,
+    kv_heads=2,
+    head_size=10,
+    dense_hidden=56,
+    expert_hidden=24,
+    experts=5,
+    experts_per_token=2,
+    dense_layers=(1,),
+)
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+DENSE = ("gate_proj", "up_proj", "down_proj")
+EXPERTS = ("experts.gate_proj", "experts.up_proj", "experts.down_proj")
+SPECS = {
+    "attention": AdapterSpec("lora", 4, 8.0, ATTENTION),
+    "dense": AdapterSpec("rslora", 3, 5.0, DENSE),
+    "experts": AdapterSpec("lora", 2, 4.0, EXPERTS),
+    "unembed": AdapterSpec("lora", 5, 5.0, ("unembed",)),
+    "everything": AdapterSpec("rslora", 6, 7.0, (*ATTENTION, *DENSE, *EXPERTS, "unembed")),
+    "per_expert": AdapterSpec("lora", 3, 6.0, EXPERTS),
+}
+PREFIX = "base_model.model.model.layers."
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_layout_gives_its_spec_and_shapes(name: str) -> None:
+    adapter, spec = read_peft(GOLDENS / name, MODEL)
+    assert spec == SPECS[name]
+    assert {site: {k: v.shape for k, v in pair.items()} for site, pair in adapter.items()} == factor_shapes(MODEL, spec)
+    assert {value.dtype for pair in adapter.values() for value in pair.values()} == {np.dtype(np.float32)}
+
+
+def test_each_number_goes_to_its_own_layer_and_expert() -> None:
+    tensors = load_file(GOLDENS / "everything" / "adapter_model.safetensors")
+    adapter, _ = read_peft(GOLDENS / "everything", MODEL)
+    rank, experts, wide = 6, MODEL.experts, MODEL.expert_hidden
+    np.testing.assert_array_equal(adapter["k_proj"]["a"][2], tensors[PREFIX + "2.self_attn.k_proj.lora_A.weight"])
+    np.testing.assert_array_equal(adapter["o_proj"]["b"][1].T, tensors[PREFIX + "1.self_attn.o_proj.lora_B.weight"])
+    np.testing.assert_array_equal(adapter["down_proj"]["a"][0], tensors[PREFIX + "1.mlp.down_proj.lora_A.weight"])
+    a = tensors[PREFIX + "2.mlp.experts.base_layer.lora_A.weight"]
+    b = tensors[PREFIX + "2.mlp.experts.base_layer.lora_B.weight"]
+    for site, half in (("experts.gate_proj", slice(0, wide)), ("experts.up_proj", slice(wide, None))):
+        for e in range(experts):  # the second expert layer is global layer 2
+            np.testing.assert_array_equal(adapter[site]["a"][1, e], a[e * rank : (e + 1) * rank])
+            np.testing.assert_array_equal(adapter[site]["b"][1, e].T, b[half, e::experts])
+
+
+def copy(target: Path, name: str = "attention") -> Path:
+    shutil.copytree(GOLDENS / name, target)
+    return target
+
+
+def edit(directory: Path, change: Callable[[dict[str, np.ndarray]], object]) -> Path:
+    tensors = load_file(directory / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "adapter_model.safetensors")
+    return directory
+
+
+def configure(directory: Path, **fields: object) -> Path:
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+    return directory
+
+
+def test_factors_on_the_other_side_are_the_same_adapter(tmp_path: Path) -> None:
+    """Older versions of PEFT take `[out, in]` for `[in, out]`: A and B change sides, and so do their expert axes."""
+
+    def turn(tensors: dict[str, np.ndarray]) -> None:
+        for key in [k for k in tensors if ".lora_A." in k]:
+            other = key.replace("lora_A", "lora_B")
+            a, b, experts = tensors[key], tensors[other], MODEL.experts
+            rank = a.shape[0] // experts
+            tensors[key] = b.reshape(-1, rank, experts).transpose(2, 1, 0).reshape(experts * rank, -1).copy()
+            tensors[other] = a.reshape(experts, rank, -1).transpose(2, 1, 0).reshape(-1, rank * experts).copy()
+
+    turned, spec = read_peft(edit(copy(tmp_path / "turned", "experts"), turn), MODEL)
+    straight, same = read_peft(GOLDENS / "experts", MODEL)
+    assert spec == same
+    for site, pair in straight.items():
+        for name, value in pair.items():
+            np.testing.assert_array_equal(turned[site][name], value)
+
+
+def square(directory: Path) -> Path:
+    """Fused factors for a base whose experts are as wide inside as outside."""
+    rng = np.random.default_rng(0)
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        for key in list(tensors):
+            if "base_layer" in key:
+                tensors[key] = rng.normal(size=(10, 40) if "lora_A" in key else (80, 10)).astype(np.float32)
+            else:
+                tensors[key] = rng.normal(size=(10, 40) if "lora_A" in key else (40, 10)).astype(np.float32)
+
+    return edit(directory, change)
+
+
+def test_square_experts_are_read_only_if_the_version_settles_the_sides(tmp_path: Path) -> None:
+    base = replace(MODEL, expert_hidden=40)
+    directory = square(copy(tmp_path / "square", "experts"))
+    adapter, _ = read_peft(directory, base)
+    tensors = load_file(directory / "adapter_model.safetensors")
+    np.testing.assert_array_equal(
+        adapter["experts.down_proj"]["a"][0, 1], tensors[PREFIX + "0.mlp.experts.lora_A.weight"][2:4]
+    )
+    assert "square" in refused(configure(directory, peft_version="0.18.0"), base)
+    assert "square" in refused(configure(directory, peft_version=None), base)
+
+
+def test_half_precision_is_widened_exactly(tmp_path: Path) -> None:
+    def narrow(tensors: dict[str, np.ndarray]) -> None:
+        tensors.update({key: value.astype(ml_dtypes.bfloat16) for key, value in tensors.items()})
+
+    directory = edit(copy(tmp_path / "half"), narrow)
+    adapter, _ = read_peft(directory, MODEL)
+    exact, _ = read_peft(GOLDENS / "attention", MODEL)
+    want = exact["v_proj"]["b"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    assert adapter["v_proj"]["b"].dtype == np.float32
+    np.testing.assert_array_equal(adapter["v_proj"]["b"], want)
+
+
+def refused(directory: Path, config: ModelConfig = MODEL) -> str:
+    """The message a directory is refused with: one line that names it."""
+    with pytest.raises(PefxError) as caught:
+        read_peft(directory, config)
+    assert str(directory) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+FIELDS = {
+    "other method": ({"peft_type": "IA3"}, "peft_type is 'IA3', only 'LORA'"),
+    "DoRA": ({"use_dora": True}, "use_dora is True"),
+    "bias": ({"bias": "all"}, "bias is 'all'"),
+    "LoRA bias": ({"lora_bias": True}, "lora_bias is True"),
+    "ranks by module": ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is {'q_proj': 8}"),
+    "alphas by module": ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern is {'q_proj': 8}"),
+    "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
+    "some layers": ({"layers_to_transform": [0]}, "layers_to_transform is [0]"),
+    "new tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices is [1]"),
+    "a field of tomorrow": ({"use_hindsight": {"x": 1}}, "use_hindsight is {'x': 1}"),
+    "PiSSA": ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' changes the base"),
+    "no rank": ({"r": None}, "r must be a positive integer, got None"),
+    "text for alpha": ({"lora_alpha": "8"}, "lora_alpha must be a number, got '8'"),
+}
+
+
+@pytest.mark.parametrize("case", FIELDS)
+def test_a_config_that_cannot_be_expressed_is_refused(case: str, tmp_path: Path) -> None:
+    fields, message = FIELDS[case]
+    found = refused(configure(copy(tmp_path / "adapter"), **fields))
+    assert message in found
+    assert "adapter_config.json" in found
+
+
+Q0 = PREFIX + "0.self_attn.q_proj"
+
+
+def rename(old: str, new: str) -> Callable[[dict[str, np.ndarray]], None]:
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        for key in [key for key in tensors if old in key]:
+            tensors[key.replace(old, new)] = tensors.pop(key)
+
+    return change
+
+
+def put(key: str, *shape: int) -> Callable[[dict[str, np.ndarray]], None]:
+    return lambda tensors: tensors.update({key: np.ones(shape, np.float32)})
+
+
+TENSORS: dict[str, tuple[str, Callable[[dict[str, np.ndarray]], object], str]] = {
+    "the router": ("attention", rename("0.self_attn.q_proj", "0.mlp.gate"), "layers.0.mlp.gate' is no module"),
+    "attention in the mlp": ("attention", rename("0.self_attn.q_proj", "0.mlp.q_proj"), "mlp.q_proj' is no module"),
+    "a magnitude": ("attention", put(Q0 + ".lora_magnitude_vector.weight", 60), "lora_magnitude_vector.weight' is no"),
+    "an embedding": ("attention", put("base_model.model.model.embed_tokens.lora_embedding_A", 4, 211), "is no LoRA"),
+    "half a pair": ("attention", lambda t: t.pop(Q0 + ".lora_B.weight"), "q_proj' lacks its lora_B"),
+    "a layer too few": ("attention", lambda t: [t.pop(f"{Q0}.lora_{x}.weight") for x in "AB"], "not in layer 0"),
+    "a layer too many": ("attention", rename("layers.2.", "layers.3."), "whose layers with k_proj are [0, 1, 2]"),
+    "experts in a dense layer": ("experts", rename("layers.0.", "layers.1."), "are [0, 2]"),
+    "an expert too many": ("per_expert", rename("experts.4.", "experts.5."), "is not in this base"),
+    "an expert too few": (
+        "per_expert",
+        lambda t: [t.pop(k) for k in list(t) if "2.mlp.experts.3.up" in k],
+        "not in layer 2 expert 3",
+    ),
+    "another rank": (
+        "attention",
+        lambda t: (put(Q0 + ".lora_A.weight", 2, 40)(t), put(Q0 + ".lora_B.weight", 60, 2)(t)),
+        "has rank 2, r in adapter_config.json is 4",
+    ),
+    "other widths": ("attention", put(Q0 + ".lora_A.weight", 4, 41), "has a of shape (4, 41), this base needs (4, 40)"),
+    "factors that do not multiply": ("attention", put(Q0 + ".lora_A.weight", 3, 40), "do not multiply"),
+    "fused of another width": (
+        "experts",
+        put(PREFIX + "0.mlp.experts.lora_A.weight", 10, 23),
+        "maps 23 to 40; this base's fused experts map",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors_that_have_no_place_are_refused(case: str, tmp_path: Path) -> None:
+    name, change, message = TENSORS[case]
+    assert message in refused(edit(copy(tmp_path / "adapter", name), change))
+
+
+def test_an_adapter_for_another_number_of_experts_is_refused(tmp_path: Path) -> None:
+    assert "no multiple of this base's 7 experts" in refused(
+        copy(tmp_path / "adapter", "experts"), replace(MODEL, experts=7)
+    )
+
+
+def test_broken_and_absent_files_are_refused(tmp_path: Path) -> None:
+    assert "adapter_config.json: no such file" in refused(tmp_path / "nowhere")
+    directory = copy(tmp_path / "adapter")
+    file = directory / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "adapter_model.safetensors: not a readable safetensors file" in refused(directory)
+    save_file({}, file)
+    assert "holds no tensors" in refused(directory)
+    file.unlink()
+    assert "adapter_model.safetensors: no such file" in refused(directory)
+    for text, message in (("{", "cannot be read as JSON"), ("[]", "must hold one JSON object")):
+        (directory / "adapter_config.json").write_text(text)
+        assert message in refused(directory)

@@ -1,0 +1,71 @@
+"""The table of sites: factor shapes for every kind of layer and both expert forms."""
+
+import pytest
+
+from pefx.adapters.sites import SITES, factor_shapes, layer_count, width
+from pefx.config import AdapterSpec
+from pefx.errors import PefxError
+from tests.model_small import MODEL, variant
+
+WANTED = {  # layers, (experts,) and widths at MODEL's odd sizes
+    "q_proj": ((3, 33), (3, 18)),
+    "k_proj": ((3, 33), (3, 6)),
+    "v_proj": ((3, 33), (3, 6)),
+    "o_proj": ((3, 18), (3, 33)),
+    "gate_proj": ((1, 33), (1, 21)),
+    "up_proj": ((1, 33), (1, 21)),
+    "down_proj": ((1, 21), (1, 33)),
+    "experts.gate_proj": ((2, 5, 33), (2, 5, 13)),
+    "experts.up_proj": ((2, 5, 33), (2, 5, 13)),
+    "experts.down_proj": ((2, 5, 13), (2, 5, 33)),
+    "unembed": ((1, 33), (1, 61)),
+}
+
+
+def test_every_site_has_its_layers_and_widths():
+    assert set(WANTED) == set(SITES)
+    shapes = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
+    for site, (a, b) in WANTED.items():
+        assert shapes[site] == {"a": (*a[:-1], 3, a[-1]), "b": (*b[:-1], 3, b[-1])}
+
+
+def test_shared_hidden_drops_the_expert_axis_on_the_hidden_side_only():
+    split = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
+    shared = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES), expert_form="shared_hidden"))
+    for site in SITES:
+        for factor in ("a", "b"):
+            dropped = (site, factor) in {
+                ("experts.gate_proj", "a"), ("experts.up_proj", "a"), ("experts.down_proj", "b")
+            }  # fmt: skip
+            want = split[site][factor]
+            assert shared[site][factor] == ((2, *want[2:]) if dropped else want)
+
+
+def test_sites_without_a_layer_are_left_out():
+    dense = factor_shapes(variant(dense_layers=(0, 1, 2)), AdapterSpec())
+    assert set(dense) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    sparse = factor_shapes(variant(dense_layers=()), AdapterSpec())
+    assert not {"gate_proj", "up_proj", "down_proj"} & set(sparse)
+    assert sparse["experts.gate_proj"]["a"][0] == 3
+
+
+def test_layers_past_the_end_do_not_count():
+    config = variant(dense_layers=(1, 7))
+    assert [layer_count(config, kind) for kind in ("attention", "dense", "experts", "unembed")] == [3, 1, 2, 1]
+
+
+def test_an_unknown_target_is_refused_by_name():
+    with pytest.raises(PefxError, match=r"adapter target 'q' is not known; choose from q_proj, k_proj") as caught:
+        factor_shapes(MODEL, AdapterSpec(targets=("q_proj", "q")))
+    assert caught.value.kind == "bad_adapter"
+
+
+def test_a_spec_that_touches_nothing_is_refused():
+    with pytest.raises(PefxError, match="none of the adapter's targets"):
+        factor_shapes(variant(dense_layers=()), AdapterSpec(targets=("gate_proj",)))
+    with pytest.raises(PefxError, match="none of the adapter's targets"):
+        factor_shapes(MODEL, AdapterSpec(targets=()))
+
+
+def test_widths_are_the_configs():
+    assert {width(MODEL, site.reads) for site in SITES.values()} == {33, 18, 21, 13}
