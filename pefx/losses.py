@@ -1,0 +1,31 @@
+"""Token log-probabilities and the losses over them."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+
+def token_logprobs(logits: Float[Array, "Q V"], targets: Int32[Array, "Q"]) -> Float[Array, "Q"]:
+    """`log softmax(logits)[target]` in float32; 0 where the target is -1."""
+    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
+    return jnp.where(targets >= 0, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
+
+
+def cross_entropy(
+    logprobs: Float[Array, "T"], weights: Float[Array, "T"], slots: Int32[Array, "T"], count: int
+) -> tuple[Float[Array, "A"], Float[Array, "A"]]:
+    """Per slot: the weighted sum of negative log-probabilities (nats) and the sum of weights.
+
+    A slot's sums run over its own rows in order; rows of slot -1 are nobody's.
+    """
+    mine = slots[None] == jnp.arange(count, dtype=jnp.int32)[:, None]
+    losses = jnp.where(weights != 0, -logprobs * weights, 0.0)
+    return jnp.sum(jnp.where(mine, losses[None], 0.0), axis=1), jnp.sum(jnp.where(mine, weights[None], 0.0), axis=1)
+
+
+def balance(load: Float[Array, "Lm E"], ids: Int32[Array, "Lm T k"], live: Float[Array, "T"]) -> Float[Array, ""]:
+    """Load-balancing loss of the routers (Fedus et al. 2021, eq. 4), 1 when even; for training a base only."""
+    experts, tokens = load.shape[1], jnp.maximum(jnp.sum(live), 1.0)
+    one_hot = jax.nn.one_hot(ids, experts, dtype=jnp.float32) * live[None, :, None, None]
+    fraction = jnp.sum(one_hot, axis=(1, 2)) / (tokens * ids.shape[2])
+    return experts * jnp.mean(jnp.sum(fraction * load / tokens, axis=1))

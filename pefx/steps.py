@@ -1,0 +1,204 @@
+"""The seam: the only functions trainer and server import of the model. Pure, jitted, state donated.
+
+All of them call the same `forward`. Training is a prefill into a fresh pool.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Bool, Float, Int32, UInt32
+
+from pefx.adapters.bank import ActiveSlots, Bank, put_slots, take_slots
+from pefx.batch import Array, KVPool, TokenBatch
+from pefx.compiler import jit
+from pefx.losses import balance, cross_entropy, token_logprobs
+from pefx.model import AdapterBank, Base, Routes, forward, unembed
+from pefx.optim import Hyper, OptState, adamw, update_slots
+from pefx.sampling import Sampling, sample
+
+BALANCE = 0.01  # weight of the routers' load balance when a base trains (Fedus et al. 2021)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainBatch:
+    """A teacher-forced batch. `targets[t]` is the token after row t (-1: none), `weights[t]` its weight in the loss."""
+
+    tokens: TokenBatch
+    targets: Int32[Array, "T"]
+    weights: Float[Array, "T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainHyper:
+    """Numbers of the `A` active adapters: `slots` in the bank (N for padding), AdamW's, and whether to update now."""
+
+    slots: Int32[Array, "A"]
+    learning_rate: Float[Array, "A"]
+    weight_decay: Float[Array, "A"]
+    clip: Float[Array, "A"]
+    beta1: Float[Array, "A"]
+    beta2: Float[Array, "A"]
+    epsilon: Float[Array, "A"]
+    apply: Bool[Array, "A"]
+
+    def numbers(self) -> Hyper:
+        return Hyper(self.learning_rate, self.weight_decay, self.clip, self.beta1, self.beta2, self.epsilon)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainMetrics:
+    """Per active adapter: mean nats a token, weight of the tokens, norm of its mean gradient; and all `logprobs[t]`."""
+
+    loss: Float[Array, "A"]
+    tokens: Float[Array, "A"]
+    gradient_norm: Float[Array, "A"]
+    logprobs: Float[Array, "T"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PretrainMetrics:
+    """Of a step of the base: mean nats per token, weight of the tokens, gradient norm, the routers' load balance."""
+
+    loss: Float[Array, ""]
+    tokens: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    balance: Float[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ServeState:
+    """What serving carries from step to step."""
+
+    kv: KVPool
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ServePlan:
+    """One serving step. `rows` of the batch want their next token's distribution (-1: padding row); `targets` names a
+    token to score, or -1 to sample one by `temperature` (0: greedy), `top_p`, `top_k` (0: off) and `seed`.
+    """
+
+    batch: TokenBatch
+    rows: Int32[Array, "Q"]
+    targets: Int32[Array, "Q"]
+    temperature: Float[Array, "Q"]
+    top_p: Float[Array, "Q"]
+    top_k: Int32[Array, "Q"]
+    seed: UInt32[Array, "Q"]
+
+
+def _fresh_pool(base: Base, batch: TokenBatch) -> KVPool:
+    """A pool with one page for each page of a batch of whole sequences."""
+    return KVPool.zeros(base.config, batch.tokens.shape[0] // batch.page_size, batch.page_size)
+
+
+def _teacher_forced(base: Base, bank: AdapterBank | None, batch: TrainBatch) -> tuple[Float[Array, "T"], Routes]:
+    hidden, _, routes = forward(base, bank, batch.tokens, _fresh_pool(base, batch.tokens))
+    logits = unembed(base, bank, hidden, batch.tokens.slots)
+    return token_logprobs(logits, batch.targets), routes
+
+
+@jit
+def score(base: Base, bank: Bank | None, batch: TrainBatch) -> Float[Array, "T"]:
+    """Teacher-forced log-probabilities of `batch.targets` (nats, 0 where there is none). Slots index the bank."""
+    return _teacher_forced(base, bank, batch)[0]
+
+
+@partial(jit, donate_argnames=("bank", "opt"))
+def train_step(
+    base: Base, bank: Bank, opt: OptState, batch: TrainBatch, hyper: TrainHyper
+) -> tuple[Bank, OptState, TrainMetrics]:
+    """One step of every active adapter on its own rows, with its own loss, clip, rate and count.
+
+    `batch.tokens.slots` index `hyper.slots`. Each adapter's gradient sum joins what its slot has accumulated; where
+    `hyper.apply`, the slot is updated by the mean over the accumulated weight. Other slots do not change by a bit.
+    """
+    active, count = bank.take(hyper.slots), hyper.slots.shape[0]
+
+    def loss(factors):
+        logprobs, _ = _teacher_forced(base, ActiveSlots(factors, active.scales), batch)
+        sums, weight = cross_entropy(logprobs, batch.weights, batch.tokens.slots, count)
+        return jnp.sum(sums), (sums, weight, logprobs)
+
+    gradient, (sums, weight, logprobs) = jax.grad(loss, has_aux=True)(active.factors)
+    before = OptState(
+        take_slots(opt.mu, hyper.slots),
+        take_slots(opt.nu, hyper.slots),
+        jax.tree.map(jnp.add, take_slots(opt.gradient, hyper.slots), gradient),
+        jnp.take(opt.weight, hyper.slots, mode="clip") + weight,
+        jnp.take(opt.count, hyper.slots, mode="clip"),
+    )
+    factors, after, norm = update_slots(active.factors, before, hyper.numbers(), hyper.apply)
+    opt = OptState(
+        put_slots(opt.mu, hyper.slots, after.mu),
+        put_slots(opt.nu, hyper.slots, after.nu),
+        put_slots(opt.gradient, hyper.slots, after.gradient),
+        opt.weight.at[hyper.slots].set(after.weight, mode="drop"),
+        opt.count.at[hyper.slots].set(after.count, mode="drop"),
+    )
+    metrics = TrainMetrics(sums / jnp.maximum(weight, 1e-30), weight, norm, logprobs)
+    return bank.put(hyper.slots, factors), opt, metrics
+
+
+@partial(jit, donate_argnames=("base", "opt"))
+def pretrain_step(
+    base: Base, opt: optax.OptState, batch: TrainBatch, hyper: Hyper
+) -> tuple[Base, optax.OptState, PretrainMetrics]:
+    """One AdamW step of the base itself (`opt` from `init_pretrain`); only matrices decay. `hyper` holds scalars."""
+
+    def loss(base):
+        logprobs, routes = _teacher_forced(base, None, batch)
+        total = jnp.maximum(jnp.sum(batch.weights), 1e-30)
+        nats = -jnp.sum(logprobs * batch.weights) / total
+        even = balance(routes.load, routes.ids, (batch.tokens.positions >= 0).astype(jnp.float32))
+        return nats + BALANCE * even, (nats, total, even)
+
+    gradient, (nats, total, even) = jax.grad(loss, has_aux=True)(base)
+    norm = optax.tree.norm(gradient)
+    with jax.numpy_dtype_promotion("standard"):  # as in pefx.optim
+        updates, opt = _pretrain_optimizer(hyper).update(gradient, opt, cast(optax.Params, base))
+    base = cast(Base, optax.apply_updates(cast(optax.Params, base), updates))
+    return base, opt, PretrainMetrics(nats, total, norm, even)
+
+
+def init_pretrain(base: Base) -> optax.OptState:
+    """Zero optimizer state for `pretrain_step`."""
+    zero = np.zeros((), np.float32)
+    return _pretrain_optimizer(Hyper(zero, zero, zero, zero, zero, zero)).init(cast(optax.Params, base))
+
+
+def _pretrain_optimizer(hyper: Hyper) -> optax.GradientTransformation:
+    return adamw(hyper, decayed=lambda tree: jax.tree_util.tree_map_with_path(_decays, tree))
+
+
+def _decays(path, value) -> bool:
+    return "norm" not in jax.tree_util.keystr(path)
+
+
+@partial(jit, donate_argnames="state")
+def serve_step(
+    base: Base, bank: Bank | None, state: ServeState, plan: ServePlan
+) -> tuple[ServeState, Int32[Array, "Q"], Float[Array, "Q"], Int32[Array, "Lm T k"]]:
+    """Prefill chunks and decodes of one batch. Returns the state, for each of `plan.rows` the token scored or sampled
+    and its log-probability under the model (nats, temperature 1; 0 for padding rows), and the routes taken.
+    """
+    hidden, kv, routes = forward(base, bank, plan.batch, state.kv)
+    row = jnp.maximum(plan.rows, 0)
+    slots = jnp.where(plan.rows >= 0, plan.batch.slots[row], -1)
+    logits = unembed(base, bank, hidden[row], slots)
+    how = Sampling(plan.temperature, plan.top_p, plan.top_k, plan.seed)
+    sampled = sample(logits, how, plan.batch.positions[row])
+    tokens = jnp.where(plan.targets >= 0, plan.targets, sampled)
+    logprobs = token_logprobs(logits, jnp.where(plan.rows >= 0, tokens, -1))
+    return ServeState(kv), tokens, logprobs, routes.ids

@@ -1,0 +1,60 @@
+import jax
+import numpy as np
+from flax import nnx
+
+from pefx.model import Base
+from pefx.optim import Hyper, init_opt
+from pefx.steps import TrainHyper, init_pretrain, pretrain_step, score, train_step
+from tests.laws.world import MODEL, Item, make_bank, make_base, random_sequences, train_batch
+
+TOKENS, PLACES = 256, 8
+
+
+def _items(slots: int) -> list[Item]:
+    return [Item(s.tokens, i % slots) for i, s in enumerate(random_sequences(4, slots, 3, longest=60))]
+
+
+def _hyper(slots: list[int], apply: bool = True) -> TrainHyper:
+    ones = np.ones(len(slots), np.float32)
+    columns = (0.01 * ones, 0 * ones, ones, 0.9 * ones, 0.95 * ones, 1e-8 * ones)
+    return TrainHyper(np.asarray(slots, np.int32), *columns, np.full(len(slots), apply))
+
+
+def test_a_step_lowers_the_loss_of_its_slots_and_scores_as_score_does():
+    base, bank = make_base(), make_bank(4)
+    batch = train_batch(_items(2), TOKENS, PLACES)
+    before = np.asarray(score(base, bank, batch))
+    idle = jax.device_get(jax.tree.map(lambda x: x[:, 2:], bank.factors))
+    opt, losses = init_opt(bank), []
+    for step in range(4):
+        bank, opt, metrics = train_step(base, bank, opt, batch, _hyper([0, 1]))
+        losses.append(np.asarray(metrics.loss))
+        if step == 0:
+            assert np.asarray(metrics.logprobs).tobytes() == before.tobytes()
+    for slot in range(2):
+        mine = (np.asarray(batch.tokens.slots) == slot) & (batch.weights > 0)
+        np.testing.assert_allclose(losses[0][slot], -before[mine].mean(), rtol=1e-5)
+        assert losses[-1][slot] < losses[0][slot]
+    assert opt.count.tolist() == [4, 4, 0, 0]
+    for a, b in zip(jax.tree.leaves(idle), jax.tree.leaves(bank.factors), strict=True):
+        np.testing.assert_array_equal(a, b[:, 2:])
+
+
+def test_a_padding_slot_is_dropped():
+    base, bank = make_base(), make_bank(4)
+    last = jax.device_get(jax.tree.map(lambda x: x[:, 3], bank.factors))
+    bank, opt, _ = train_step(base, bank, init_opt(bank), train_batch(_items(1), TOKENS, PLACES), _hyper([0, 4]))
+    assert opt.count.tolist() == [1, 0, 0, 0]
+    for a, b in zip(jax.tree.leaves(last), jax.tree.leaves(bank.factors), strict=True):
+        np.testing.assert_array_equal(a, b[:, 3])
+
+
+def test_a_base_learns():
+    base = Base(MODEL, nnx.Rngs(0))
+    opt, losses = init_pretrain(base), []
+    batch = train_batch([Item(s.tokens, -1) for s in _items(1)], TOKENS, PLACES)
+    hyper = Hyper(*(np.asarray(x, np.float32) for x in (3e-3, 0.1, 1.0, 0.9, 0.95, 1e-8)))
+    for _ in range(4):
+        base, opt, metrics = pretrain_step(base, opt, batch, hyper)
+        losses.append(float(metrics.loss))
+    assert losses[-1] < losses[0]
