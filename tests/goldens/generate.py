@@ -1,0 +1,220 @@
+"""Makes the golden files of the parity law: what transformers and PEFT compute, so that the tests need neither.
+
+    pip install --editable . torch transformers peft
+    python tests/goldens/generate.py random     # odd/, plain/ and adapters/: made anew, weights included
+    python tests/goldens/generate.py shipped    # shipped.npz: again after every change of assets/base
+
+Made with torch 2.13.0 (CPU), transformers 5.23.0, peft 0.21.2. All logits are float32.
+"""
+
+# These packages are not needed to run pefx or its tests.
+# pyright: reportMissingImports=false
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.numpy import save_file
+from tokenizers import Tokenizer
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from pefx.huggingface import load_base
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+# Every size differs from every other and from a power of two; queries are wider than the hidden state.
+ODD = {
+    "vocab_size": 211,
+    "hidden_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 10,
+    "intermediate_size": 56,
+    "moe_intermediate_size": 24,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "mlp_only_layers": [1],
+    "norm_topk_prob": True,
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 128,
+}
+# The other branches: gates not normalised, tied embedding, as many key heads as heads, alternate dense layers, no
+# head_dim written, bfloat16 on disk, in several files.
+PLAIN = {
+    "vocab_size": 97,
+    "hidden_size": 36,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 3,
+    "intermediate_size": 44,
+    "moe_intermediate_size": 20,
+    "num_experts": 7,
+    "num_experts_per_tok": 3,
+    "decoder_sparse_step": 2,
+    "norm_topk_prob": False,
+    "tie_word_embeddings": True,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 96,
+}
+BASE_LENGTHS = (1, 7, 33, 70)
+ADAPTER_LENGTHS = (3, 37)
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+# As parameters: PEFT takes the module names of dense layers for the experts of transformers 4, and moves them there.
+DENSE = [f"layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+ADAPTERS = {
+    "attention": {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION},
+    "dense": {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": [], "target_parameters": DENSE},
+    "experts": {"r": 2, "lora_alpha": 4, "target_modules": [], "target_parameters": EXPERTS},
+    "unembed": {"r": 5, "lora_alpha": 5, "target_modules": ["lm_head"]},
+    "everything": {
+        "r": 6,
+        "lora_alpha": 7,
+        "use_rslora": True,
+        "target_modules": [*ATTENTION, "lm_head"],
+        "target_parameters": [*DENSE, *EXPERTS],
+    },
+}
+
+
+def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
+    """Weights that matter: matrices that keep the scale of what they read, norms that are not one."""
+    for name, value in model.named_parameters():
+        noise = torch.randn(value.shape, generator=generator)
+        value.data = 1 + 0.3 * noise if "norm" in name else noise * 1.3 * value.shape[-1] ** -0.5
+
+
+def sequences(lengths: tuple[int, ...], vocabulary: int, seed: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocabulary, n) for n in lengths]
+
+
+def logits_of(model: torch.nn.Module, tokens: list[np.ndarray]) -> np.ndarray:
+    """Float32 logits of every token, sequence after sequence, each run alone: `[sum of lengths, V]`."""
+    with torch.no_grad():
+        rows = [model(torch.as_tensor(t)[None]).logits[0].float().numpy() for t in tokens]
+    return np.concatenate(rows)
+
+
+def write_goldens(path: Path, tokens: list[np.ndarray], arrays: dict[str, Any]) -> None:
+    lengths = np.asarray([len(t) for t in tokens], np.int32)
+    arrays = {"tokens": np.concatenate(tokens).astype(np.int32), "lengths": lengths, **arrays}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
+
+
+def make_base(name: str, fields: dict, seed: int, dtype: torch.dtype, shard: str) -> Path:
+    directory = HERE / name
+    shutil.rmtree(directory, ignore_errors=True)
+    config = Qwen3MoeConfig(**fields)
+    model = Qwen3MoeForCausalLM(config)
+    randomise(model, torch.Generator().manual_seed(seed))
+    model.to(dtype).save_pretrained(directory, max_shard_size=shard)
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    tokens = sequences(BASE_LENGTHS, config.vocab_size, seed)
+    write_goldens(directory / "logits.npz", tokens, {"logits": logits_of(load(directory), tokens)})
+    return directory
+
+
+def load(directory: Path) -> torch.nn.Module:
+    """A base in float32; a tensor missing or left over is an error, not a warning."""
+    model, info = Qwen3MoeForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    if wrong := {k: v for k, v in info.items() if v}:
+        sys.exit(f"{directory}: {wrong}")
+    return model.eval()
+
+
+def make_adapter(name: str, fields: dict, seed: int) -> None:
+    """An adapter that PEFT makes, fills with random numbers (B too), saves, and runs."""
+    directory = HERE / "adapters" / name
+    model = get_peft_model(load(HERE / "odd"), LoraConfig(task_type="CAUSAL_LM", **fields))
+    generator = torch.Generator().manual_seed(seed)
+    for key, value in model.named_parameters():
+        if "lora_" in key:
+            value.data = torch.randn(value.shape, generator=generator) * (0.2 if "lora_B" in key else 0.15)
+    model.save_pretrained(directory, save_embedding_layers=False)
+    finish_adapter(directory, model, seed)
+
+
+def make_per_expert_adapter(seed: int) -> None:
+    """The layout of transformers 4: one pair of matrices per expert. PEFT converts it as it loads."""
+    directory, rank = HERE / "adapters" / "per_expert", 3
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    hidden, wide = ODD["hidden_size"], ODD["moe_intermediate_size"]
+    tensors = {}
+    for layer in (0, 2):
+        for expert in range(ODD["num_experts"]):
+            for site in ("gate_proj", "up_proj", "down_proj"):
+                reads, writes = (wide, hidden) if site == "down_proj" else (hidden, wide)
+                key = f"base_model.model.model.layers.{layer}.mlp.experts.{expert}.{site}"
+                tensors[f"{key}.lora_A.weight"] = rng.normal(0, 0.15, (rank, reads)).astype(np.float32)
+                tensors[f"{key}.lora_B.weight"] = rng.normal(0, 0.2, (writes, rank)).astype(np.float32)
+    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    targets = ["gate_proj", "up_proj", "down_proj"]
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 6, "target_modules": targets}
+    (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    finish_adapter(directory, PeftModel.from_pretrained(load(HERE / "odd"), directory), seed)
+
+
+def finish_adapter(directory: Path, model: torch.nn.Module, seed: int) -> None:
+    tokens = sequences(ADAPTER_LENGTHS, ODD["vocab_size"], seed)
+    write_goldens(directory / "logits.npz", tokens, {"logits": logits_of(model.eval(), tokens)})
+    (directory / "README.md").unlink(missing_ok=True)
+    path = directory / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["base_model_name_or_path"] = "tests/goldens/odd"
+    for field in ("target_modules", "target_parameters"):  # PEFT writes them in any order
+        if field in config:
+            config[field] = sorted(config[field])
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def make_shipped(base: Path) -> None:
+    """Logits of the shipped base at 64 positions of text and of noise: 512 ids of the vocabulary, and logsumexp."""
+    text = Tokenizer.from_file(str(base / "tokenizer.json")).encode(Path(__file__).read_text()).ids
+    model = load(base)
+    vocabulary = model.config.vocab_size
+    tokens = [np.asarray(text[:260]), np.asarray(text[260:297]), *sequences((1, 120), vocabulary, 5)]
+    logits = logits_of(model, tokens)
+    rng = np.random.default_rng(6)
+    rows = np.sort(rng.choice(len(logits), 64, replace=False)).astype(np.int32)
+    ids = np.sort(rng.choice(vocabulary, min(512, vocabulary), replace=False)).astype(np.int32)
+    chosen = {
+        "digest": np.asarray(load_base(base)[1]),
+        "rows": rows,
+        "ids": ids,
+        "logits": logits[rows][:, ids],
+        "logsumexp": torch.logsumexp(torch.as_tensor(logits[rows]), -1).numpy(),
+    }
+    write_goldens(HERE / "shipped.npz", tokens, chosen)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    what = sys.argv[1:]
+    if what == ["random"]:
+        make_base("odd", ODD, 1, torch.float32, "1GB")
+        make_base("plain", PLAIN, 2, torch.bfloat16, "40KB")
+        shutil.rmtree(HERE / "adapters", ignore_errors=True)
+        for seed, (name, fields) in enumerate(ADAPTERS.items(), 10):
+            make_adapter(name, fields, seed)
+        make_per_expert_adapter(20)
+    elif what[:1] == ["shipped"] and len(what) <= 2:
+        make_shipped(Path(what[1]) if len(what) == 2 else ROOT / "assets" / "base")
+    else:
+        sys.exit("usage: python tests/goldens/generate.py random | shipped [BASE]")
+
+
+if __name__ == "__main__":
+    main()
