@@ -1,0 +1,194 @@
+"""One ordered, transactional key space on TensorStore's OCDBT driver, with its failures told in our words."""
+
+import errno
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import tensorstore as ts
+
+from pefx.errors import PefxError
+from pefx.store.sole_writer import QUEUE, UNFINISHED, sole_writer
+
+NODE_BYTES = 65536  # fixed at creation; small nodes make small reads and commits cheap (8 MB, the default, does not)
+CACHE_BYTES = 64 << 20
+MARKER_KEY = "catalog"
+MARKER = b'{"format":"pefx-catalog","schema":1}'
+OWN_FILES = {"manifest.ocdbt", UNFINISHED, QUEUE, "d"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is under a key: `value` (None: nothing) and the `generation` a later write can be conditioned on."""
+
+    value: bytes | None
+    generation: bytes
+
+
+@dataclass(frozen=True)
+class Write:
+    """A value for a key; with `if_generation` only if the key has not changed since that generation was read."""
+
+    key: str
+    value: bytes
+    if_generation: bytes | None = None
+
+
+class Keyspace:
+    """Ordered keys with atomic multi-key writes. Safe for several threads and several processes at once."""
+
+    def __init__(self, store: Any, location: str, read_only: bool, local: str | None):
+        self._store = store
+        self._local = local
+        self.location = location
+        self.read_only = read_only
+
+    @classmethod
+    def open(
+        cls,
+        location: str | os.PathLike[str],
+        *,
+        create: bool = False,
+        read_only: bool = False,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> "Keyspace":
+        """Open the key space at a directory or a URL (`file://`, `gs://`, `s3://`, `memory://`).
+
+        PefxError kinds: "no_catalog" (nothing, or something else, is there), "read_only" (no permission to write and
+        `read_only` not asked for), "schema" (made by another version), "damaged".
+        """
+        if create and read_only:
+            raise PefxError("a catalog opened read-only cannot be created: drop one of the two")
+        place = os.fspath(location)
+        path = unquote(place.removeprefix("file://")) if place.startswith("file://") else place
+        local = None if "://" in path else os.path.abspath(path)
+        if local is not None and os.path.exists(local) and not os.path.isdir(local):
+            raise PefxError(f"catalog '{place}' is a file, not a catalog directory", "no_catalog")
+        context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
+        base: Any = place.rstrip("/") + "/" if local is None else {"driver": "file", "path": local + "/"}
+        # An absent database opens silently as an empty one, so a marker record tells a catalog from nothing.
+        space = cls(_open_store(base, {}, context, place), place, read_only, local)
+        marker = space.read(MARKER_KEY).value
+        if marker is None and create:
+            _check_vacant(space, local)
+            store = _open_store(base, {"max_decoded_node_bytes": NODE_BYTES}, context, place)
+            space = cls(store, place, read_only, local)
+            marker = space._create()
+        if marker is None:
+            raise PefxError(f"catalog '{place}' does not exist (training with a catalog makes one)", "no_catalog")
+        if marker != MARKER:
+            raise PefxError(
+                f"catalog '{place}' was made by another version of pefx: {marker!r}, needs {MARKER!r}", "schema"
+            )
+        if local is not None and not read_only:
+            _check_writable(local, place)
+        return space
+
+    def read(self, key: str) -> Entry:
+        """The value and generation of one key, as of now."""
+        return self.read_many([key])[0]
+
+    def read_many(self, keys: Sequence[str]) -> list[Entry]:
+        """Several keys, read in parallel; no common point in time."""
+        try:
+            results = [future.result() for future in [self._store.read(key) for key in keys]]
+        except (ValueError, NotImplementedError) as error:
+            raise _told(error, self.location, writing=False) from error
+        return [Entry(r.value if r.state == "value" else None, r.stamp.generation) for r in results]
+
+    def keys(self, start: str, end: str) -> list[str]:
+        """All keys in [start, end), in order."""
+        try:
+            found = self._store.list(ts.KvStore.KeyRange(start, end)).result()
+        except (ValueError, NotImplementedError) as error:
+            raise _told(error, self.location, writing=False) from error
+        return sorted(key.decode() for key in found)
+
+    def transact(self, writes: Sequence[Write]) -> None:
+        """All writes or none. PefxError kind "conflict" (retry) when a condition no longer holds."""
+        if self.read_only:
+            raise PefxError(f"catalog '{self.location}' is open read-only: nothing was written", "read_only")
+        try:
+            with nullcontext() if self._local is None else sole_writer(self._local):
+                self._commit(writes)
+        except OSError as error:
+            kind = "read_only" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "storage"
+            told = f"catalog '{self.location}' cannot be written: {error.strerror}: '{error.filename}'"
+            raise PefxError(told, kind) from error
+
+    def _commit(self, writes: Sequence[Write]) -> None:
+        transaction = ts.Transaction(atomic=True)  # the default transaction is not atomic
+        try:
+            view = self._store.with_transaction(transaction)
+            for write in writes:
+                view.write(write.key, write.value, if_equal=write.if_generation).result()
+            transaction.commit_async().result()
+        except (ValueError, NotImplementedError) as error:
+            transaction.abort()
+            raise _told(error, self.location, writing=True) from error
+
+    def _create(self) -> bytes:
+        found = self.read(MARKER_KEY)
+        if found.value is not None:
+            return found.value
+        try:
+            self.transact([Write(MARKER_KEY, MARKER, found.generation)])
+        except PefxError as error:
+            if error.kind != "conflict":
+                raise
+            # another process made it at the same moment
+        return self.read(MARKER_KEY).value or b""
+
+
+def _open_store(base: Any, config: dict[str, int], context: ts.Context, place: str) -> Any:
+    try:
+        return ts.KvStore.open({"driver": "ocdbt", "base": base, "config": config}, context=context).result()
+    except (ValueError, NotImplementedError) as error:
+        raise _told(error, place, writing=False) from error
+
+
+def _check_vacant(space: Keyspace, local: str | None) -> None:
+    """PefxError unless the place is absent, empty, or what a killed creation leaves: a catalog is never mixed in."""
+    place = space.location
+    other = space.keys("", "\x7f")
+    if MARKER_KEY in other:
+        return  # another process made the catalog since we looked
+    if other:
+        raise PefxError(
+            f"catalog '{place}' cannot be made: another OCDBT database is there ('{other[0]}')", "no_catalog"
+        )
+    if local is None or not os.path.exists(local):
+        return
+    try:
+        foreign = sorted(set(os.listdir(local)) - OWN_FILES)
+    except OSError as error:
+        raise PefxError(f"catalog '{place}' cannot be made: {error.strerror}", "read_only") from error
+    if foreign:
+        raise PefxError(
+            f"catalog '{place}' cannot be made: the directory holds other things ('{foreign[0]}')", "no_catalog"
+        )
+
+
+def _check_writable(local: str, place: str) -> None:
+    """Say at opening, not after hours of training, that nothing can be committed."""
+    for folder in (local, os.path.join(local, "d")):
+        if os.path.exists(folder) and not os.access(folder, os.W_OK | os.X_OK):
+            raise PefxError(f"catalog '{place}' is read-only: no permission to write in '{folder}'", "read_only")
+
+
+def _told(error: Exception, place: str, *, writing: bool) -> PefxError:
+    """A tensorstore status (its code leads the message) as one line of ours."""
+    text = " ".join(str(error).split())
+    if text.startswith("ABORTED") and "Generation mismatch" in text:
+        return PefxError(f"catalog '{place}': another writer committed first; read the head and try again", "conflict")
+    if text.startswith("PERMISSION_DENIED") or "os_error_code='30'" in text:
+        if writing:
+            return PefxError(f"catalog '{place}' is read-only, nothing was written: {text}", "read_only")
+        return PefxError(f"catalog '{place}' cannot be read: {text}", "no_permission")
+    if text.startswith(("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND: Error reading")) or "Error decoding" in text:
+        return PefxError(f"catalog '{place}' is damaged: {text}", "damaged")
+    done = "nothing was written: " if writing else ""
+    return PefxError(f"catalog '{place}': {done}{text}", "storage")
