@@ -1,0 +1,132 @@
+"""What a line of training data may say, and which of its tokens are learned.
+
+Three forms, one a line: `{"messages": [{"role", "content"}, ...]}` (assistant turns are learned),
+`{"prompt", "completion"}` (the completion and the end-of-text token), `{"text"}` (everything).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pefx.data.jsonl import json_type, parse_object, text_field
+from pefx.data.tokenizer import Tokenizer
+from pefx.errors import PefxError
+
+# Part of every data fingerprint: raise it when the same line becomes other tokens.
+FORMAT_VERSION = 1
+FORMS = ({"text"}, {"prompt", "completion"}, {"messages"})
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sequence: int32[n] tokens and bool[n] `loss`, where `loss[i]` says that token i is a target.
+
+    Nothing precedes token 0, so `loss[0]` is False. The last token is a target only: the model reads `rows` of them.
+    """
+
+    tokens: np.ndarray
+    loss: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        """Tokens the model reads, n - 1."""
+        return len(self.tokens) - 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """A checked line before it is tokenised: (text, learned) segments, tokenised apart as generation will meet them.
+
+    `ends` appends a learned end-of-text token. `splits`: when too long, it becomes windows instead of being left out.
+    """
+
+    segments: tuple[tuple[str, bool], ...]
+    ends: bool
+    splits: bool
+
+
+def parse_record(line: bytes, where: str, tokenizer: Tokenizer) -> Record:
+    """Checks one line of JSON; raises PefxError starting with `where` and naming the field that is wrong."""
+    row = parse_object(line, where)
+    form = next((form for form in FORMS if form & row.keys()), None)
+    if form is None:
+        raise PefxError(f"{where}: expected the field 'text', or 'prompt' and 'completion', or 'messages'")
+    for field in row:
+        if field not in form:
+            allowed = " and ".join(f"'{name}'" for name in sorted(form))
+            raise PefxError(f"{where}: unknown field '{field}' beside {allowed}")
+    if "messages" in form:
+        messages = _messages(row["messages"], where)
+        try:
+            segments = tokenizer.chat_segments(messages)
+        except PefxError as error:
+            raise PefxError(f"{where}: field 'messages': {error}") from None
+        while not segments[-1][1]:
+            segments.pop()
+        return Record(tuple(segments), ends=False, splits=False)
+    if "text" in form:
+        return Record(((text_field(row, "text", where), True),), ends=True, splits=True)
+    prompt, completion = text_field(row, "prompt", where), text_field(row, "completion", where)
+    return Record(((prompt, False), (completion, True)), ends=True, splits=False)
+
+
+def _messages(value: Any, where: str) -> list[dict[str, str]]:
+    """The checked list of a conversation with at least one assistant turn that says something."""
+    if not isinstance(value, list) or not value:
+        raise PefxError(f"{where}: field 'messages' must be a list of at least one message, got {json_type(value)}")
+    for number, message in enumerate(value, 1):
+        here = f"{where}: message {number}"
+        if not isinstance(message, dict):
+            raise PefxError(f"{here} must be an object with 'role' and 'content', got {json_type(message)}")
+        for field in message:
+            if field not in ("role", "content"):
+                raise PefxError(f"{here}: unknown field '{field}'; a message has 'role' and 'content'")
+        role = text_field(message, "role", here)
+        text_field(message, "content", here)
+        if role not in ROLES:
+            raise PefxError(f"{here}: field 'role' is '{role}'; it must be one of {', '.join(ROLES)}")
+    if not any(message["role"] == "assistant" and message["content"] for message in value):
+        raise PefxError(f"{where}: field 'messages' has no assistant turn with content, so nothing to learn")
+    return value
+
+
+def tokenize(records: Sequence[Record], tokenizer: Tokenizer) -> list[Example]:
+    """The whole example of each record, whatever its length, tokenised on all cores."""
+    ids = iter(tokenizer.encode_batch([text for record in records for text, _ in record.segments]))
+    examples: list[Example] = []
+    for record in records:
+        tokens: list[int] = []
+        loss: list[bool] = []
+        for _, learned in record.segments:
+            segment = next(ids)
+            tokens += segment
+            loss += [learned] * len(segment)
+        if record.ends:
+            tokens.append(tokenizer.eos)
+            loss.append(True)
+        loss[0] = False
+        examples.append(Example(np.asarray(tokens, np.int32), np.asarray(loss, bool)))
+    return examples
+
+
+def window_count(example: Example, splits: bool, length: int) -> int:
+    """How many examples of at most `length` rows it becomes; 0 when it has nothing to learn or is too long to keep."""
+    if not example.loss.any():
+        return 0
+    if splits:
+        return -(-example.rows // length)
+    return int(example.rows <= length)
+
+
+def window(example: Example, index: int, length: int) -> Example:
+    """Window `index` of `length` rows (the last may be shorter).
+
+    Neighbours share one token, a target of the first and context of the second: every target is learned exactly once.
+    """
+    part = slice(index * length, (index + 1) * length + 1)
+    loss = example.loss[part].copy()
+    loss[0] = False
+    return Example(example.tokens[part], loss)
