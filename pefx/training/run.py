@@ -1,0 +1,32 @@
+"""`train(config)`: what `train.py` and `pefx train` call."""
+
+from pefx.config import TrainConfig
+from pefx.errors import PefxError
+from pefx.invariance import check_row_invariance
+from pefx.training.adapters import AdapterTraining
+from pefx.training.loop import drive, finished, mark_finished
+from pefx.training.pretrain import pretrain
+
+
+def train(config: TrainConfig) -> int:
+    """Run a training config to its end: adapters over a base, or (`config.pretrain`) a base.
+
+    Returns the exit code: 0 when the run is complete (also when it already was), 143 after SIGTERM and 130 after
+    Ctrl-C, with all state saved: the same call then goes on. Raises PefxError on bad input, before anything is trained.
+    """
+    if config.pretrain is not None and (config.users or config.base):
+        raise PefxError("config field 'pretrain' trains a base and goes with neither 'users' nor 'base'")
+    done = finished(config)
+    if done is not None:
+        print(f"{config.name}  already finished in {config.output}; nothing to do")
+        return 0
+    check_row_invariance()
+    if config.pretrain is not None:
+        return pretrain(config, config.pretrain)
+    trainee, outcome = drive(lambda: AdapterTraining(config), config)
+    if outcome.exit_code == 0:
+        committed = trainee.commit(outcome)
+        for policy, revision in committed.items():
+            print(f"{config.name}  committed {policy}@{revision['revision']}  {revision['content_hash'][:19]}")
+        mark_finished(config, {"revisions": committed})
+    return outcome.exit_code

@@ -1,0 +1,142 @@
+"""Sessions: what one user's training is, how far it is, and who takes part in which step. Host logic: no jax.
+
+A session advances by micro-batches of its own stream; `accumulate` of them make one update. Who else takes part in a
+step, and in which share, changes no number of a session: its trajectory is a function of its own config and data.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pefx.config import AdapterSpec, OptimizerConfig, TrainConfig, UserConfig
+from pefx.errors import PefxError
+
+
+@dataclass(frozen=True)
+class Session:
+    """The plan of one policy's training: `steps` updates of `accumulate` micro-batches, in bank slot `slot`.
+
+    `slot` is where the session resides now; a session that is swapped out has slot -1.
+    """
+
+    policy: str
+    user: UserConfig
+    spec: AdapterSpec
+    optimizer: OptimizerConfig
+    seed: int
+    slot: int
+    steps: int
+    accumulate: int
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of the whole session."""
+        return self.steps * self.accumulate
+
+    def provenance(self, config: TrainConfig) -> dict[str, Any]:
+        """What determines the result besides base and data, as JSON: no paths, no times."""
+        optimizer = {name: getattr(self.optimizer, name) for name in self.optimizer.__dataclass_fields__}
+        return {
+            "run": config.name,
+            "optimizer": optimizer,
+            "steps": self.steps,
+            "accumulate": self.accumulate,
+            "sequence_length": config.data.sequence_length,
+            "tokens_per_user": config.data.tokens_per_user,
+            "data_seed": config.data.seed,
+            "page_size": config.page_size,
+            "precision": config.precision,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a session is: micro-batches done and the position of the next example in its stream."""
+
+    micro: int = 0
+    position: int = 0
+
+    def after(self, position: int) -> "Progress":
+        """One micro-batch later."""
+        return replace(self, micro=self.micro + 1, position=position)
+
+
+def make_sessions(config: TrainConfig) -> list[Session]:
+    """One session per user, in config order, each with a slot of its own. Raises PefxError naming the field."""
+    if not config.users:
+        raise PefxError("config field 'users' is empty; name at least one user, or set 'pretrain' to train a base")
+    if config.accumulate < 1:
+        raise PefxError(f"config field 'accumulate' is {config.accumulate}; it must be at least 1")
+    if config.data.users_per_step < 1:
+        raise PefxError(f"config field 'data.users_per_step' is {config.data.users_per_step}; it must be at least 1")
+    sessions: list[Session] = []
+    seen: dict[str, int] = {}
+    for index, user in enumerate(config.users):
+        if user.name in seen:
+            raise PefxError(f"config field 'users.{index}.name': '{user.name}' is also users.{seen[user.name]}")
+        seen[user.name] = index
+        steps = config.steps if user.steps is None else user.steps
+        if steps < 1:
+            raise PefxError(f"config field 'steps' of user '{user.name}' is {steps}; it must be at least 1")
+        sessions.append(
+            Session(
+                policy=user.name,
+                user=user,
+                spec=user.adapter or config.adapter,
+                optimizer=user.optimizer or config.optimizer,
+                seed=config.seed if user.seed is None else user.seed,
+                slot=index,
+                steps=steps,
+                accumulate=config.accumulate,
+            )
+        )
+    return sessions
+
+
+def take_turns(sessions: Sequence[Session], users_per_step: int) -> list[tuple[int, ...]]:
+    """Which sessions take part in each step of a run, by index: at most `users_per_step`, each at most once a step.
+
+    Always those furthest behind (by fraction of their own work, then by order), so that all advance evenly.
+    """
+    behind = [(0.0, index, 0) for index in range(len(sessions))]
+    heapq.heapify(behind)
+    turns: list[tuple[int, ...]] = []
+    while behind:
+        chosen = [heapq.heappop(behind) for _ in range(min(users_per_step, len(behind)))]
+        turns.append(tuple(sorted(index for _, index, _ in chosen)))
+        for _, index, micro in chosen:
+            total = sessions[index].micro_batches
+            if micro + 1 < total:
+                heapq.heappush(behind, ((micro + 1) / total, index, micro + 1))
+    return turns
+
+
+class HyperTable:
+    """The numbers of a `TrainHyper` by step. `rates[i]` are session i's learning rates by update, float32[steps]."""
+
+    def __init__(self, sessions: Sequence[Session], rates: Sequence[np.ndarray], slots: int):
+        self._sessions = sessions
+        self._rates = rates
+        self._slots = slots
+
+    def rate(self, index: int, micro: int) -> float:
+        """The learning rate of the update that micro-batch `micro` of session `index` belongs to."""
+        return float(self._rates[index][micro // self._sessions[index].accumulate])
+
+    def fields(self, active: Sequence[int], progress: Sequence[Progress], width: int) -> dict[str, np.ndarray]:
+        """Fields of a `TrainHyper` of `width` active adapters: sessions `active`, then padding (slot N, no update)."""
+        fields = {"slots": np.full(width, self._slots, np.int32), "apply": np.zeros(width, np.bool_)}
+        names = ("learning_rate", "weight_decay", "clip", "beta1", "beta2", "epsilon")
+        fields.update({name: np.ones(width, np.float32) for name in names})
+        fields["beta1"][:] = fields["beta2"][:] = 0.5
+        for place, index in enumerate(active):
+            session, micro = self._sessions[index], progress[index].micro
+            fields["slots"][place] = session.slot
+            fields["apply"][place] = (micro + 1) % session.accumulate == 0
+            for name in names:
+                fields[name][place] = getattr(session.optimizer, name)
+            fields["learning_rate"][place] = self.rate(index, micro)
+        return fields

@@ -1,0 +1,79 @@
+"""Who takes part in which step, and with which numbers."""
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pefx.config import AdapterSpec, DataConfig, OptimizerConfig, TrainConfig, UserConfig
+from pefx.errors import PefxError
+from pefx.training.sessions import HyperTable, Progress, make_sessions, take_turns
+
+
+def config(*users: UserConfig, **fields: object) -> TrainConfig:
+    return replace(TrainConfig(name="run", output="out", users=users), **fields)  # type: ignore[arg-type]
+
+
+ANN, BOB, CAT = UserConfig("ann", "a.jsonl"), UserConfig("bob", "b.jsonl"), UserConfig("cat", "c.jsonl")
+
+
+def test_a_user_overrides_the_run() -> None:
+    special = replace(BOB, adapter=AdapterSpec(rank=4), optimizer=OptimizerConfig(learning_rate=1.0), seed=7, steps=3)
+    ann, bob = make_sessions(config(ANN, special, steps=9, seed=2, accumulate=2))
+    assert (ann.slot, ann.spec.rank, ann.seed, ann.steps, ann.micro_batches) == (0, 8, 2, 9, 18)
+    assert (bob.slot, bob.spec.rank, bob.seed, bob.steps, bob.micro_batches) == (1, 4, 7, 3, 6)
+    assert bob.optimizer.learning_rate == 1.0
+    assert "b.jsonl" not in str(bob.provenance(config(ANN, special)))
+
+
+@settings(max_examples=50, deadline=None)
+@given(work=st.lists(st.integers(1, 9), min_size=1, max_size=7), width=st.integers(1, 4), accumulate=st.integers(1, 3))
+def test_turns_give_everyone_exactly_its_work(work: list[int], width: int, accumulate: int) -> None:
+    users = [UserConfig(f"user{index}", "x.jsonl", steps=steps) for index, steps in enumerate(work)]
+    sessions = make_sessions(config(*users, accumulate=accumulate))
+    turns = take_turns(sessions, width)
+    assert turns == take_turns(sessions, width)
+    assert all(1 <= len(turn) <= width and len(set(turn)) == len(turn) for turn in turns)
+    counts = Counter(index for turn in turns for index in turn)
+    assert [counts[index] for index in range(len(work))] == [steps * accumulate for steps in work]
+
+
+def test_turns_are_even() -> None:
+    sessions = make_sessions(config(ANN, BOB, CAT, steps=4))
+    done = Counter()
+    for turn in take_turns(sessions, 2):
+        done.update(turn)
+        assert max(done.values()) - min(done[index] for index in range(3)) <= 1
+
+
+def test_hyper_numbers_follow_the_update_not_the_micro_batch() -> None:
+    fast = replace(BOB, optimizer=OptimizerConfig(learning_rate=1.0, weight_decay=0.5, clip=3.0))
+    sessions = make_sessions(config(ANN, fast, CAT, steps=4, accumulate=2))
+    rates = [np.linspace(1, 2, 4, dtype=np.float32) + index for index in range(3)]
+    table = HyperTable(sessions, rates, 3)
+    progress = [Progress(), Progress(micro=3), Progress()]
+    fields = table.fields((0, 1), progress, 3)
+    assert fields["slots"].tolist() == [0, 1, 3]
+    assert fields["apply"].tolist() == [False, True, False]
+    assert fields["weight_decay"].tolist()[:2] == [0.0, 0.5]
+    assert fields["clip"].tolist()[:2] == [1.0, 3.0]
+    assert table.rate(1, 2) == table.rate(1, 3) != table.rate(1, 4)
+    assert fields["learning_rate"][1] == table.rate(1, 3)
+    # Alone, a session reads the same numbers.
+    alone = HyperTable(sessions[1:2], rates[1:2], 3).fields((0,), progress[1:2], 1)
+    assert all(alone[name][0] == fields[name][1] for name in fields)
+
+
+def test_bad_configs_name_the_field() -> None:
+    for bad, message in [
+        (config(), "'users' is empty"),
+        (config(ANN, ANN), r"'users\.1\.name': 'ann' is also users\.0"),
+        (config(ANN, accumulate=0), "'accumulate' is 0"),
+        (config(replace(ANN, steps=0)), "user 'ann' is 0"),
+        (config(ANN, data=DataConfig(users_per_step=0)), r"'data\.users_per_step' is 0"),
+    ]:
+        with pytest.raises(PefxError, match=message):
+            make_sessions(bad)
