@@ -1,0 +1,64 @@
+"""From the policy a request names to a revision that may be served here: the right one, or an error (law 6)."""
+
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from pefx.config import AdapterSpec
+from pefx.errors import PefxError
+from pefx.store.records import Revision
+
+# The catalog, not the revision, is the trouble: no answer to a request, but the end of a run that can go on later.
+UNAVAILABLE = frozenset({"storage", "no_permission", "no_catalog"})
+
+Weights = dict[str, dict[str, np.ndarray]]
+
+
+@runtime_checkable
+class Revisions(Protocol):
+    """What is asked of a catalog."""
+
+    def get(self, policy: str, number: int | None = None) -> Revision: ...
+
+    def load(self, revision: Revision) -> Weights: ...
+
+
+class Policies:
+    """The policies of `catalog` (None: there are none) as far as they fit the base `digest` and a bank of `bank`."""
+
+    def __init__(self, catalog: Revisions | None, digest: str, bank: AdapterSpec):
+        self._catalog, self._digest, self._bank = catalog, digest, bank
+
+    def resolve(self, policy: str, number: int | None) -> Revision:
+        """The revision to serve; `number` None is the latest.
+
+        Raises PefxError of kind "unknown_policy", "unknown_revision", "wrong_base", "wrong_rank", "wrong_target" or
+        "wrong_form". What is not served is never replaced by the base or by another revision.
+        """
+        if self._catalog is None:
+            raise PefxError(f"policy '{policy}' is unknown: there is no catalog here, only a base", "unknown_policy")
+        revision = self._catalog.get(policy, number)
+        if revision.policy != policy or number not in (None, revision.number):
+            raise PefxError(f"policy '{policy}': the catalog answered with {revision.key}", "unknown_revision")
+        self._check(revision)
+        return revision
+
+    def load(self, revision: Revision) -> Weights:
+        """Its weights, their hash verified."""
+        if self._catalog is None:
+            raise PefxError(f"there is no catalog to load {revision.key} from", "unknown_policy")
+        return self._catalog.load(revision)
+
+    def _check(self, revision: Revision) -> None:
+        spec, bank, name = revision.spec, self._bank, f"revision {revision.key}"
+        if revision.base != self._digest:
+            raise PefxError(f"{name} belongs to base {revision.base}, this server has {self._digest}", "wrong_base")
+        if spec.rank > bank.rank:
+            raise PefxError(f"{name} has rank {spec.rank}, the bank holds at most {bank.rank} (max_rank)", "wrong_rank")
+        extra = sorted(set(spec.targets) - set(bank.targets))
+        if extra:
+            raise PefxError(f"{name} adapts {', '.join(extra)}, which the bank does not hold (targets)", "wrong_target")
+        of_experts = any(target.startswith("experts.") for target in spec.targets)
+        if of_experts and spec.expert_form != bank.expert_form:
+            message = f"{name} has {spec.expert_form} experts, the bank holds {bank.expert_form} (expert_form)"
+            raise PefxError(message, "wrong_form")

@@ -1,0 +1,95 @@
+"""`serve.py` without its command line: builds the engine of a config and answers a file with it."""
+
+import dataclasses
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pefx.adapters.bank import empty_bank
+from pefx.config import AdapterSpec, ServeConfig
+from pefx.data.tokenizer import Tokenizer
+from pefx.huggingface import load_base
+from pefx.invariance import check_row_invariance
+from pefx.model import Base
+from pefx.packing import whole_pages
+from pefx.serving.batch import Batch
+from pefx.serving.engine import Engine
+from pefx.serving.journal import Journal, read_fingerprint
+from pefx.serving.pages import PageAllocator
+from pefx.serving.policies import Policies
+from pefx.serving.progress import Reporter
+from pefx.serving.runner import Runner
+from pefx.serving.scheduler import Scheduler
+from pefx.store.catalog import Catalog
+from pefx.store.residency import Residency
+
+INTERRUPTED = 130  # what shells report for Ctrl-C
+
+
+def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> int:
+    """Answer the request file `requests` in `out`, going on where an earlier start was cut. Returns an exit code.
+
+    Raises PefxError, before anything is written, where a file, the config, the base or the catalog is not as it must
+    be, or `out` belongs to another run. See `pefx.serving.journal` for what is written.
+    """
+    requests, out = Path(requests), Path(out)
+    run: dict[str, Any] = {
+        "requests": read_fingerprint(requests),
+        "config": dataclasses.asdict(config),
+        "software": {name: version(name) for name in ("jax", "jaxlib")},  # other versions may give other bits
+    }
+    Journal(out, run).check()
+    catalog = None if config.catalog is None else Catalog.open(config.catalog, read_only=True)
+    tokenizer = Tokenizer.load(config.base)
+    base, digest = load_base(config.base, config.precision)
+    run |= {"base": digest, "tokenizer": tokenizer.digest}
+    policies = Policies(catalog, digest, bank_room(config))
+    with Journal(out, run) as journal:
+        journal.check()
+        # What cannot be built must leave no trace of a run.
+        engine = None if journal.complete else build_engine(config, base, tokenizer, policies)
+        journal.start()
+        total = run["requests"]["requests"]
+        with Reporter(config.name, total, journal.answered) as reporter:
+            if engine is None or journal.complete:
+                reporter.say(f"{config.name}: {out} is complete already, its {total} answers stay as they are")
+                return 0
+            if journal.answered:
+                reporter.say(f"{config.name}: {journal.answered} of {total} answers are there already, going on")
+            batch = Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter)
+            try:
+                batch.run()
+            except KeyboardInterrupt:
+                reporter.say(f"{config.name}: interrupted with {journal.answered} of {total} answers; start again")
+                return INTERRUPTED
+            journal.finish()
+            reporter.summary(batch.counts, journal.answered, journal.errors, str(out))
+    return 0
+
+
+def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies: Policies) -> Engine:
+    """An engine on this process's device, with a bank only where there is a catalog to fill it from."""
+    check_row_invariance()
+    pages = config.pages or config.sequences * whole_pages(base.config.context, config.page_size)
+    bank = None if config.catalog is None else empty_bank(base.config, bank_room(config), config.slots)
+    runner = Runner(
+        base,
+        bank,
+        pages=pages,
+        page_size=config.page_size,
+        step_tokens=config.step_tokens,
+        sequences=config.sequences,
+    )
+    scheduler = Scheduler(
+        step_tokens=config.step_tokens,
+        sequences=config.sequences,
+        page_size=config.page_size,
+        pages=PageAllocator(pages),
+        residency=None if bank is None else Residency(config.slots),
+    )
+    return Engine(device=runner, scheduler=scheduler, policies=policies, tokenizer=tokenizer, seed=config.seed)
+
+
+def bank_room(config: ServeConfig) -> AdapterSpec:
+    """What adapters the bank can hold: up to `max_rank`, on `targets`, in `expert_form`."""
+    return AdapterSpec(rank=config.max_rank, targets=config.targets, expert_form=config.expert_form)

@@ -1,0 +1,148 @@
+"""Stand-ins for serving tests: a device whose next token follows from a sequence's own tokens, slot and seed alone."""
+
+import hashlib
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from pefx.config import AdapterSpec
+from pefx.errors import PefxError
+from pefx.serving.engine import Engine
+from pefx.serving.pages import PageAllocator
+from pefx.serving.policies import Policies
+from pefx.serving.scheduler import SAMPLE, Scheduler, StepPlan
+from pefx.store.records import Revision
+from pefx.store.residency import Residency
+
+BASE = "sha256:" + "a" * 64
+SPEC = AdapterSpec(rank=4, targets=("q_proj", "experts.up_proj"))
+VOCABULARY, EOS = 256, 0
+
+
+def revision(policy: str, number: int = 1, **changes: Any) -> Revision:
+    """A record as a catalog would hold it; the hash names policy and number."""
+    made = Revision(
+        policy=policy,
+        number=number,
+        content_hash=f"sha256:{policy}:{number}",
+        base=BASE,
+        spec=SPEC,
+        parent=None,
+        step=0,
+        seed=0,
+        config={},
+        data_fingerprint="",
+        evaluation={},
+        code_version="",
+        created="",
+        blob="",
+        blob_bytes=0,
+    )
+    return replace(made, **changes)
+
+
+class FakeCatalog:
+    """Revisions by policy; the "weights" of one name its key."""
+
+    def __init__(self, *revisions: Revision):
+        self.revisions = {(r.policy, r.number): r for r in revisions}
+        self.damaged: set[str] = set()
+        self.gone = False
+
+    def get(self, policy: str, number: int | None = None) -> Revision:
+        if self.gone:
+            raise PefxError("the catalog cannot be read", "storage")
+        numbers = [n for p, n in self.revisions if p == policy]
+        if not numbers:
+            raise PefxError(f"policy '{policy}' is not in the catalog", "unknown_policy")
+        if number is not None and number not in numbers:
+            raise PefxError(f"policy '{policy}' has no revision {number}", "unknown_revision")
+        return self.revisions[policy, max(numbers) if number is None else number]
+
+    def load(self, revision: Revision) -> Any:
+        if revision.key in self.damaged:
+            raise PefxError(f"revision {revision.key} is damaged", "damaged")
+        return {"key": {revision.key: np.zeros(0)}}
+
+
+class FakeTokenizer:
+    """One token a byte, byte 0 ends a text."""
+
+    eos = EOS
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int]) -> str:
+        return bytes(ids).decode("utf-8", errors="replace")
+
+
+class FakeDevice:
+    """Remembers tokens by page as a pool would, and answers from what it remembers: a wrong page or slot shows."""
+
+    def __init__(self, page_size: int, vocab_size: int = VOCABULARY, context: int = 64):
+        self.page_size, self.vocab_size, self.context = page_size, vocab_size, context
+        self.pool: dict[tuple[int, int], int] = {}
+        self.bank: dict[int, str] = {}
+        self.plans: list[StepPlan] = []
+        self.loads: list[tuple[int, str]] = []
+
+    def load(self, slot: int, adapter: Any, spec: AdapterSpec) -> None:
+        (key,) = adapter["key"]
+        self.loads.append((slot, key))
+        self.bank[slot] = key
+
+    def run(self, plan: StepPlan) -> tuple[list[int], list[float]]:
+        self.plans.append(plan)
+        for span in plan.spans:
+            for i, token in enumerate(span.tokens):
+                self.pool[self._place(span, span.start + i)] = int(token)
+        tokens, logprobs = [], []
+        for row in plan.wanted:
+            span = plan.spans[row.span]
+            end = span.start + row.offset + 1
+            context = [self.pool[self._place(span, p)] for p in range(end)]
+            adapter = "base" if span.slot < 0 else self.bank[span.slot]
+            token = row.target if row.target != SAMPLE else self.draw(context, adapter, row.sampling.seed)
+            tokens.append(token)
+            logprobs.append(self.logprob(context, adapter, token))
+        return tokens, logprobs
+
+    def _place(self, span: Any, position: int) -> tuple[int, int]:
+        return span.pages[position // self.page_size], position % self.page_size
+
+    def draw(self, context: list[int], adapter: str, seed: int) -> int:
+        """One letter in most cases, the end in one of sixteen."""
+        value = _hash([context, adapter, seed])
+        return EOS if value % 16 == 0 else 97 + value % 26
+
+    def logprob(self, context: list[int], adapter: str, token: int) -> float:
+        return -float(_hash([context, adapter, token]) % 1024) / 64
+
+
+def _hash(value: Any) -> int:
+    return int.from_bytes(hashlib.sha256(json.dumps(value).encode()).digest()[:8], "big")
+
+
+def make_engine(
+    catalog: FakeCatalog | None = None,
+    device: FakeDevice | None = None,
+    *,
+    step_tokens: int = 16,
+    sequences: int = 4,
+    pages: int = 64,
+    slots: int = 2,
+) -> Engine:
+    """An engine over fakes, small enough that places, pages and slots run out."""
+    device = device or FakeDevice(page_size=4)
+    scheduler = Scheduler(
+        step_tokens=step_tokens,
+        sequences=sequences,
+        page_size=device.page_size,
+        pages=PageAllocator(pages),
+        residency=None if catalog is None else Residency(slots),
+    )
+    policies = Policies(catalog, BASE, SPEC)
+    return Engine(device=device, scheduler=scheduler, policies=policies, tokenizer=FakeTokenizer(), seed=0)

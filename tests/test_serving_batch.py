@@ -1,0 +1,174 @@
+"""pefx.serving.batch: a file of requests, good and bad, answered exactly once however often it is cut."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from pefx.errors import PefxError
+from pefx.serving.batch import Batch
+from pefx.serving.journal import Journal, read_fingerprint
+from pefx.serving.policies import Policies
+from pefx.serving.progress import Reporter
+from tests.serving_fakes import BASE, SPEC, FakeCatalog, FakeDevice, make_engine, revision
+
+POLICIES = ["alice", "bob", "carol"]
+
+
+def catalog() -> FakeCatalog:
+    return FakeCatalog(*(revision(policy, number) for policy in POLICIES for number in (1, 2)))
+
+
+class Cut(Exception):
+    """Stands for SIGKILL: nothing of the process's memory reaches the disk after it."""
+
+
+class DyingDevice(FakeDevice):
+    def __init__(self, steps: float):
+        super().__init__(page_size=4)
+        self.steps = steps
+
+    def run(self, plan):
+        self.steps -= 1
+        if self.steps < 0:
+            raise Cut
+        return super().run(plan)
+
+
+def start(requests: Path, out: Path, revisions: FakeCatalog, steps: float = float("inf"), sequences: int = 4) -> Batch:
+    run = {"requests": read_fingerprint(requests)}
+    with Journal(out, run) as journal:
+        journal.start()
+        engine = make_engine(revisions, DyingDevice(steps), sequences=sequences)
+        reporter = Reporter("t", 1, journal.answered, Console(file=io.StringIO()))
+        policies = Policies(revisions, BASE, SPEC)
+        batch = Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter)
+        batch.run()
+        journal.finish()
+        return batch
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    return path
+
+
+def mixed(count: int) -> list[Any]:
+    policies = [None, *POLICIES, "nobody"]
+    rows: list[Any] = [
+        {
+            "id": f"r{i}",
+            "policy": policies[i % 5],
+            "prompt": "x" * (1 + i % 9),
+            "max_tokens": 1 + i % 7,
+            "logprobs": True,
+        }
+        for i in range(count)
+    ]
+    rows[3], rows[10] = b"{broken", {"id": "r1", "prompt": "again"}
+    return rows
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_bytes().splitlines()]
+
+
+def test_every_line_is_answered_in_its_place(tmp_path: Path):
+    requests = write(tmp_path / "in.jsonl", [*mixed(40), b"", {"id": "last", "prompt": "x"}])
+    batch = start(requests, tmp_path / "out", catalog())
+    rows = read(tmp_path / "out")
+    assert len(rows) == 41
+    assert batch.counts.answers == 41
+    for i, row in enumerate(rows[:40]):
+        if i == 3:
+            assert row["id"] is None
+            assert "in.jsonl line 4: broken JSON" in row["error"]["message"]
+        elif i == 10:
+            assert (row["id"], row["error"]["type"]) == ("r1", "duplicate_id")
+            assert "line 11" in row["error"]["message"]
+        elif i % 5 == 4:
+            assert row["error"]["type"] == "unknown_policy"
+            assert "'nobody'" in row["error"]["message"]
+        else:
+            assert (row["id"], row["policy"]) == (f"r{i}", [None, *POLICIES][i % 5])
+            assert row["revision"] == (None if i % 5 == 0 else 2)
+    assert rows[40]["id"] == "last"
+
+
+def test_cut_at_every_step_gives_the_same_bytes(tmp_path: Path):
+    requests = write(tmp_path / "in.jsonl", mixed(30))
+    steps = start(requests, tmp_path / "whole", catalog()).counts.steps
+    wanted = (tmp_path / "whole").read_bytes()
+    for cut in range(0, steps, 3):
+        out = tmp_path / f"out{cut}"
+        with pytest.raises(Cut):
+            start(requests, out, catalog(), steps=cut)
+        assert not out.exists()
+        start(requests, out, catalog())
+        assert out.read_bytes() == wanted
+
+
+def test_many_cuts_of_one_run_make_progress(tmp_path: Path):
+    requests = write(tmp_path / "in.jsonl", mixed(40))
+    start(requests, tmp_path / "whole", catalog())
+    for _ in range(100):
+        try:
+            start(requests, tmp_path / "out", catalog(), steps=9, sequences=3)
+            break
+        except Cut:
+            continue
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_latest_is_what_it_was_when_the_run_began(tmp_path: Path):
+    requests = write(tmp_path / "in.jsonl", mixed(40))
+    revisions = catalog()
+    start(requests, tmp_path / "whole", catalog())
+    with pytest.raises(Cut):
+        start(requests, tmp_path / "out", revisions, steps=12)
+    for policy in [*POLICIES, "nobody"]:
+        revisions.revisions[policy, 3] = revision(policy, 3)
+    start(requests, tmp_path / "out", revisions)
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+@pytest.mark.parametrize("loss", ["replaced", "removed"])
+def test_catalog_that_lost_a_promised_revision_stops_the_run(tmp_path: Path, loss: str):
+    requests = write(tmp_path / "in.jsonl", [{"id": str(i), "policy": "alice", "prompt": "x"} for i in range(20)])
+    revisions = catalog()
+    with pytest.raises(Cut):
+        start(requests, tmp_path / "out", revisions, steps=3)
+    if loss == "removed":
+        del revisions.revisions["alice", 2]
+    else:
+        revisions.revisions["alice", 2] = revision("alice", 2, content_hash="sha256:other")
+    with pytest.raises(PefxError, match="this run began with revision alice@2"):
+        start(requests, tmp_path / "out", revisions)
+
+
+def test_catalog_out_of_reach_is_no_answer(tmp_path: Path):
+    requests = write(tmp_path / "in.jsonl", [{"id": "a", "policy": "alice", "prompt": "x"}])
+    revisions = catalog()
+    revisions.gone = True
+    with pytest.raises(PefxError, match="cannot be read"):
+        start(requests, tmp_path / "out", revisions)
+    revisions.gone = False
+    start(requests, tmp_path / "out", revisions)
+    assert read(tmp_path / "out")[0]["revision"] == 2
+
+
+def test_id_of_a_bad_line_is_taken(tmp_path: Path):
+    """A row for an id means one line: the second with that id is refused even if the first was bad."""
+    requests = write(tmp_path / "in.jsonl", [{"id": "a", "prompt": ""}, {"id": "a", "prompt": "x"}])
+    start(requests, tmp_path / "out", catalog())
+    assert [row["error"]["type"] for row in read(tmp_path / "out")] == ["invalid_request", "duplicate_id"]
+
+
+def test_bad_lines_alone_are_a_run_too(tmp_path: Path):
+    requests = write(tmp_path / "in.jsonl", [b"x"] * 50)
+    start(requests, tmp_path / "out", catalog())
+    assert len(read(tmp_path / "out")) == 50

@@ -1,0 +1,118 @@
+"""pefx.serving.engine: mixed requests, answered as each would be alone."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pefx.errors import PefxError
+from pefx.serving.engine import Engine
+from pefx.serving.requests import Request, RequestError
+from tests.serving_fakes import FakeCatalog, FakeDevice, make_engine, revision
+
+POLICIES = ["alice", "bob", "carol", "dave"]
+
+
+def catalog() -> FakeCatalog:
+    return FakeCatalog(*(revision(policy) for policy in POLICIES))
+
+
+def serve(engine: Engine, requests: list[Request], revisions: FakeCatalog) -> dict[int, dict[str, Any]]:
+    for handle, request in enumerate(requests):
+        engine.submit(handle, request, None if request.policy is None else revisions.get(request.policy))
+    rows = {}
+    while not engine.idle:
+        rows |= {answered.handle: answered.row for answered in engine.step()}
+    return rows
+
+
+fields_strategy = st.fixed_dictionaries(
+    {
+        "prompt": st.lists(st.integers(1, 255), min_size=1, max_size=30).map(tuple),
+        "policy": st.sampled_from([None, *POLICIES]),
+        "max_tokens": st.integers(1, 20),
+        "stop": st.lists(st.sampled_from(["a", "bc", "q"]), max_size=2).map(tuple),
+        "logprobs": st.booleans(),
+        "prompt_logprobs": st.booleans(),
+    }
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(fields_strategy, min_size=1, max_size=12), st.integers(1, 16), st.integers(1, 5), st.integers(1, 3))
+def test_an_answer_does_not_depend_on_its_company(asked, step_tokens, sequences, slots):
+    revisions, requests = catalog(), [Request(f"r{i}", **fields) for i, fields in enumerate(asked)]
+    engine = make_engine(revisions, step_tokens=step_tokens, sequences=sequences, slots=slots, pages=15)
+    together = serve(engine, requests, revisions)
+    for handle, request in enumerate(requests):
+        alone = serve(make_engine(revisions, step_tokens=64), [request], revisions)[0]
+        assert together[handle] == alone
+        assert alone["policy"] == request.policy
+        assert len(alone["prompt_logprobs"] or request.prompt) == len(request.prompt)
+
+
+def test_generation_ends_where_the_context_does():
+    device = FakeDevice(page_size=4, context=8)
+    engine = make_engine(device=device)
+    device.draw = lambda context, adapter, seed: 97
+    row = serve(engine, [Request("a", (1,) * 5, max_tokens=50)], catalog())[0]
+    assert (len(row["tokens"]), row["finish_reason"]) == (3, "length")
+
+
+def test_damaged_adapter_fails_its_requests_and_no_others():
+    revisions = catalog()
+    revisions.damaged.add("bob@1")
+    engine = make_engine(revisions)
+    asked = [Request(f"{i}", (1, 2), policy=p) for i, p in enumerate(["alice", "bob", None, "bob"])]
+    rows = serve(engine, asked, revisions)
+    assert [rows[i].get("error", {}).get("type") for i in range(4)] == [None, "damaged", None, "damaged"]
+    revisions.damaged.clear()
+    assert "error" not in serve(engine, asked[1:2], revisions)[0]  # nothing of the failure stays
+
+
+def test_catalog_out_of_reach_stops_everything():
+    revisions = catalog()
+
+    def load(revision: Any) -> Any:
+        raise PefxError("gone", "storage")
+
+    revisions.load = load
+    engine = make_engine(revisions)
+    engine.submit(0, Request("a", (1,), policy="alice"), revisions.get("alice"))
+    with pytest.raises(PefxError, match="gone"):
+        engine.step()
+
+
+def test_request_that_cannot_be_served_leaves_nothing_behind():
+    engine = make_engine()
+    with pytest.raises(RequestError, match="out of range"):
+        engine.submit(0, Request("a", (999,)), None)
+    assert engine.idle
+    assert engine.step() == []
+
+
+def test_revision_of_another_policy_is_never_served():
+    revisions = catalog()
+    engine = make_engine(revisions)
+    for request, served in (("alice", "bob"), ("alice", None), (None, "bob")):
+        with pytest.raises(RuntimeError, match="was given"):
+            engine.submit(0, Request("a", (1,), policy=request), None if served is None else revisions.get(served))
+
+
+def test_room_is_for_what_the_next_places_need():
+    engine = make_engine(sequences=2)
+    taken = 0
+    while engine.room:
+        engine.submit(taken, Request(str(taken), (1,)), None)
+        taken += 1
+    assert taken == 4
+
+
+def test_seed_of_the_request_decides_the_sample():
+    revisions = catalog()
+    asked = [Request("a", (1,), seed=1, max_tokens=9), Request("b", (1,), seed=1, max_tokens=9)]
+    asked += [Request("c", (1,), max_tokens=9), Request("d", (1,), max_tokens=9)]
+    rows = serve(make_engine(revisions), asked, revisions)
+    assert rows[0]["tokens"] == rows[1]["tokens"]
+    assert rows[2]["tokens"] != rows[3]["tokens"]

@@ -1,0 +1,53 @@
+"""pefx.serving.policies: the revision that was asked for, if this base and bank can hold it."""
+
+from dataclasses import replace
+
+import pytest
+
+from pefx.errors import PefxError
+from pefx.serving.policies import Policies
+from tests.serving_fakes import BASE, SPEC, FakeCatalog, revision
+
+
+def test_latest_and_named_revisions():
+    catalog = FakeCatalog(revision("a", 1), revision("a", 2))
+    policies = Policies(catalog, BASE, SPEC)
+    assert policies.resolve("a", None).number == 2
+    assert policies.resolve("a", 1).number == 1
+    assert list(policies.load(policies.resolve("a", 1))["key"]) == ["a@1"]
+
+
+def test_smaller_spec_fits():
+    small = replace(SPEC, rank=1, targets=("q_proj",), expert_form="shared_hidden")
+    assert Policies(FakeCatalog(revision("a", spec=small)), BASE, SPEC).resolve("a", None).spec == small
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "part"),
+    [
+        ({"base": "sha256:" + "b" * 64}, "wrong_base", "belongs to base"),
+        ({"spec": replace(SPEC, rank=5)}, "wrong_rank", "rank 5.*at most 4"),
+        ({"spec": replace(SPEC, targets=("q_proj", "k_proj"))}, "wrong_target", "k_proj"),
+        ({"spec": replace(SPEC, expert_form="shared_hidden")}, "wrong_form", "shared_hidden"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, kind: str, part: str):
+    with pytest.raises(PefxError, match=part) as caught:
+        Policies(FakeCatalog(revision("a", **changes)), BASE, SPEC).resolve("a", None)
+    assert caught.value.kind == kind
+
+
+def test_catalog_that_answers_with_another_revision_is_caught():
+    class Confused(FakeCatalog):
+        def get(self, policy: str, number: int | None = None):
+            return revision("b", 9)
+
+    for policy, number in (("a", None), ("b", 1)):
+        with pytest.raises(PefxError, match="answered with b@9"):
+            Policies(Confused(), BASE, SPEC).resolve(policy, number)
+
+
+def test_no_catalog_knows_no_policy():
+    with pytest.raises(PefxError, match="no catalog") as caught:
+        Policies(None, BASE, SPEC).resolve("a", None)
+    assert caught.value.kind == "unknown_policy"

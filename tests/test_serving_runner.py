@@ -1,0 +1,127 @@
+"""pefx.serving.runner: plans become few shapes, and the numbers are those of a teacher-forced forward."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from kernels.paged_attention.api import query_tile
+from pefx.adapters.bank import empty_bank
+from pefx.batch import TokenBatch
+from pefx.config import AdapterSpec
+from pefx.errors import PefxError
+from pefx.model import Base
+from pefx.packing import Span, pack
+from pefx.serving.generation import Generation
+from pefx.serving.pages import PageAllocator
+from pefx.serving.runner import Runner, buckets, fit
+from pefx.serving.scheduler import Sampling, Scheduler, Sequence
+from pefx.steps import TrainBatch, score
+from pefx.store.residency import Residency
+from tests.serving_fakes import revision
+from tests.serving_small import MODEL, random_adapter
+
+PAGE, SPEC = 32, AdapterSpec(rank=4)
+
+
+def test_buckets_are_few_and_hold_everything():
+    assert buckets(256, 32) == [64, 256]
+    assert buckets(32, 8) == [8, 32]
+    assert buckets(3, 8) == [8]
+    assert [fit(n, buckets(256, 32)) for n in (1, 64, 65, 256)] == [64, 64, 256, 256]
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return Base(MODEL, nnx.Rngs(3))
+
+
+# Shapes are those of `serving_small.make_config`, so that both tests compile the same few programs.
+SLOTS, SEQUENCES, PAGES, STEP_TOKENS = 3, 8, 24, 32
+
+
+def make(base: Base) -> Runner:
+    bank = empty_bank(MODEL, SPEC, slots=SLOTS)
+    return Runner(base, bank, pages=PAGES, page_size=PAGE, step_tokens=STEP_TOKENS, sequences=SEQUENCES)
+
+
+def asked(handle: int, prompt: int, new: int, policy: str | None, temperature: float = 0.0) -> Sequence:
+    tokens = np.random.default_rng(handle).integers(3, MODEL.vocab_size, prompt).tolist()
+    sampling = Sampling(temperature, 1.0, 0, handle)
+    generation = Generation(lambda ids: "", new, (), frozenset())
+    served = None if policy is None else revision(policy)
+    return Sequence(handle, tokens, served, sampling, generation, new, score_prompt=True)
+
+
+def serve(runner: Runner, step_tokens: int, sequences: list[Sequence]) -> dict[str, int]:
+    """Run to the end; returns the slot that each policy last had."""
+    scheduler = Scheduler(
+        step_tokens=step_tokens,
+        sequences=SEQUENCES,
+        page_size=PAGE,
+        pages=PageAllocator(PAGES),
+        residency=Residency(SLOTS),
+    )
+    slots = {}
+    for sequence in sequences:
+        scheduler.submit(sequence)
+    while scheduler.waiting or scheduler.running:
+        for load in scheduler.admit():
+            slots[load.revision.policy] = load.slot
+            adapter = random_adapter(SPEC, seed=ord(load.revision.policy[0]))
+            runner.load(load.slot, adapter, SPEC)
+        plan = scheduler.plan()
+        assert plan is not None
+        scheduler.commit(plan, *runner.run(plan))
+    return slots
+
+
+def teacher_forced(base: Base, runner: Runner, sequence: Sequence, slot: int) -> np.ndarray:
+    tokens = [*sequence.prompt, *sequence.generation.tokens]
+    size = -(-len(tokens) // 64) * 64
+    fields = pack(
+        [Span(tokens, 0, slot, list(range(size // PAGE)))],
+        tokens=size,
+        sequences=1,
+        blocks=MODEL.context // PAGE,
+        page_size=PAGE,
+        tile=query_tile(MODEL.heads, MODEL.kv_heads),
+        whole=True,
+    )
+    targets = np.full(size, -1, np.int32)
+    targets[: len(tokens) - 1] = tokens[1:]
+    batch = TrainBatch(TokenBatch(**fields), targets, (targets >= 0).astype(np.float32))  # pyright: ignore[reportArgumentType]
+    return np.asarray(score(base, runner._bank, batch))[: len(tokens) - 1]
+
+
+def test_numbers_do_not_depend_on_chunks_or_company_and_equal_the_scored_ones(base: Base):
+    kinds = [(5, 6, None), (40, 3, "alice"), (17, 9, "bob"), (1, 4, "alice"), (60, 2, None)]
+    wanted = None
+    for step_tokens, temperature in ((5, 0.7), (STEP_TOKENS, 0.7)):
+        sequences = [asked(i, prompt, new, policy, temperature) for i, (prompt, new, policy) in enumerate(kinds)]
+        runner = make(base)
+        slots = serve(runner, step_tokens, sequences)
+        got = [(s.prompt_logprobs, s.generation.tokens, s.generation.logprobs) for s in sequences]
+        assert wanted is None or got == wanted
+        wanted = got
+        for sequence in sequences:
+            slot = -1 if sequence.revision is None else slots[sequence.revision.policy]
+            served = np.array([*sequence.prompt_logprobs[1:], *sequence.generation.logprobs], np.float32)
+            np.testing.assert_array_equal(served, teacher_forced(base, runner, sequence, slot))
+
+
+def test_adapter_that_does_not_fit_leaves_the_bank_as_it_was(base: Base):
+    runner = make(base)
+    first = asked(1, 9, 3, "alice")
+    serve(runner, 16, [first])
+    wrong = AdapterSpec(rank=16)
+    with pytest.raises(PefxError, match="rank"):
+        runner.load(0, random_adapter(wrong, 1), wrong)
+    again = asked(1, 9, 3, "alice")
+    serve(runner, 16, [again])
+    assert again.generation.logprobs == first.generation.logprobs
+
+
+def test_no_bank_no_adapter(base: Base):
+    runner = Runner(base, None, pages=4, page_size=PAGE, step_tokens=8, sequences=1)
+    with pytest.raises(RuntimeError, match="no bank"):
+        runner.load(0, {}, SPEC)
