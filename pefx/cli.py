@@ -1,0 +1,169 @@
+"""The console script `pefx`; `train.py` and `serve.py` are the same commands under their own names."""
+
+import os
+import runpy
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.conf import arg, subcommand
+
+from pefx.config import ServeConfig, TrainConfig
+from pefx.errors import PefxError
+from pefx.settings import load_config, parse, read_any
+
+ConfigPath = Annotated[str, arg(metavar="CONFIG"), tyro.conf.Positional]
+CatalogPath = Annotated[str, arg(metavar="PATH"), tyro.conf.Positional]
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train many adapters over one base, or a base. Any field of the config may follow: --steps 20 --data.seed 1."""
+
+    config: ConfigPath
+    """A file in configs/ that makes a TrainConfig."""
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Answer a file of requests over mixed adapters. Any field of the config may follow: --slots 8."""
+
+    config: ConfigPath
+    """A file in configs/ that makes a ServeConfig."""
+    requests: str
+    """JSONL, one request a line."""
+    out: str
+    """JSONL, one answer a line; started again on the same files, it goes on where it was cut."""
+
+
+@dataclass(frozen=True)
+class Ls:
+    """List the policies of a catalog, each with its latest revision."""
+
+    path: CatalogPath
+    """The folder of the catalog."""
+    prefix: str = ""
+    """Only policies whose name starts with this."""
+    json: Switch = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """Print one revision and the history of its policy."""
+
+    path: CatalogPath
+    """The folder of the catalog."""
+    policy: Annotated[str, arg(metavar="POLICY[@REVISION]"), tyro.conf.Positional]
+    """`policy` for its latest revision, or `policy@number`."""
+    json: Switch = False
+    """Print JSON instead of tables."""
+
+
+@dataclass(frozen=True)
+class CatalogCommand:
+    """Look into a catalog of revisions."""
+
+    action: Annotated[Annotated[Ls, subcommand("ls")] | Annotated[Show, subcommand("show")], arg(name="")]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Print what a config keeps in memory - base, adapters, moments, keys and values - without allocating it."""
+
+    config: ConfigPath
+    """A file in configs/."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Run one program of benchmarks/ by name, or `all` of them."""
+
+    name: Annotated[str, arg(metavar="NAME"), tyro.conf.Positional]
+    """A file of benchmarks/ without its `.py`, or `all`."""
+
+
+Command = (
+    Annotated[Train, subcommand("train")]
+    | Annotated[Serve, subcommand("serve")]
+    | Annotated[CatalogCommand, subcommand("catalog")]
+    | Annotated[Plan, subcommand("plan")]
+    | Annotated[Bench, subcommand("bench")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code: 0, 2 for bad input (one line on stderr), or what the command says."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if wants_fields(words):
+            load_config(words[1], {"train": TrainConfig, "serve": ServeConfig}[words[0]], ["--help"])
+        command, overrides = parse(Command, words or ["--help"], prog="pefx", return_unknown_args=True)
+        return run(command, overrides)
+    except PefxError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `pefx catalog ls ... | head`: the reader has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def wants_fields(words: Sequence[str]) -> bool:
+    """`pefx train CONFIG --help` lists the fields of that config; without CONFIG, help is about the command."""
+    named = len(words) > 2 and words[0] in ("train", "serve") and not words[1].startswith("-")
+    return named and not {"-h", "--help"}.isdisjoint(words)
+
+
+def run(command: Train | Serve | CatalogCommand | Plan | Bench, overrides: Sequence[str]) -> int:
+    """Each command imports what it runs, so that looking into a catalog does not wait for jax."""
+    if isinstance(command, Train):
+        training = load_config(command.config, TrainConfig, overrides)
+        from pefx.training.run import train
+
+        return train(training)
+    if isinstance(command, Serve):
+        serving = load_config(command.config, ServeConfig, overrides)
+        from pefx.serving.run import serve_file
+
+        return serve_file(serving, command.requests, command.out)
+    if overrides:
+        raise PefxError(f"pefx: unrecognized options: {' '.join(overrides)}; see pefx --help")
+    if isinstance(command, CatalogCommand):
+        return show_catalog(command.action)
+    if isinstance(command, Plan):
+        from pefx.sizing import render_sizes
+
+        print(render_sizes(read_any(command.config)))
+        return 0
+    return bench(command.name)
+
+
+def show_catalog(action: Ls | Show) -> int:
+    from pefx.store.catalog import Catalog
+    from pefx.store.listing import render_list, render_show
+
+    catalog = Catalog.open(action.path, read_only=True)
+    if isinstance(action, Ls):
+        print(render_list(catalog, as_json=action.json, prefix=action.prefix))
+    else:
+        print(render_show(catalog, action.policy, as_json=action.json))
+    return 0
+
+
+def bench(name: str) -> int:
+    """Runs `benchmarks/<name>.py` as a program, or each in turn for `all`; raises PefxError for an unknown name."""
+    programs = {path.stem: path for path in sorted(BENCHMARKS.glob("*.py"))}
+    if name != "all" and name not in programs:
+        raise PefxError(f"pefx bench: no benchmark {name!r}; there are all, {', '.join(programs) or 'none installed'}")
+    for program in programs.values() if name == "all" else [programs[name]]:
+        runpy.run_path(str(program), run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

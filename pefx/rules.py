@@ -1,0 +1,168 @@
+"""What the values of a config must satisfy, beyond their types: ranges, multiples, names that exist."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from pefx.adapters.sites import SITES
+from pefx.config import (
+    AdapterSpec,
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    ServeConfig,
+    TrainConfig,
+    UserConfig,
+)
+
+Broken = Iterator[tuple[str, str]]  # (dotted field, what is wrong and what would be right)
+
+
+def broken_rules(config: TrainConfig | ServeConfig) -> Broken:
+    """Yields every rule that `config` breaks, field by field; the types of its fields are taken as checked."""
+    if isinstance(config, ServeConfig):
+        yield from serve_rules(config)
+    else:
+        yield from train_rules(config)
+
+
+def serve_rules(config: ServeConfig) -> Broken:
+    yield from texts(config, "", "name", "base")
+    yield from positive(config, "", "slots", "sequences", "step_tokens", "page_size", "max_rank")
+    yield from not_negative(config, "", "pages", "seed")
+    yield from target_rules(config.targets, "")
+    if config.catalog == "":
+        yield "catalog", "is empty; name a folder, or None to serve the base alone"
+
+
+def train_rules(config: TrainConfig) -> Broken:
+    yield from texts(config, "", "name", "output")
+    yield from positive(config, "", "steps", "accumulate", "page_size")
+    yield from not_negative(config, "", "evaluate_every", "seed")
+    yield from data_rules(config.data, "data.")
+    yield from checkpoint_rules(config.checkpoint, "checkpoint.")
+    yield from adapter_rules(config.adapter, "adapter.")
+    yield from optimizer_rules(config.optimizer, "optimizer.")
+    if config.pretrain is None:
+        yield from users_rules(config)
+    else:
+        if config.users:
+            yield "users", "must be empty when pretrain is set: a run trains the base or adapters over it"
+        if config.base is not None:
+            yield "base", "must be None when pretrain is set: the run makes a base"
+        yield from pretrain_rules(config, config.pretrain)
+
+
+def users_rules(config: TrainConfig) -> Broken:
+    if not config.users:
+        yield "users", "is empty and pretrain is not set; there is nothing to train"
+    if not config.base:
+        yield "base", "is missing; name the folder of the frozen base that the adapters are trained over"
+    seen: dict[str, int] = {}
+    for index, user in enumerate(config.users):
+        prefix = f"users.{index}."
+        yield from user_rules(user, prefix)
+        if user.name in seen:
+            yield f"{prefix}name", f"{user.name!r} is also the name of users.{seen[user.name]}; names are unique"
+        seen.setdefault(user.name, index)
+    share, length = config.data.tokens_per_user, config.data.sequence_length
+    if share % config.page_size:
+        yield "data.tokens_per_user", f"must be a multiple of page_size ({config.page_size}), got {share}"
+    if length > share:
+        yield "data.sequence_length", f"must fit a user's share of a step (tokens_per_user {share}), got {length}"
+
+
+def user_rules(user: UserConfig, prefix: str) -> Broken:
+    yield from texts(user, prefix, "name", "train")
+    if user.heldout == "":
+        yield f"{prefix}heldout", "is empty; name a file, or None for no held-out lines"
+    if user.adapter is not None:
+        yield from adapter_rules(user.adapter, f"{prefix}adapter.")
+    if user.optimizer is not None:
+        yield from optimizer_rules(user.optimizer, f"{prefix}optimizer.")
+    if user.steps is not None:
+        yield from positive(user, prefix, "steps")
+    if user.seed is not None:
+        yield from not_negative(user, prefix, "seed")
+
+
+def pretrain_rules(config: TrainConfig, pretrain: PretrainConfig) -> Broken:
+    yield from texts(pretrain, "pretrain.", "tokenizer", "train", "heldout", "export")
+    yield from positive(pretrain, "pretrain.", "batch_tokens")
+    yield from model_rules(pretrain.model, "pretrain.model.")
+    if pretrain.batch_tokens % config.page_size:
+        yield "pretrain.batch_tokens", f"must be a multiple of page_size ({config.page_size})"
+    length = config.data.sequence_length
+    for limit, name in ((pretrain.batch_tokens, "pretrain.batch_tokens"), (pretrain.model.context, "model.context")):
+        if length > limit:
+            yield "data.sequence_length", f"must be at most {name} ({limit}), got {length}"
+
+
+def data_rules(data: DataConfig, prefix: str) -> Broken:
+    yield from positive(data, prefix, "sequence_length", "tokens_per_user", "users_per_step", "heldout_tokens")
+    yield from not_negative(data, prefix, "seed")
+
+
+def checkpoint_rules(checkpoint: CheckpointConfig, prefix: str) -> Broken:
+    yield from not_negative(checkpoint, prefix, "every")
+    yield from positive(checkpoint, prefix, "keep")
+
+
+def adapter_rules(spec: AdapterSpec, prefix: str) -> Broken:
+    yield from positive(spec, prefix, "rank", "alpha")
+    yield from target_rules(spec.targets, prefix)
+
+
+def target_rules(targets: tuple[str, ...], prefix: str) -> Broken:
+    if not targets:
+        yield f"{prefix}targets", f"is empty; choose from {', '.join(SITES)}"
+    for index, target in enumerate(targets):
+        if target not in SITES:
+            yield f"{prefix}targets", f"unknown site {target!r}; sites are {', '.join(SITES)}"
+        elif target in targets[:index]:
+            yield f"{prefix}targets", f"site {target!r} is given twice"
+
+
+def optimizer_rules(optimizer: OptimizerConfig, prefix: str) -> Broken:
+    yield from positive(optimizer, prefix, "learning_rate", "clip", "epsilon")
+    yield from not_negative(optimizer, prefix, "warmup_steps", "weight_decay")
+    yield from holds(optimizer, prefix, lambda x: 0 <= x <= 1, "must be from 0 to 1", "final_fraction")
+    yield from holds(optimizer, prefix, lambda x: 0 <= x < 1, "must be at least 0 and below 1", "beta1", "beta2")
+
+
+def model_rules(model: ModelConfig, prefix: str) -> Broken:
+    sizes = ("vocab_size", "hidden", "layers", "heads", "kv_heads", "head_size", "dense_hidden", "expert_hidden")
+    yield from positive(model, prefix, *sizes, "experts", "experts_per_token", "context", "rope_theta", "norm_epsilon")
+    if model.kv_heads > 0 and model.heads % model.kv_heads:
+        yield f"{prefix}heads", f"must be a multiple of kv_heads ({model.kv_heads}), got {model.heads}"
+    if model.head_size % 2:
+        yield f"{prefix}head_size", f"must be even for rotary positions, got {model.head_size}"
+    if model.experts_per_token > model.experts:
+        yield f"{prefix}experts_per_token", f"must be at most experts ({model.experts}), got {model.experts_per_token}"
+    for layer in model.dense_layers:
+        if not 0 <= layer < model.layers:
+            yield f"{prefix}dense_layers", f"layer {layer} is outside 0 to {model.layers - 1}"
+
+
+def positive(part: Any, prefix: str, *names: str) -> Broken:
+    yield from holds(part, prefix, lambda x: x > 0, "must be above 0", *names)
+
+
+def not_negative(part: Any, prefix: str, *names: str) -> Broken:
+    yield from holds(part, prefix, lambda x: x >= 0, "must not be negative", *names)
+
+
+def holds(part: Any, prefix: str, rule: Callable[[Any], bool], words: str, *names: str) -> Broken:
+    """Yields the fields of `part` that are not finite or break `rule`."""
+    for name in names:
+        value = getattr(part, name)
+        if not (math.isfinite(value) and rule(value)):
+            yield prefix + name, f"{words}, got {value}"
+
+
+def texts(part: Any, prefix: str, *names: str) -> Broken:
+    for name in names:
+        if not getattr(part, name):
+            yield prefix + name, "must not be empty"

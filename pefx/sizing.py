@@ -1,0 +1,100 @@
+"""What a config needs in memory, from the shapes of what it would build; nothing is allocated."""
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pefx.adapters.bank import bank_spec, empty_bank
+from pefx.batch import KVPool
+from pefx.config import AdapterSpec, ModelConfig, Precision, ServeConfig, TrainConfig
+from pefx.huggingface import read_config
+from pefx.model import abstract_base
+from pefx.optim import init_opt
+from pefx.packing import whole_pages
+from pefx.steps import init_pretrain
+
+
+@dataclass(frozen=True)
+class Size:
+    """One line of the table: `numbers` elements in `bytes` bytes."""
+
+    what: str
+    numbers: int
+    bytes: int
+
+
+def sizes(config: TrainConfig | ServeConfig) -> list[Size]:
+    """What stays resident through the run of `config`, by kind of state; temporaries of a step are not in it.
+
+    Reads only the base's `config.json`. Raises PefxError if the base cannot be read.
+    """
+    if isinstance(config, ServeConfig):
+        return list(serving_sizes(config))
+    if config.pretrain is not None:
+        base = abstract_base(config.pretrain.model)
+        return [measure("base", base), measure("moments of the base", jax.eval_shape(init_pretrain, base))]
+    return list(training_sizes(config))
+
+
+def training_sizes(config: TrainConfig) -> Iterator[Size]:
+    model = read_model(config.base or "", config.precision)
+    yield measure("base", abstract_base(model))
+    bank = abstract_bank(model, bank_spec([user.adapter or config.adapter for user in config.users]), len(config.users))
+    yield measure(f"bank of {len(config.users)} adapters", bank)
+    opt = jax.eval_shape(init_opt, bank)
+    yield measure("moments", (opt.mu, opt.nu))
+    yield measure("accumulated gradients", opt.gradient)
+    tokens = min(config.data.users_per_step, len(config.users)) * config.data.tokens_per_user
+    yield pool(model, whole_pages(tokens, config.page_size), config.page_size)
+
+
+def serving_sizes(config: ServeConfig) -> Iterator[Size]:
+    model = read_model(config.base, config.precision)
+    yield measure("base", abstract_base(model))
+    if config.catalog is not None:
+        spec = AdapterSpec(rank=config.max_rank, targets=config.targets, expert_form=config.expert_form)
+        yield measure(f"bank of {config.slots} slots", abstract_bank(model, spec, config.slots))
+    pages = config.pages or config.sequences * whole_pages(model.context, config.page_size)
+    yield pool(model, pages, config.page_size)
+
+
+def read_model(base: str, precision: Precision) -> ModelConfig:
+    """The shape of the base in folder `base`, held in `precision`."""
+    return replace(read_config(base), precision=precision)
+
+
+def abstract_bank(model: ModelConfig, spec: AdapterSpec, slots: int) -> Any:
+    return jax.eval_shape(lambda: empty_bank(model, spec, slots))
+
+
+def pool(model: ModelConfig, pages: int, page_size: int) -> Size:
+    kv = jax.eval_shape(lambda: KVPool.zeros(model, pages, page_size))
+    return measure(f"keys and values, {pages} pages of {page_size} tokens", kv)
+
+
+def measure(what: str, tree: Any) -> Size:
+    """Elements and bytes of all arrays of an abstract pytree."""
+    leaves = jax.tree.leaves(tree)
+    counts = [math.prod(leaf.shape) for leaf in leaves]
+    return Size(what, sum(counts), sum(n * np.dtype(x.dtype).itemsize for n, x in zip(counts, leaves, strict=True)))
+
+
+def render_sizes(config: TrainConfig | ServeConfig) -> str:
+    """The table that `pefx plan` prints."""
+    rows = sizes(config)
+    table = Table(title=f"{config.name}: resident state", title_justify="left")
+    table.add_column("state")
+    table.add_column("numbers", justify="right")
+    table.add_column("MiB", justify="right")
+    for row in [*rows, Size("in all", sum(r.numbers for r in rows), sum(r.bytes for r in rows))]:
+        table.add_row(row.what, f"{row.numbers:,}", f"{row.bytes / 2**20:,.2f}")
+    text = io.StringIO()
+    Console(file=text, width=100, color_system=None, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

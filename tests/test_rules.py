@@ -1,0 +1,123 @@
+"""Each rule of a config, broken alone, is told with its field; a config that breaks none is told nothing."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pefx.config import (
+    AdapterSpec,
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    ServeConfig,
+    TrainConfig,
+    UserConfig,
+)
+from pefx.rules import broken_rules
+
+USERS = (UserConfig("ann", "a.jsonl"), UserConfig("bob", "b.jsonl"))
+TRAIN = TrainConfig("n", "o", base="b", users=USERS)
+MODEL = ModelConfig()
+PRETRAIN = TrainConfig("n", "o", pretrain=PretrainConfig(MODEL, "t", "a", "h", "e"))
+SERVE = ServeConfig("n", "b")
+
+
+@pytest.mark.parametrize("config", [TRAIN, PRETRAIN, SERVE], ids=["train", "pretrain", "serve"])
+def test_a_sound_config_breaks_nothing(config):
+    assert list(broken_rules(config)) == []
+
+
+def user(**changes: Any) -> dict[str, Any]:
+    return {"users": (USERS[0], replace(USERS[1], **changes))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"name": ""}, "name"),
+        ({"steps": 0}, "steps"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"evaluate_every": -1}, "evaluate_every"),
+        ({"seed": -1}, "seed"),
+        ({"users": ()}, "users"),
+        ({"base": None}, "base"),
+        ({"data": DataConfig(tokens_per_user=100, sequence_length=64)}, "data.tokens_per_user"),
+        ({"data": DataConfig(sequence_length=512)}, "data.sequence_length"),
+        ({"data": DataConfig(users_per_step=0)}, "data.users_per_step"),
+        ({"data": DataConfig(heldout_tokens=0)}, "data.heldout_tokens"),
+        ({"checkpoint": CheckpointConfig(every=-1)}, "checkpoint.every"),
+        ({"checkpoint": CheckpointConfig(keep=0)}, "checkpoint.keep"),
+        ({"adapter": AdapterSpec(rank=0)}, "adapter.rank"),
+        ({"adapter": AdapterSpec(alpha=-1.0)}, "adapter.alpha"),
+        ({"adapter": AdapterSpec(targets=())}, "adapter.targets"),
+        ({"adapter": AdapterSpec(targets=("q_proj", "q_proj"))}, "adapter.targets"),
+        ({"adapter": AdapterSpec(targets=("qproj",))}, "adapter.targets"),
+        ({"optimizer": OptimizerConfig(learning_rate=0.0)}, "optimizer.learning_rate"),
+        ({"optimizer": OptimizerConfig(learning_rate=float("nan"))}, "optimizer.learning_rate"),
+        ({"optimizer": OptimizerConfig(clip=float("inf"))}, "optimizer.clip"),
+        ({"optimizer": OptimizerConfig(beta2=1.0)}, "optimizer.beta2"),
+        ({"optimizer": OptimizerConfig(final_fraction=1.1)}, "optimizer.final_fraction"),
+        ({"optimizer": OptimizerConfig(weight_decay=-0.1)}, "optimizer.weight_decay"),
+        (user(name="ann"), "users.1.name"),
+        (user(train=""), "users.1.train"),
+        (user(heldout=""), "users.1.heldout"),
+        (user(steps=0), "users.1.steps"),
+        (user(seed=-1), "users.1.seed"),
+        (user(adapter=AdapterSpec(rank=-1)), "users.1.adapter.rank"),
+        (user(optimizer=OptimizerConfig(epsilon=0.0)), "users.1.optimizer.epsilon"),
+    ],
+)
+def test_a_training_rule(changes, field):
+    assert [name for name, _ in broken_rules(replace(TRAIN, **changes))] == [field]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"heads": 5}, "heads"),
+        ({"head_size": 31}, "head_size"),
+        ({"experts_per_token": 17}, "experts_per_token"),
+        ({"dense_layers": (6,)}, "dense_layers"),
+        ({"layers": 0, "dense_layers": ()}, "layers"),
+        ({"rope_theta": 0.0}, "rope_theta"),
+    ],
+)
+def test_a_rule_of_a_base(changes, field):
+    pretrain = PretrainConfig(replace(MODEL, **changes), "t", "a", "h", "e")
+    assert [name for name, _ in broken_rules(replace(PRETRAIN, pretrain=pretrain))] == [f"pretrain.model.{field}"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"users": USERS}, "users"),
+        ({"base": "b"}, "base"),
+        ({"page_size": 48}, "pretrain.batch_tokens"),
+        ({"data": DataConfig(sequence_length=2000)}, "data.sequence_length"),
+    ],
+)
+def test_a_pretraining_rule(changes, field):
+    assert [name for name, _ in broken_rules(replace(PRETRAIN, **changes))] == [field]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"base": ""}, "base"),
+        ({"catalog": ""}, "catalog"),
+        ({"slots": 0}, "slots"),
+        ({"sequences": 0}, "sequences"),
+        ({"step_tokens": 0}, "step_tokens"),
+        ({"pages": -1}, "pages"),
+        ({"page_size": 0}, "page_size"),
+        ({"max_rank": 0}, "max_rank"),
+        ({"targets": ("q_proj", "nose")}, "targets"),
+    ],
+)
+def test_a_serving_rule(changes, field):
+    broken = list(broken_rules(replace(SERVE, **changes)))
+    assert [name for name, _ in broken] == [field]
+    assert broken[0][1]
