@@ -1,0 +1,149 @@
+"""Law 7: base logits equal those of Hugging Face transformers, adapters equal those of PEFT, within float32 rounding.
+
+The goldens and the program that made them are in `tests/goldens`. Every case runs twice: whole sequences at once, and
+one token at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels.paged_attention.api import query_tile
+from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
+from pefx.adapters.peft import read_peft
+from pefx.batch import KVPool, TokenBatch
+from pefx.compiler import jit
+from pefx.huggingface import load_base, read_config
+from pefx.model import Base, forward, unembed
+from pefx.packing import Span, pack, whole_pages
+
+GOLDENS = Path(__file__).parent.parent / "goldens"
+SHIPPED = Path(__file__).parent.parent.parent / "assets" / "base"
+ADAPTERS = ("attention", "dense", "experts", "unembed", "everything", "per_expert")
+PAGE = 16
+TOLERANCE = 2e-4  # of a logit, absolute
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sequence, the slot of its adapter (-1: the base), and the logits it should give, `[n, V]`."""
+
+    tokens: np.ndarray
+    slot: int
+    logits: np.ndarray
+
+
+def cases(file: Path, slot: int) -> list[Case]:
+    with np.load(file) as golden:
+        ends = np.cumsum(golden["lengths"])[:-1]
+        pieces = zip(np.split(golden["tokens"], ends), np.split(golden["logits"], ends), strict=True)
+        return [Case(tokens, slot, logits) for tokens, logits in pieces]
+
+
+@jit
+def step(base: Base, bank: Bank | None, batch: TokenBatch, kv: KVPool):
+    """One step of the model as training, scoring and serving take it: logits of every row, and the pool."""
+    hidden, kv, _ = forward(base, bank, batch, kv)
+    return unembed(base, bank, hidden, batch.slots), kv
+
+
+def run(base: Base, bank: Bank | None, sequences: Sequence[tuple[np.ndarray, int]], decode: bool) -> list[np.ndarray]:
+    """Logits of every token of (tokens, slot), all in one mixed batch: whole, or one token of each at a time."""
+    blocks = max(whole_pages(len(tokens), PAGE) for tokens, _ in sequences)
+    owned = [range(i * blocks, (i + 1) * blocks) for i in range(len(sequences))]
+    kv = KVPool.zeros(base.config, blocks * len(sequences), PAGE)
+    tile = 1 if decode else query_tile(base.config.heads, base.config.kv_heads)
+    size = 1 if decode else max(len(tokens) for tokens, _ in sequences)
+    room = max(8, len(sequences)) if decode else sum(len(tokens) for tokens, _ in sequences) + 5
+    out: list[list[np.ndarray]] = [[] for _ in sequences]
+    for start in range(0, max(len(tokens) for tokens, _ in sequences), size):
+        alive = [i for i, (tokens, _) in enumerate(sequences) if start < len(tokens)]
+        parts = [sequences[i][0][start : start + size] for i in alive]
+        spans = [Span(part, start, sequences[i][1], owned[i]) for i, part in zip(alive, parts, strict=True)]
+        fields = pack(spans, tokens=room, sequences=len(sequences), blocks=blocks, page_size=PAGE, tile=tile)
+        logits, kv = step(base, bank, TokenBatch(**fields), kv)
+        for i, rows in zip(alive, np.split(logits, np.cumsum([len(p) for p in parts])), strict=False):
+            out[i].append(rows)
+    return [np.concatenate(rows) for rows in out]
+
+
+@pytest.fixture(scope="module")
+def odd() -> Base:
+    return load_base(GOLDENS / "odd", "float32")[0]
+
+
+@pytest.fixture(scope="module")
+def bank() -> Bank:
+    """All the adapters, ranks 2 to 6, slot i the i-th; made by PEFT."""
+    config = read_config(GOLDENS / "odd")
+    read = [read_peft(GOLDENS / "adapters" / name, config) for name in ADAPTERS]
+    full = empty_bank(config, bank_spec([spec for _, spec in read]), len(read))
+    for slot, (adapter, spec) in enumerate(read):
+        full = load_adapter(full, slot, adapter, spec)
+    return full
+
+
+@pytest.mark.parametrize("decode", [False, True], ids=["whole", "decode"])
+@pytest.mark.parametrize("name", ["odd", "plain"])
+def test_a_random_base_equals_transformers(name: str, decode: bool) -> None:
+    base, _ = load_base(GOLDENS / name, "float32")
+    golden = cases(GOLDENS / name / "logits.npz", -1)
+    assert apart(run(base, None, [(case.tokens, -1) for case in golden], decode), golden)["base"] <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def mixed() -> list[Case]:
+    """Sequences of the base and of every adapter, in any order."""
+    groups = [cases(GOLDENS / "odd" / "logits.npz", -1)]
+    groups += [cases(GOLDENS / "adapters" / name / "logits.npz", slot) for slot, name in enumerate(ADAPTERS)]
+    together = [case for group in groups for case in group]
+    return [together[i] for i in np.random.default_rng(0).permutation(len(together))]
+
+
+def apart(computed: Sequence[np.ndarray], golden: Sequence[Case]) -> dict[str, float]:
+    """The largest difference of a logit from its golden one, by adapter."""
+    out: dict[str, float] = {}
+    for ours, case in zip(computed, golden, strict=True):
+        name = "base" if case.slot < 0 else ADAPTERS[case.slot]
+        out[name] = max(out.get(name, 0.0), float(np.abs(ours - case.logits).max()))
+    return out
+
+
+@pytest.mark.parametrize("decode", [False, True], ids=["whole", "decode"])
+def test_adapters_and_base_in_one_batch_equal_peft(odd: Base, bank: Bank, mixed: list[Case], decode: bool) -> None:
+    found = apart(run(odd, bank, [(case.tokens, case.slot) for case in mixed], decode), mixed)
+    assert len(found) == 1 + len(ADAPTERS)
+    assert max(found.values()) <= TOLERANCE, found
+
+
+def test_every_adapter_matters(odd: Base, bank: Bank, mixed: list[Case]) -> None:
+    """Else the law would hold for adapters that are ignored, or whose experts are mistaken for one another."""
+    without = apart(run(odd, None, [(case.tokens, -1) for case in mixed], False), mixed)
+    assert min(without[name] for name in ADAPTERS) > 0.1, without
+    rolled = {
+        site: {k: jnp.roll(v, 1, axis=2) if site.startswith("experts") else v for k, v in pair.items()}
+        for site, pair in bank.factors.items()
+    }
+    others = run(odd, Bank(rolled, bank.scales), [(case.tokens, case.slot) for case in mixed], False)
+    confused = apart(others, mixed)
+    assert min(confused[name] for name in ("experts", "per_expert", "everything")) > 0.1, confused
+
+
+@pytest.mark.parametrize("decode", [False, True], ids=["whole", "decode"])
+def test_the_shipped_base_equals_transformers(decode: bool) -> None:
+    base, digest = load_base(SHIPPED, "float32")
+    again = "run python tests/goldens/generate.py shipped"
+    assert (GOLDENS / "shipped.npz").exists(), f"the shipped base has no goldens: {again}"
+    with np.load(GOLDENS / "shipped.npz") as golden:
+        made_for = str(golden["digest"])
+        assert digest == made_for, f"the shipped base is {digest}, its goldens are of {made_for}: {again}"
+        tokens = np.split(golden["tokens"], np.cumsum(golden["lengths"])[:-1])
+        logits = np.concatenate(run(base, None, [(t, -1) for t in tokens], decode))[golden["rows"]]
+        assert np.abs(logits[:, golden["ids"]] - golden["logits"]).max() <= TOLERANCE
+        top = logits.max(-1)
+        logsumexp = top + np.log(np.exp(logits - top[:, None]).sum(-1))
+        assert np.abs(logsumexp - golden["logsumexp"]).max() <= TOLERANCE

@@ -1,0 +1,165 @@
+"""A small random base with a bank of adapters of mixed ranks, and ways to run sequences through it, for the laws."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from flax import nnx
+
+from kernels.paged_attention.api import query_tile
+from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
+from pefx.adapters.methods import Adapter, init_adapter
+from pefx.adapters.sites import SITES
+from pefx.batch import KVPool, TokenBatch
+from pefx.config import AdapterSpec, ExpertForm, ModelConfig, Precision
+from pefx.model import Base
+from pefx.packing import Span, pack, whole_pages
+from pefx.steps import ServePlan, ServeState, TrainBatch, serve_step
+
+PAGE = 32
+CONTEXT = 256
+MODEL = ModelConfig(
+    vocab_size=320,
+    hidden=64,
+    layers=3,
+    heads=6,
+    kv_heads=2,
+    head_size=16,
+    dense_hidden=96,
+    expert_hidden=48,
+    experts=8,
+    experts_per_token=2,
+    dense_layers=(1,),
+    context=CONTEXT,
+)
+TILE = query_tile(MODEL.heads, MODEL.kv_heads)
+RANKS = (1, 2, 4, 8, 16, 3)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A whole sequence and the slot of its adapter (-1: the base)."""
+
+    tokens: np.ndarray
+    slot: int
+
+
+def make_base(precision: Precision = "float32") -> Base:
+    """The same random weights at either precision (rounded for bfloat16)."""
+    return Base(replace(MODEL, precision=precision), nnx.Rngs(7))
+
+
+def spec_of(slot: int, form: ExpertForm = "per_expert") -> AdapterSpec:
+    """Slot `slot`'s adapter spec: ranks and methods differ."""
+    method = "rslora" if slot % 3 == 2 else "lora"
+    return AdapterSpec(method=method, rank=RANKS[slot % len(RANKS)], targets=tuple(SITES), expert_form=form)
+
+
+def random_adapter(slot: int, form: ExpertForm = "per_expert") -> Adapter:
+    """An adapter that changes every site."""
+    rng = np.random.default_rng(slot)
+    adapter = init_adapter(MODEL, spec_of(slot, form), slot)
+    for pair in adapter.values():
+        pair["b"] = rng.normal(size=pair["b"].shape).astype(np.float32) * 0.1
+    return adapter
+
+
+def make_bank(slots: int, adapters: dict[int, Adapter] | None = None, form: ExpertForm = "per_expert") -> Bank:
+    """A bank with `adapters` by slot (default: a random one in each)."""
+    adapters = {s: random_adapter(s, form) for s in range(slots)} if adapters is None else adapters
+    bank = empty_bank(MODEL, bank_spec([spec_of(s, form) for s in range(len(RANKS))]), slots)
+    for slot, adapter in adapters.items():
+        bank = load_adapter(bank, slot, adapter, spec_of(slot, form))
+    return bank
+
+
+def random_sequences(count: int, slots: int, seed: int, longest: int = 200) -> list[Item]:
+    """Sequences of 2 to `longest` tokens, their slots in [-1, slots)."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(2, longest + 1, count)
+    lengths[0] = longest
+    return [Item(rng.integers(0, MODEL.vocab_size, n).astype(np.int32), int(rng.integers(-1, slots))) for n in lengths]
+
+
+def train_batch(sequences: Sequence[Item], tokens: int, places: int) -> TrainBatch:
+    """Whole sequences on page boundaries, every next token a target with weight 1."""
+    spans, page = [], 0
+    targets = np.full(tokens, -1, np.int32)
+    for s in sequences:
+        need = whole_pages(len(s.tokens), PAGE)
+        spans.append(Span(s.tokens, 0, s.slot, range(page, page + need)))
+        row = page * PAGE
+        targets[row : row + len(s.tokens) - 1] = s.tokens[1:]
+        page += need
+    fields = pack(spans, tokens=tokens, sequences=places, blocks=CONTEXT // PAGE, page_size=PAGE, tile=TILE, whole=True)
+    return TrainBatch(TokenBatch(**fields), targets, (targets >= 0).astype(np.float32))
+
+
+def rows_of(sequences: Sequence[Item], per_row: np.ndarray) -> list[np.ndarray]:
+    """What a `train_batch` computed for each sequence's targets."""
+    out, row = [], 0
+    for s in sequences:
+        out.append(np.asarray(per_row[row : row + len(s.tokens) - 1]))
+        row += whole_pages(len(s.tokens), PAGE) * PAGE
+    return out
+
+
+def serve_logprobs(
+    base: Base, bank: Bank | None, sequences: Sequence[Item], chunk: int, tokens: int, seed: int = 0
+) -> list[np.ndarray]:
+    """Log-probabilities of every next token through `serve_step`, `chunk` tokens of a sequence at a time.
+
+    Chunk 1 is decode. As many sequences share a step as fit `tokens`; pages are scattered at random, and which
+    sequences move on in a step, and in what order, is drawn anew each time.
+    """
+    rng = np.random.default_rng(seed)
+    pages = CONTEXT // PAGE * len(sequences) + 3
+    free = rng.permutation(pages).tolist()
+    owned = [[free.pop() for _ in range(whole_pages(len(s.tokens), PAGE))] for s in sequences]
+    state = ServeState(KVPool.zeros(base.config, pages, PAGE))
+    places = max(2, tokens // chunk)
+    done, out = [0] * len(sequences), [np.zeros(0, np.float32) for _ in sequences]
+    while waiting := [i for i, s in enumerate(sequences) if done[i] < len(s.tokens)]:
+        chosen, room = [], tokens
+        for i in rng.permutation(waiting).tolist():
+            size = min(chunk, len(sequences[i].tokens) - done[i])
+            if size <= room and len(chosen) < places:
+                chosen.append((i, size))
+                room -= size
+        spans = [
+            Span(sequences[i].tokens[done[i] : done[i] + size], done[i], sequences[i].slot, owned[i])
+            for i, size in chosen
+        ]
+        targets = np.concatenate([_next(sequences[i].tokens, done[i], size) for i, size in chosen])
+        plan = serve_plan(spans, targets, tokens, places, tile=1 if chunk == 1 else TILE)
+        state, _, logprobs, _ = serve_step(base, bank, state, plan)
+        row = 0
+        for i, size in chosen:
+            out[i] = np.append(out[i], np.asarray(logprobs)[row : row + size])
+            done[i] += size
+            row += size
+    return [o[: len(s.tokens) - 1] for o, s in zip(out, sequences, strict=True)]
+
+
+def _next(tokens: np.ndarray, start: int, size: int) -> np.ndarray:
+    """The token after each of `size` tokens from `start`; 0 past the end, where the answer is not used."""
+    return np.append(tokens, 0)[start + 1 : start + size + 1]
+
+
+def serve_plan(spans: Sequence[Span], targets: np.ndarray, tokens: int, places: int, tile: int) -> ServePlan:
+    """A step that scores every row's target."""
+    fields = pack(spans, tokens=tokens, sequences=places, blocks=CONTEXT // PAGE, page_size=PAGE, tile=tile)
+    rows = np.full(tokens, -1, np.int32)
+    rows[: len(targets)] = np.arange(len(targets))
+    wanted = np.full(tokens, -1, np.int32)
+    wanted[: len(targets)] = targets
+    off = np.zeros(tokens, np.float32)
+    return ServePlan(
+        TokenBatch(**fields),
+        rows,
+        wanted,
+        off,
+        np.ones(tokens, np.float32),
+        off.astype(np.int32),
+        off.astype(np.uint32),
+    )
