@@ -16,7 +16,7 @@ def _items(slots: int) -> list[Item]:
 
 def _hyper(slots: list[int], apply: bool = True) -> TrainHyper:
     ones = np.ones(len(slots), np.float32)
-    columns = (0.01 * ones, 0 * ones, ones, 0.9 * ones, 0.95 * ones, 1e-8 * ones)
+    columns = (0.001 * ones, 0 * ones, ones, 0.9 * ones, 0.95 * ones, 1e-8 * ones)
     return TrainHyper(np.asarray(slots, np.int32), *columns, np.full(len(slots), apply))
 
 
