@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
+from pefx.config import Precision
 from pefx.model import Base
 from pefx.optim import init_opt
 from pefx.packing import whole_pages
@@ -31,7 +32,7 @@ WAYS = [(1, 1, 2), (3, 1, 3), (16, 1, 16), (64, 1, 64), (64, 7, 64), (64, 64, 12
 
 
 @cache
-def _base(precision: str) -> Base:
+def _base(precision: Precision) -> Base:
     return make_base(precision)
 
 
@@ -47,7 +48,7 @@ def _sequences(adapters: int) -> list[Item]:
     return [Item(s.tokens, i % adapters if i % 8 else s.slot) for i, s in enumerate(found)]
 
 
-def _trained(precision: str, sequences: list[Item], width: int = WIDTH) -> list[np.ndarray]:
+def _trained(precision: Precision, sequences: list[Item], width: int = WIDTH) -> list[np.ndarray]:
     """Log-probabilities out of the training step's own forward; sequences are packed `width` pages to a step."""
     bank, out, batch = make_bank(SLOTS), [], []
     opt = init_opt(bank)
@@ -64,7 +65,7 @@ def _trained(precision: str, sequences: list[Item], width: int = WIDTH) -> list[
 
 
 @cache
-def _reference(precision: str, adapters: int) -> list[np.ndarray]:
+def _reference(precision: Precision, adapters: int) -> list[np.ndarray]:
     return _trained(precision, _sequences(adapters))
 
 
@@ -73,7 +74,7 @@ def _mismatches(left: list[np.ndarray], right: list[np.ndarray]) -> int:
     return sum(int(np.sum(a.view(np.uint32) != b.view(np.uint32))) for a, b in pairs)
 
 
-def _compare(precision: str, adapters: int, way: tuple[int, int, int]) -> None:
+def _compare(precision: Precision, adapters: int, way: tuple[int, int, int]) -> None:
     flight, chunk, tokens = way
     sequences = _sequences(adapters)[: max(flight, 2)]
     trained = _reference(precision, adapters)[: len(sequences)]
