@@ -27,6 +27,7 @@ from pefx.errors import PefxError
 from pefx.huggingface import load_base
 from pefx.model import Base
 from pefx.optim import init_opt
+from pefx.progress import clock
 from pefx.serving.run import serve_file
 from pefx.settings import load_config
 from pefx.store.catalog import Catalog, require_base
@@ -34,7 +35,6 @@ from pefx.training.adapters import step_layout
 from pefx.training.heatmap import draw_heatmap
 from pefx.training.heldout import Exam, device_batch, nats_per_token
 from pefx.training.planner import Layout, Lesson, lay_out, lesson
-from pefx.training.progress import clock
 from pefx.training.run import train
 
 Rows = list[dict[str, Any]]

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from pefx.training.progress import Rate, Reporter, clock
+from pefx.training.progress import Rate, Reporter
 
 
 def test_the_first_step_compiles_and_does_not_count() -> None:
@@ -20,10 +20,6 @@ def test_the_first_step_compiles_and_does_not_count() -> None:
     assert rate.tokens_per_second == 25.0
 
 
-def test_clock() -> None:
-    assert [clock(s) for s in (0.0, 59.6, 61.0, 3600.0, 3725.0)] == ["0:00", "1:00", "1:01", "1:00:00", "1:02:05"]
-
-
 def test_plain_lines_without_a_terminal() -> None:
     out = io.StringIO()
     with Reporter("run", 3, 0, Console(file=out, highlight=False, soft_wrap=True)) as reporter:
@@ -31,16 +27,8 @@ def test_plain_lines_without_a_terminal() -> None:
         for step in (1, 2, 3):
             reporter.step(step, 2.0, 64.0)
     lines = out.getvalue().splitlines()
-    assert lines[0] == "[held-out] 2.5"
+    assert lines[0] == "run  [held-out] 2.5"
     assert lines[1].startswith("run  step 1/3  loss 2.000")
     assert "tok/s" in lines[-1]
     assert "0:00 left" in lines[-1]
     assert "step 3/3" in lines[-1]
-
-
-def test_a_bar_on_a_terminal() -> None:
-    out = io.StringIO()
-    with Reporter("run", 2, 0, Console(file=out, force_terminal=True, width=120)) as reporter:
-        reporter.step(1, 2.0, 64.0)
-        reporter.step(2, 2.0, 64.0)
-    assert "step 2/2" in out.getvalue()

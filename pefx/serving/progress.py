@@ -1,12 +1,11 @@
-"""What a person sees of a batch run: a live line on a terminal, a plain one every few seconds otherwise; a summary."""
+"""What a person sees of a batch run: answers, rate, time left; and a summary."""
 
 import time
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
 
-LINE_SECONDS = 5.0
+from pefx.progress import Display, clock
 
 
 @dataclass
@@ -19,62 +18,37 @@ class Counts:
     steps: int = 0
 
 
-def clock(seconds: int | float) -> str:
-    """Hours, minutes and seconds, as `0:01:05`."""
-    minutes, second = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{second:02}"
-
-
-class Reporter:
+class Reporter(Display):
     """Progress over `total` requests, of which `before` were answered by earlier starts of the run."""
 
     def __init__(self, name: str, total: int, before: int, console: Console | None = None):
-        self.console = console or Console(stderr=True, highlight=False, soft_wrap=True)
-        self._name, self._total, self._before = name, total, before
-        self._begun = self._shown = time.monotonic()
-        self._bar: Progress | None = None
-        if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-            self._bar = Progress(*columns, console=self.console)
-            self._task = self._bar.add_task(name, total=total, completed=before, text="")
-
-    def __enter__(self) -> "Reporter":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def say(self, line: str) -> None:
-        """A line of its own."""
-        self.console.print(line, markup=False)
+        super().__init__(name, total, before, console or Console(stderr=True, highlight=False, soft_wrap=True))
+        self._before = before
+        self._begun = time.monotonic()
 
     def update(self, counts: Counts) -> None:
         """Show where the run stands, if it is time."""
-        if self._bar:
-            self._bar.update(self._task, completed=self._before + counts.answers, text=self.line(counts))
-        elif time.monotonic() - self._shown >= LINE_SECONDS:
-            self._shown = time.monotonic()
-            self.say(f"{self._name}: {self.line(counts)}")
+        self.show(self._before + counts.answers, self.line(counts))
 
     def line(self, counts: Counts) -> str:
         """Answers of all, rates of this process, and the time left at its rate."""
-        seconds = max(time.monotonic() - self._begun, 1e-9)
+        seconds = self._seconds()
         done = self._before + counts.answers
-        text = f"{done}/{self._total} answers, {counts.tokens / seconds:,.0f} tokens/s"
+        text = f"{done}/{self.total} answers, {counts.tokens / seconds:,.0f} tokens/s"
         if not counts.answers:
             return text
-        return f"{text}, {clock((self._total - done) * seconds / counts.answers)} left"
+        return f"{text}, {clock((self.total - done) * seconds / counts.answers)} left"
 
     def summary(self, counts: Counts, answered: int, errors: int, out: str) -> None:
         """The closing lines: all answers of the run, then what this process did."""
-        seconds = max(time.monotonic() - self._begun, 1e-9)
-        self.say(f"{self._name}: {answered} answers, {errors} of them errors, in {out}")
+        self.say(f"{answered} answers, {errors} of them errors, in {out}")
         if counts.answers:
+            seconds = self._seconds()
             self.say(
-                f"{self._name}: this start answered {counts.answers} in {clock(seconds)}, {counts.steps} steps; "
+                f"this start answered {counts.answers} in {clock(seconds)}, {counts.steps} steps; "
                 f"{counts.prompt_tokens:,} prompt tokens, {counts.tokens:,} generated, "
                 f"{counts.tokens / seconds:,.0f} generated/s"
             )
+
+    def _seconds(self) -> float:
+        return max(time.monotonic() - self._begun, 1e-9)

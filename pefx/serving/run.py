@@ -52,15 +52,15 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
         total = run["requests"]["requests"]
         with Reporter(config.name, total, journal.answered) as reporter:
             if engine is None or journal.complete:
-                reporter.say(f"{config.name}: {out} is complete already, its {total} answers stay as they are")
+                reporter.say(f"{out} is complete already, its {total} answers stay as they are")
                 return 0
             if journal.answered:
-                reporter.say(f"{config.name}: {journal.answered} of {total} answers are there already, going on")
+                reporter.say(f"{journal.answered} of {total} answers are there already, going on")
             batch = Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter)
             try:
                 batch.run()
             except KeyboardInterrupt:
-                reporter.say(f"{config.name}: interrupted with {journal.answered} of {total} answers; start again")
+                reporter.say(f"interrupted with {journal.answered} of {total} answers; start again")
                 return INTERRUPTED
             journal.finish()
             reporter.summary(batch.counts, journal.answered, journal.errors, str(out))

@@ -147,7 +147,7 @@ class _Run:
     def __enter__(self) -> "_Run":
         self.reporter.__enter__()
         if self.started:
-            self.reporter.say(f"{self.config.name}  resumed at step {self.started}/{self.trainee.steps}")
+            self.reporter.say(f"resumed at step {self.started}/{self.trainee.steps}")
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -170,7 +170,7 @@ class _Run:
             self._save()
             signal = interrupt.signal.name if interrupt.signal else "a signal"
             self.reporter.say(
-                f"{self.config.name}  stopped by {signal} after step {self.done}/{self.trainee.steps}, state saved; "
+                f"stopped by {signal} after step {self.done}/{self.trainee.steps}, state saved; "
                 "the same command goes on from here"
             )
         draw_curves(self.journal.rows, Path(self.config.output) / "curves.png", self.config.name)
@@ -199,7 +199,7 @@ class _Run:
             self.journal.write(self.done, "heldout", name, loss=loss)
         if scores:
             mean = sum(scores.values()) / len(scores)
-            self.reporter.say(f"{self.config.name}  held-out after step {self.done}: {mean:.4f} nats per token")
+            self.reporter.say(f"held-out after step {self.done}: {mean:.4f} nats per token")
 
     def _save(self) -> None:
         self._report()

@@ -1,8 +1,8 @@
 """The README of an exported base: what it is, what it read, how long it took, how good it is."""
 
 from pefx.config import PretrainConfig, TrainConfig
+from pefx.progress import clock
 from pefx.training.loop import Outcome
-from pefx.training.progress import clock
 
 CARD = """---
 library_name: transformers
