@@ -1,6 +1,7 @@
 """How a long command shows where it is: a live bar on a terminal, a plain line every few seconds elsewhere."""
 
 import time
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -28,7 +29,7 @@ class Display:
             self._bar = Progress(title, BarColumn(), text, console=console)
             self._task = self._bar.add_task(name, total=total, completed=done, text="compiling")
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
         return self
