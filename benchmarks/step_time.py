@@ -6,6 +6,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,14 +15,13 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from kernels.paged_attention.api import query_tile
 from pefx.adapters.bank import empty_bank, load_adapter
 from pefx.adapters.methods import init_adapter
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.model import Base
 from pefx.optim import init_opt
-from pefx.packing import Span, pack, whole_pages
+from pefx.packing import TILE, Sizes, Span, pack, whole_pages
 from pefx.steps import ServePlan, ServeState, TrainBatch, TrainHyper, serve_step, train_step
 
 MODEL = ModelConfig()
@@ -37,15 +37,8 @@ def training(base: Base) -> Callable[[], object]:
     tokens, pages = ADAPTERS * SHARE, SHARE // PAGE
     words = np.random.default_rng(0).integers(0, MODEL.vocab_size, tokens + 1).astype(np.int32)
     spans = [Span(words[i * SHARE : (i + 1) * SHARE], 0, i, range(i * pages, (i + 1) * pages)) for i in range(ADAPTERS)]
-    fields = pack(
-        spans,
-        tokens=tokens,
-        sequences=tokens // PAGE,
-        blocks=pages,
-        page_size=PAGE,
-        tile=query_tile(MODEL.heads, MODEL.kv_heads),
-        whole=True,
-    )
+    sizes = Sizes(0, tokens // TILE, tokens // PAGE, pages, PAGE)
+    fields: dict[str, Any] = pack(spans, sizes)
     batch = TrainBatch(TokenBatch(**fields), words[1:], np.ones(tokens, np.float32))
 
     def each(value: float) -> np.ndarray:
@@ -77,7 +70,7 @@ def serving(base: Base, count: int, adapters: bool) -> Callable[[], object]:
     spans = [
         Span([7], HISTORY, i % ADAPTERS if adapters else -1, range(i * blocks, (i + 1) * blocks)) for i in range(count)
     ]
-    fields = pack(spans, tokens=count, sequences=count, blocks=blocks, page_size=PAGE, tile=1)
+    fields: dict[str, Any] = pack(spans, Sizes(count, 0, count, blocks, PAGE))
     plan = ServePlan(
         batch=TokenBatch(**fields),
         rows=np.arange(count, dtype=np.int32),
@@ -86,6 +79,7 @@ def serving(base: Base, count: int, adapters: bool) -> Callable[[], object]:
         top_p=np.ones(count, np.float32),
         top_k=np.zeros(count, np.int32),
         seed=np.zeros(count, np.uint32),
+        singles=count,
     )
     bank = filled_bank() if adapters else None
     state = [ServeState(KVPool.zeros(MODEL, count * blocks, PAGE))]

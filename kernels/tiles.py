@@ -4,6 +4,7 @@ Rows are sorted by (group, subgroup), stably. Each subgroup starts on a subtile,
 tile holds depends on that group's own rows alone. Rows of group -1 get no place.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,11 +61,10 @@ def tile_map(
     order = jnp.argsort(key, stable=True).astype(jnp.int32)
     ordered = key[order]
     first = jnp.searchsorted(ordered, jnp.arange(pairs + 1, dtype=jnp.int32)).astype(jnp.int32)
-    padded = -(-(first[1:] - first[:-1]) // subtile) * subtile  # places of each (group, subgroup)
-    before = jnp.cumsum(padded.reshape(groups, subgroups), axis=1, dtype=jnp.int32)
-    group_size = -(-before[:, -1] // tile) * tile
-    group_end = jnp.cumsum(group_size, dtype=jnp.int32)
-    start = ((group_end - group_size)[:, None] + before - padded.reshape(groups, subgroups)).reshape(-1)
+    padded = (-(-(first[1:] - first[:-1]) // subtile) * subtile).reshape(groups, subgroups)  # places of each pair
+    group_size = -(-jnp.sum(padded, axis=1, dtype=jnp.int32) // tile) * tile
+    group_start = sums_before(group_size)
+    start = (group_start[:, None] + sums_before(padded)).reshape(-1)
     dead = ordered >= pairs
     known = jnp.minimum(ordered, pairs - 1)
     place_ordered = jnp.where(dead, size, start[known] + jnp.arange(rows, dtype=jnp.int32) - first[known])
@@ -74,12 +74,22 @@ def tile_map(
     row_subgroup = jnp.where(dead, -1, known % subgroups)
     tile_group = jnp.full(tiles, -1, jnp.int32).at[place_ordered // tile].set(row_group, mode="drop")
     subtile_group = jnp.full(size // subtile, -1, jnp.int32).at[place_ordered // subtile].set(row_subgroup, mode="drop")
-    return TileMap(source, place, tile_group, subtile_group, group_end[-1] // tile)
+    return TileMap(source, place, tile_group, subtile_group, (group_start[-1] + group_size[-1]) // tile)
+
+
+def sums_before(x: Int32[Array, "*rows n"]) -> Int32[Array, "*rows n"]:
+    """What stands before each place, added up, along the last axis (an exclusive cumulative sum).
+
+    As a masked sum: XLA:CPU takes far longer over `cumsum` at such sizes.
+    """
+    place = jnp.arange(x.shape[-1], dtype=jnp.int32)
+    return jnp.sum(jnp.where(place[None] < place[:, None], x[..., None, :], 0), axis=-1, dtype=jnp.int32)
 
 
 def take_rows(x: Array, index: Array) -> Array:
     """Rows `x[index]`, zeros where the index is past the end."""
-    return jnp.take(x, index, axis=0, mode="fill", fill_value=0)
+    padded = jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
+    return padded.at[index].get(mode="promise_in_bounds")
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -133,12 +143,27 @@ def _in_order(copies: Float[Array, "T k D"]) -> Float[Array, "T D"]:
     return total
 
 
-def sum_by_group(parts: Float[Array, "NT ..."], index: Int32[Array, "NT"], groups: int) -> Float[Array, "G ..."]:
-    """Sum the parts of each group in order; parts of index -1 are left out. Float32."""
+def sum_by_group(parts: Sequence[Float[Array, "NS ..."]], index: Int32[Array, "NS"], groups: int) -> list[Array]:
+    """Sum the parts of each group, in order; parts of index -1 are left out. Float32 `[groups, ...]` for each array.
 
-    def add(i, total):
-        # A dead part adds into the last row of a table one row too long, which is cut off.
-        return total.at[jnp.where(index[i] < 0, groups, index[i])].add(parts[i])
+    The first parts of all groups are added at once, then the second ones, and so on. What a group gets past its own
+    last part is zero, and no sum that began at zero is changed by a bit by a zero: a group's sum is a function of its
+    own parts.
+    """
+    key = jnp.where(index < 0, groups, index)
+    order = jnp.argsort(key, stable=True).astype(jnp.int32)
+    each = jnp.arange(groups, dtype=jnp.int32)[:, None]
+    first = jnp.sum(key[None] < each, axis=1, dtype=jnp.int32)
+    count = jnp.sum(key[None] == each, axis=1, dtype=jnp.int32)
 
-    total = jnp.zeros((groups + 1, *parts.shape[1:]), jnp.float32)
-    return jax.lax.fori_loop(0, index.shape[0], add, total)[:-1]
+    def add(turn, totals):
+        at = order[jnp.minimum(first + turn, index.shape[0] - 1)]
+
+        def one(total, part):
+            own = (turn < count).reshape(-1, *(1,) * (part.ndim - 1))
+            return total + jnp.where(own, part[at], 0.0)
+
+        return [one(total, part) for total, part in zip(totals, parts, strict=True)]
+
+    start = [jnp.zeros((groups, *part.shape[1:]), jnp.float32) for part in parts]
+    return jax.lax.fori_loop(0, jnp.max(count), add, start)

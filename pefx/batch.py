@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from kernels.paged_attention.xla import Layout
+from kernels.rows import Rows, rows_of
 from pefx.config import ModelConfig
 
 # The host hands over numpy; inside a step it is jax's. No static type says both.
@@ -26,28 +27,30 @@ else:
 class TokenBatch:
     """A flat batch of `T` tokens of `S` sequences; padding tokens carry position -1 and slot -1.
 
-    Attention works on tiles of `Q` tokens, each of one sequence. `rows` lists a tile's tokens (-1: none); `place` is
-    the inverse (`tile * Q + offset`, any value for padding). `pages` maps a sequence's KV blocks to pool pages
-    (-1: none). `lengths` counts a sequence's tokens up to and including this step's. Gradients exist only where every
-    sequence lies whole in the batch, as training packs it.
+    The first `singles` rows hold one token each of a sequence of its own; the others come in tiles of `tile` rows,
+    each of one sequence, filled from the front. `pages` maps a sequence's KV blocks to pool pages (-1: none). `lengths`
+    counts a sequence's tokens up to and including this step's. Gradients exist where there are no singles and every
+    sequence lies whole in the batch, in tiles that follow each other, as training packs it.
     """
 
     tokens: Int32[Array, "T"]
     positions: Int32[Array, "T"]
     slots: Int32[Array, "T"]
     sequences: Int32[Array, "T"]
-    rows: Int32[Array, "NT Q"]
-    tile_sequence: Int32[Array, "NT"]
-    place: Int32[Array, "T"]
     pages: Int32[Array, "S PS"]
     lengths: Int32[Array, "S"]
     page_size: int = field(metadata={"static": True})
+    singles: int = field(metadata={"static": True})
+    tile: int = field(metadata={"static": True})
+
+    def by_slot(self) -> Rows:
+        """The rows, owned by slots."""
+        return rows_of(jnp.asarray(self.slots), self.singles, self.tile)
 
     def layout(self) -> Layout:
-        """The fields attention reads."""
-        return Layout(
-            self.positions, self.sequences, self.rows, self.tile_sequence, self.place, self.pages, self.lengths
-        )
+        """The fields attention reads; rows are owned by sequences."""
+        owner = jnp.where(jnp.asarray(self.positions) < 0, -1, self.sequences)
+        return Layout(self.positions, rows_of(owner, self.singles, self.tile), self.pages, self.lengths)
 
 
 @jax.tree_util.register_dataclass

@@ -23,7 +23,7 @@ from pefx.errors import PefxError
 
 FORMAT = 1
 # Fields that say where things lie or how often they are saved, never what is computed.
-PLACES = frozenset({"output", "catalog", "checkpoint.every", "checkpoint.keep"})
+PLACES = frozenset({"output", "catalog", "checkpoint.every", "checkpoint.keep", "mesh.data"})
 
 
 def config_dict(config: Any) -> dict[str, Any]:

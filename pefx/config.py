@@ -108,6 +108,13 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """Devices of a run. `data` shards hold their own adapters and sequences; 0: one for each device (on CPU, core)."""
+
+    data: int = 0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """`train.py`: many adapters over one frozen base (`users`), or the base itself (`pretrain` set)."""
 
@@ -120,6 +127,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     pretrain: "PretrainConfig | None" = None
     steps: int = 40
     accumulate: int = 1
@@ -146,7 +154,7 @@ class PretrainConfig:
 class ServeConfig:
     """`serve.py`: batch inference over mixed adapters. `catalog=None` serves the base alone.
 
-    `slots` adapters are resident at once, `sequences` run at once, `step_tokens` bounds one step,
+    `slots` adapters are resident at once, `sequences` run at once, a step takes in `step_tokens` tokens of prompts,
     `pages` of `page_size` tokens hold keys and values (0: enough for `sequences` full contexts).
     The bank has room for adapters up to `max_rank` on any of `targets`, their experts in `expert_form`.
     """
@@ -162,5 +170,6 @@ class ServeConfig:
     max_rank: int = 16
     targets: tuple[str, ...] = AdapterSpec.targets
     expert_form: ExpertForm = "per_expert"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     precision: Precision = "float32"
     seed: int = 0

@@ -96,7 +96,7 @@ def read_back(config: TrainConfig) -> World:
     for slot, revision in enumerate(revisions):
         require_base(revision, digest)
         bank = load_adapter(bank, slot, catalog.load(revision), revision.spec)
-    layout = step_layout(config, len(revisions), base.config)
+    layout = step_layout(config, len(revisions), shards=1)
     return World(config, base, bank, Tokenizer.load(config.base), layout)
 
 
@@ -183,7 +183,7 @@ def compare(world: World, requests: Rows, answers: Rows, console: Console) -> bo
     for first in range(0, len(lessons), width):
         # Any share may hold any adapter's rows: a step of all slots, none of them updated.
         part = lessons[first : first + width]
-        batch = device_batch(lay_out([[item] for item in part], world.layout))
+        batch = device_batch(lay_out([[[item] for item in part]], world.layout))
         bank, opt, metrics = steps.train_step(world.base, bank, opt, batch, hyper)
         trained = np.asarray(metrics.logprobs)
         for share, item in enumerate(part):

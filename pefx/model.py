@@ -12,11 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from kernels.paged_attention.api import query_tile
+from kernels.expert_lora.block_sizes import block_sizes
+from kernels.rows import Rows
 from pefx.batch import KVPool, TokenBatch
+from pefx.compiler import layers_at_once
 from pefx.config import ModelConfig
 from pefx.layers.attention import Attention, attention
-from pefx.layers.linear import Adapters, Mix, linear, mix_rows
+from pefx.layers.linear import Adapters, linear
 from pefx.layers.mlp import Mlp, mlp
 from pefx.layers.moe import Experts, Router, group_by_expert, moe, route
 from pefx.layers.norm import rms_norm
@@ -92,14 +94,6 @@ def abstract_base(config: ModelConfig) -> Base:
     return jax.eval_shape(lambda: Base(config, nnx.Rngs(0)))
 
 
-def tile_rows(batch: TokenBatch, config: ModelConfig) -> tuple[int, int, int]:
-    """Rows of a slot tile, an expert tile and an (expert, slot) subtile: small ones for a batch of decodes.
-
-    A decode batch has attention tiles of one token. Never above 32 rows, never below 2 (see `kernels`).
-    """
-    return (2, 8, 2) if batch.rows.shape[1] == 1 and query_tile(config.heads, config.kv_heads) > 1 else (16, 32, 8)
-
-
 def forward(
     base: Base, bank: AdapterBank | None, batch: TokenBatch, kv: KVPool, routes: Int32[Array, "Lm T k"] | None = None
 ) -> tuple[Float[Array, "T D"], KVPool, Routes]:
@@ -108,8 +102,8 @@ def forward(
     `routes` are recorded expert ids to replay (-1: route live). A bank of None is the bare base.
     """
     config = base.config
-    slot_rows, tile, subtile = tile_rows(batch, config)
-    mix = None if bank is None else mix_rows(batch.slots, bank.slots, slot_rows)
+    rows = None if bank is None else batch.by_slot()
+    tile, subtile = block_sizes(batch.singles, batch.tokens.shape[0])
     sizes = (config.experts, 0 if bank is None else bank.slots, tile, subtile)
     turn = angles(batch.positions, config.head_size, config.rope_theta)
     x = jnp.take(base.embed[...], batch.tokens, axis=0)
@@ -124,13 +118,14 @@ def forward(
             replay = jnp.full((len(run), tokens, copies), -1, jnp.int32)
         else:
             replay = routes[own.start : own.stop]
-        step = _LayerStep(config, bank, batch, mix, turn, sizes, segment.experts, dense)
+        step = _LayerStep(config, bank, batch, rows, turn, sizes, segment.experts, dense)
         first = jnp.asarray([run.start, own.start], jnp.int32)
         count = jnp.arange(len(run), dtype=jnp.int32)
         (x, kv), (ids, load) = jax.lax.scan(
             lambda carry, xs, step=step, first=first: step(carry, first, xs),
             (x, kv),
             (count, segment.block, scanned, replay),
+            unroll=min(len(run), layers_at_once()),
         )
         if dense:
             dense_seen += len(run)
@@ -152,7 +147,7 @@ class _LayerStep:
     config: ModelConfig
     bank: AdapterBank | None
     batch: TokenBatch
-    mix: Mix | None
+    rows: Rows | None
     turn: tuple[Array, Array]
     sizes: tuple[int, int, int, int]
     experts: Experts | None
@@ -167,11 +162,11 @@ class _LayerStep:
             sites |= self.bank.at(layer, "attention", attention_scanned)
             sites |= self.bank.at(own, "dense" if self.dense else "experts", feed_scanned)
         y = rms_norm(x, block.input_norm[...], c.norm_epsilon)
-        y, pool = attention(y, block.attention, c, sites, self.mix, self.batch, (pool, layer, self.turn))
+        y, pool = attention(y, block.attention, c, sites, self.rows, self.batch, (pool, layer, self.turn))
         x = x + y.astype(x.dtype)
         y = rms_norm(x, block.post_norm[...], c.norm_epsilon)
         if self.experts is None:
-            y = mlp(y, block.feed, sites, self.mix)
+            y = mlp(y, block.feed, sites, self.rows)
             return (x + y.astype(x.dtype), pool), (replay, jnp.zeros(c.experts, jnp.float32))
         routing = route(y, block.feed, c, replay)
         tiles = group_by_expert(routing.ids, self.batch.positions, self.batch.slots, self.sizes)
@@ -180,16 +175,13 @@ class _LayerStep:
         return (x + y.astype(x.dtype), pool), (routing.ids, load)
 
 
-def unembed(
-    base: Base, bank: AdapterBank | None, hidden: Float[Array, "Q D"], slots: Int32[Array, "Q"]
-) -> Float[Array, "Q V"]:
-    """Float32 logits of final hidden states, each row with its own slot's adapter."""
+def unembed(base: Base, bank: AdapterBank | None, hidden: Float[Array, "Q D"], rows: Rows) -> Float[Array, "Q V"]:
+    """Float32 logits of final hidden states, each row with its own slot's adapter; `rows` are owned by slots."""
     matrix = base.embed[...] if base.unembed is None else base.unembed[...]
     if bank is None:
         return linear(hidden, matrix, None, None)
     sites = bank.at(jnp.asarray(0, jnp.int32), "unembed", _first(bank.scanned(range(1), "unembed")))
-    mix = mix_rows(slots, bank.slots, 16) if sites else None
-    return linear(hidden, matrix, sites.get("unembed"), mix)
+    return linear(hidden, matrix, sites.get("unembed"), rows)
 
 
 def _first(stacked: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:

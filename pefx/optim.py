@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float, Int32
 
-from pefx.adapters.bank import Bank, FactorTree
+from pefx.adapters.bank import Bank, FactorTree, put_slot, put_slots, room, slot_at
 from pefx.batch import Array
 
 
@@ -30,23 +30,24 @@ class Hyper:
 class OptState:
     """Per slot: moments, the summed gradient not yet applied and its weight, and the count of updates.
 
-    Trees are shaped like the bank's factors, float32.
+    Trees are shaped like the bank's factors, float32. `gradient` is None where every step is an update of its own.
     """
 
     mu: FactorTree
     nu: FactorTree
-    gradient: FactorTree
+    gradient: FactorTree | None
     weight: Float[Array, "N"]
     count: Int32[Array, "N"]
 
 
-def init_opt(bank: Bank) -> OptState:
-    """Zero state for every slot of a bank."""
+def init_opt(bank: Bank, accumulate: bool = True) -> OptState:
+    """Zero state for every slot of a bank, with room for gradients to add up over steps where `accumulate`."""
 
     def zeros():
         return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), bank.factors)
 
-    return OptState(zeros(), zeros(), zeros(), jnp.zeros(bank.slots, jnp.float32), jnp.zeros(bank.slots, jnp.int32))
+    gradient = zeros() if accumulate else None
+    return OptState(zeros(), zeros(), gradient, jnp.zeros(bank.slots, jnp.float32), jnp.zeros(bank.slots, jnp.int32))
 
 
 def adamw(hyper: Hyper, decayed=None) -> optax.GradientTransformation:
@@ -59,44 +60,71 @@ def adamw(hyper: Hyper, decayed=None) -> optax.GradientTransformation:
     )
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gradients:
+    """A step's sums for its `A` active slots: `sums [L, A, ...]` by site, and `weight`, what each is a sum over."""
+
+    sums: FactorTree
+    weight: Float[Array, "A"]
+
+
 def update_slots(
-    params: FactorTree, opt: OptState, hyper: Hyper, apply: Bool[Array, "A"]
+    factors: FactorTree,
+    opt: OptState,
+    gradients: Gradients,
+    slots: Int32[Array, "A"],
+    hyper: Hyper,
+    apply: Bool[Array, "A"],
 ) -> tuple[FactorTree, OptState, Float[Array, "A"]]:
-    """One update of each active slot by its mean gradient, where `apply`; others keep what they have.
+    """Add each active slot's gradient to what it has, and where `apply` update it by the mean; others stay as they are.
 
-    Trees are compact, `[L, A, ...]`. Every slot has its own norm, rate, decay and count: nothing is shared.
-    Returns new parameters, new state and the norm of each slot's mean gradient.
+    One slot after another: a slot has its own norm, rate, decay and count, and no other slot's numbers come near it.
+    A slot past the end is padding. Returns factors, state and the norm of each slot's mean gradient.
     """
+    count = slots.shape[0]
+    old = (factors, opt)
 
-    def one(param, mu, nu, gradient, weight, count, numbers):
-        tx = adamw(numbers)
-        mean = jax.tree.map(lambda g: g / jnp.maximum(weight, 1e-30), gradient)
-        before = (optax.EmptyState(), optax.ScaleByAdamState(count, mu, nu), optax.EmptyState(), optax.EmptyState())
-        with jax.numpy_dtype_promotion("standard"):  # optax raises a traced float32 rate to an int32 count
-            updates, after = tx.update(mean, before, param)
-        adam = cast(optax.ScaleByAdamState, cast(tuple, after)[1])
-        return optax.apply_updates(param, updates), adam.mu, adam.nu, adam.count, optax.tree.norm(mean)
+    def one(i, carry):
+        done, norms = carry
+        param, state = slot_at(old, slots[i])
+        new, after, norm = _update(param, state, slot_at(gradients, i), _scalars(hyper, i), apply[i])
+        return put_slot(done, i, (new, after)), norms.at[i].set(norm)
 
-    axes = (1, 1, 1, 1, 0, 0, 0)
-    outs = (1, 1, 1, 0, 0)
-    param, mu, nu, count, norm = jax.vmap(one, axes, outs)(
-        params, opt.mu, opt.nu, opt.gradient, opt.weight, opt.count, hyper
-    )
+    # One loop that only reads the bank and one that only writes it: in a single one XLA would copy it at every turn.
+    done, norms = jax.lax.fori_loop(0, count, one, (room(old, count), jnp.zeros(count, jnp.float32)))
+    return *put_slots(old, slots, done), norms
+
+
+def _update(param: FactorTree, opt: OptState, gradients: Gradients, hyper: Hyper, apply: Bool[Array, ""]):
+    """One slot's part of `update_slots`; trees are `[L, 1, ...]`."""
+    total, weight = gradients.sums, opt.weight + gradients.weight
+    if opt.gradient is not None:
+        total = jax.tree.map(jnp.add, opt.gradient, total)
+    # Multiplied, not divided: XLA makes the one of the other where it sees fit, which would be another bit.
+    inverse = 1.0 / jnp.maximum(weight[0], 1e-30)
+    mean = jax.tree.map(lambda g: g * inverse, total)
+    empty = optax.EmptyState()
+    before = (empty, optax.ScaleByAdamState(opt.count[0], opt.mu, opt.nu), empty, empty)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises a traced float32 rate to an int32 count
+        updates, after = adamw(hyper).update(mean, before, param)
+    adam = cast(optax.ScaleByAdamState, cast(tuple, after)[1])
     # A slot whose window held no weighted token has no gradient: its moments and count stay as they are.
-    apply = apply & (opt.weight > 0)
+    apply = apply & (weight[0] > 0)
 
     def choose(new, old):
-        mask = apply.reshape((1, -1) + (1,) * (new.ndim - 2))
-        return jnp.where(mask, new, old)
-
-    def clear(old):
-        return choose(jnp.zeros_like(old), old)
+        return jax.tree.map(lambda x, y: jnp.where(apply, x, y), new, old)
 
     state = OptState(
-        jax.tree.map(choose, mu, opt.mu),
-        jax.tree.map(choose, nu, opt.nu),
-        jax.tree.map(clear, opt.gradient),
-        jnp.where(apply, 0.0, opt.weight),
-        jnp.where(apply, count, opt.count),
+        choose(adam.mu, opt.mu),
+        choose(adam.nu, opt.nu),
+        None if opt.gradient is None else choose(jax.tree.map(jnp.zeros_like, total), total),
+        jnp.zeros_like(weight) if opt.gradient is None else jnp.where(apply, 0.0, weight),
+        jnp.where(apply, jnp.reshape(adam.count, (1,)), opt.count),
     )
-    return jax.tree.map(choose, param, params), state, norm
+    return choose(optax.apply_updates(param, updates), param), state, optax.tree.norm(mean)
+
+
+def _scalars(hyper: Hyper, index: Int32[Array, ""]) -> Hyper:
+    """The numbers of one active slot."""
+    return jax.tree.map(lambda x: x[index], hyper)

@@ -11,6 +11,8 @@ import numpy as np
 
 from pefx.errors import PefxError
 
+TILE = 32  # rows of one sequence that lie together; fewer where a page is smaller
+
 
 @dataclass(frozen=True)
 class Span:
@@ -25,55 +27,80 @@ class Span:
     pages: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """The shape of a batch: `singles` rows for spans of one token, `tiles` tiles of `tile` rows for the others.
+
+    Up to `sequences` spans, `blocks` pages of `page_size` tokens to a sequence.
+    """
+
+    singles: int
+    tiles: int
+    sequences: int
+    blocks: int
+    page_size: int
+    tile: int = TILE
+
+    @property
+    def tokens(self) -> int:
+        """Rows, T."""
+        return self.singles + self.tiles * self.tile
+
+
 def whole_pages(length: int, page_size: int) -> int:
-    """Pages that `length` tokens occupy."""
+    """Pages (or tiles, or any units) that `length` tokens occupy."""
     return -(-length // page_size)
 
 
-def span_rows(spans: Sequence[Span], page_size: int, whole: bool) -> list[int]:
-    """First batch row of each span. Whole sequences (training) each begin on a page boundary."""
-    rows, at = [], 0
+def tile_of(page_size: int) -> int:
+    """Rows of a tile where pages have `page_size` tokens; raises PefxError where a page holds no whole tiles."""
+    tile = min(TILE, page_size)
+    if tile < 2 or page_size % tile:
+        raise PefxError(f"page_size is {page_size}; it must be a multiple of {TILE}, or from 2 to {TILE}")
+    return tile
+
+
+def span_rows(spans: Sequence[Span], sizes: Sizes) -> list[int]:
+    """First batch row of each span: spans of one token first fill the singles. Raises PefxError where they do not fit.
+    """
+    rows, single, at = [], 0, sizes.singles
     for span in spans:
+        if len(span.tokens) == 1 and single < sizes.singles:
+            rows.append(single)
+            single += 1
+            continue
         rows.append(at)
-        size = len(span.tokens)
-        at += whole_pages(size, page_size) * page_size if whole else size
+        at += whole_pages(len(span.tokens), sizes.tile) * sizes.tile
+    if at > sizes.tokens or len(spans) > sizes.sequences:
+        used = sum(len(span.tokens) for span in spans)
+        raise PefxError(
+            f"{len(spans)} spans of {used} tokens do not fit a step of {sizes.sequences} sequences, {sizes.singles} "
+            f"single rows and {sizes.tiles} tiles of {sizes.tile}"
+        )
     return rows
 
 
-def pack(
-    spans: Sequence[Span], *, tokens: int, sequences: int, blocks: int, page_size: int, tile: int, whole: bool = False
-) -> dict[str, Any]:
-    """Fields of a `TokenBatch` at exactly these sizes: T = tokens, S = sequences, PS = blocks, Q = tile.
+def pack(spans: Sequence[Span], sizes: Sizes, rows: Sequence[int] | None = None) -> dict[str, Any]:
+    """Fields of a `TokenBatch` of exactly these sizes; span i is sequence i. Raises PefxError where spans do not fit.
 
-    Span i is sequence i. `whole=True` is the training layout: every span is a whole sequence (start 0) on a page
-    boundary; only then do gradients exist. Raises PefxError where the spans do not fit.
+    `rows` are the spans' first rows where they shall not simply follow each other.
     """
-    first_rows = span_rows(spans, page_size, whole)
-    used = first_rows[-1] + len(spans[-1].tokens) if spans else 0
-    if used > tokens or len(spans) > sequences:
-        raise PefxError(f"{len(spans)} spans of {used} tokens do not fit a step of {sequences} and {tokens}")
-    if whole and page_size % tile:
-        raise PefxError(f"pages of {page_size} tokens do not hold whole tiles of {tile}, as whole sequences need")
-    tile_count = tokens // tile if whole else min(tokens, tokens // tile + sequences)
+    tokens, blocks = sizes.tokens, sizes.blocks
     batch: dict[str, Any] = {
         "tokens": np.zeros(tokens, np.int32),
         "positions": np.full(tokens, -1, np.int32),
         "slots": np.full(tokens, -1, np.int32),
         "sequences": np.zeros(tokens, np.int32),
-        "rows": np.full((tile_count, tile), -1, np.int32),
-        "tile_sequence": np.full(tile_count, sequences - 1, np.int32),
-        "place": np.full(tokens, tile_count * tile, np.int32),
-        "pages": np.full((sequences, blocks), -1, np.int32),
-        "lengths": np.zeros(sequences, np.int32),
-        "page_size": page_size,
+        "pages": np.full((sizes.sequences, blocks), -1, np.int32),
+        "lengths": np.zeros(sizes.sequences, np.int32),
+        "page_size": sizes.page_size,
+        "singles": sizes.singles,
+        "tile": sizes.tile,
     }
-    next_tile = 0
-    for index, (span, row) in enumerate(zip(spans, first_rows, strict=True)):
+    for index, (span, row) in enumerate(zip(spans, span_rows(spans, sizes) if rows is None else rows, strict=True)):
         size = len(span.tokens)
         end = span.start + size
-        if whole and span.start:
-            raise PefxError(f"span {index} starts at {span.start}: a whole sequence starts at 0")
-        if size == 0 or whole_pages(end, page_size) > min(len(span.pages), blocks):
+        if size == 0 or whole_pages(end, sizes.page_size) > min(len(span.pages), blocks):
             raise PefxError(f"span {index} of {size} tokens to position {end} lacks pages ({len(span.pages)} given)")
         here = slice(row, row + size)
         batch["tokens"][here] = span.tokens
@@ -82,11 +109,13 @@ def pack(
         batch["sequences"][here] = index
         batch["pages"][index, : min(len(span.pages), blocks)] = span.pages[:blocks]
         batch["lengths"][index] = end
-        tiles = -(-size // tile)
-        rows = np.full(tiles * tile, -1, np.int32)
-        rows[:size] = np.arange(row, row + size)
-        batch["rows"][next_tile : next_tile + tiles] = rows.reshape(tiles, tile)
-        batch["tile_sequence"][next_tile : next_tile + tiles] = index
-        batch["place"][here] = next_tile * tile + np.arange(size)
-        next_tile += tiles
     return batch
+
+
+def beside(shards: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One batch of the batches of all shards, one after another; fields that are no arrays are the same in all."""
+    first = shards[0]
+    return {
+        name: np.concatenate([shard[name] for shard in shards]) if isinstance(value, np.ndarray) else value
+        for name, value in first.items()
+    }

@@ -1,12 +1,13 @@
 """How a long command shows where it is: a live bar on a terminal, a plain line every few seconds elsewhere."""
 
 import time
-from typing import Self
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 LINE_SECONDS = 5.0
+Shown = TypeVar("Shown", bound="Display")
 
 
 def clock(seconds: float) -> str:
@@ -29,7 +30,7 @@ class Display:
             self._bar = Progress(title, BarColumn(), text, console=console)
             self._task = self._bar.add_task(name, total=total, completed=done, text="compiling")
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Shown) -> Shown:
         if self._bar:
             self._bar.start()
         return self

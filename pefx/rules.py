@@ -32,6 +32,7 @@ def serve_rules(config: ServeConfig) -> Broken:
     yield from texts(config, "", "name", "base")
     yield from positive(config, "", "slots", "sequences", "step_tokens", "page_size", "max_rank")
     yield from not_negative(config, "", "pages", "seed")
+    yield from not_negative(config.mesh, "mesh.", "data")
     yield from target_rules(config.targets, "")
     if config.catalog == "":
         yield "catalog", "is empty; name a folder, or None to serve the base alone"
@@ -41,6 +42,7 @@ def train_rules(config: TrainConfig) -> Broken:
     yield from texts(config, "", "name", "output")
     yield from positive(config, "", "steps", "accumulate", "page_size")
     yield from not_negative(config, "", "evaluate_every", "seed")
+    yield from not_negative(config.mesh, "mesh.", "data")
     yield from data_rules(config.data, "data.")
     yield from checkpoint_rules(config.checkpoint, "checkpoint.")
     yield from adapter_rules(config.adapter, "adapter.")

@@ -3,7 +3,7 @@
 All of them call the same `forward`. Training is a prefill into a fresh pool.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
@@ -11,14 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int32, UInt32
 
-from pefx.adapters.bank import ActiveSlots, Bank, put_slots, take_slots
+from kernels.rows import rows_of
+from pefx.adapters.bank import ActiveSlots, Bank
 from pefx.batch import Array, KVPool, TokenBatch
 from pefx.compiler import jit
 from pefx.losses import balance, cross_entropy, token_logprobs
+from pefx.mesh import DATA, by_page, by_row, by_slot, over_shards, sharded, whole
 from pefx.model import AdapterBank, Base, Routes, forward, unembed
-from pefx.optim import Hyper, OptState, adamw, update_slots
+from pefx.optim import Gradients, Hyper, OptState, adamw, update_slots
 from pefx.sampling import Sampling, sample
 
 BALANCE = 0.01  # weight of the routers' load balance when a base trains (Fedus et al. 2021)
@@ -87,6 +90,8 @@ class ServeState:
 class ServePlan:
     """One serving step. `rows` of the batch want their next token's distribution (-1: padding row); `targets` names a
     token to score, or -1 to sample one by `temperature` (0: greedy), `top_p`, `top_k` (0: off) and `seed`.
+
+    The first `singles` of them may be any rows, the others come in tiles of the batch's `tile` rows, each of one slot.
     """
 
     batch: TokenBatch
@@ -96,6 +101,7 @@ class ServePlan:
     top_p: Float[Array, "Q"]
     top_k: Int32[Array, "Q"]
     seed: UInt32[Array, "Q"]
+    singles: int = field(metadata={"static": True})
 
 
 def _fresh_pool(base: Base, batch: TokenBatch) -> KVPool:
@@ -105,14 +111,18 @@ def _fresh_pool(base: Base, batch: TokenBatch) -> KVPool:
 
 def _teacher_forced(base: Base, bank: AdapterBank | None, batch: TrainBatch) -> tuple[Float[Array, "T"], Routes]:
     hidden, _, routes = forward(base, bank, batch.tokens, _fresh_pool(base, batch.tokens))
-    logits = unembed(base, bank, hidden, batch.tokens.slots)
+    logits = unembed(base, bank, hidden, batch.tokens.by_slot())
     return token_logprobs(logits, batch.targets), routes
 
 
 @jit
 def score(base: Base, bank: Bank | None, batch: TrainBatch) -> Float[Array, "T"]:
     """Teacher-forced log-probabilities of `batch.targets` (nats, 0 where there is none). Slots index the bank."""
-    return _teacher_forced(base, bank, batch)[0]
+
+    def on_shard(base, bank, batch):
+        return _teacher_forced(base, bank, batch)[0]
+
+    return sharded(on_shard, (whole, by_slot, by_row), lambda specs: P(DATA))(base, bank, batch)
 
 
 @partial(jit, donate_argnames=("bank", "opt"))
@@ -123,7 +133,15 @@ def train_step(
 
     `batch.tokens.slots` index `hyper.slots`. Each adapter's gradient sum joins what its slot has accumulated; where
     `hyper.apply`, the slot is updated by the mean over the accumulated weight. Other slots do not change by a bit.
+    On a mesh all slots are counted within their shard.
     """
+    run = sharded(_train_shard, (whole, by_slot, by_slot, by_row, by_row), lambda specs: (*specs[1:3], P(DATA)))
+    return run(base, bank, opt, batch, hyper)
+
+
+def _train_shard(base: Base, bank: Bank, opt: OptState, batch: TrainBatch, hyper: TrainHyper):
+    """`train_step` on one shard's slots and rows."""
+    asked, hyper = hyper.slots.shape[0], _never_one(hyper, bank.slots)
     active, count = bank.take(hyper.slots), hyper.slots.shape[0]
 
     def loss(factors):
@@ -131,24 +149,19 @@ def train_step(
         sums, weight = cross_entropy(logprobs, batch.weights, batch.tokens.slots, count)
         return jnp.sum(sums), (sums, weight, logprobs)
 
-    gradient, (sums, weight, logprobs) = jax.grad(loss, has_aux=True)(active.factors)
-    before = OptState(
-        take_slots(opt.mu, hyper.slots),
-        take_slots(opt.nu, hyper.slots),
-        jax.tree.map(jnp.add, take_slots(opt.gradient, hyper.slots), gradient),
-        jnp.take(opt.weight, hyper.slots, mode="clip") + weight,
-        jnp.take(opt.count, hyper.slots, mode="clip"),
-    )
-    factors, after, norm = update_slots(active.factors, before, hyper.numbers(), hyper.apply)
-    opt = OptState(
-        put_slots(opt.mu, hyper.slots, after.mu),
-        put_slots(opt.nu, hyper.slots, after.nu),
-        put_slots(opt.gradient, hyper.slots, after.gradient),
-        opt.weight.at[hyper.slots].set(after.weight, mode="drop"),
-        opt.count.at[hyper.slots].set(after.count, mode="drop"),
-    )
-    metrics = TrainMetrics(sums / jnp.maximum(weight, 1e-30), weight, norm, logprobs)
-    return bank.put(hyper.slots, factors), opt, metrics
+    sums, (losses, weight, logprobs) = jax.grad(loss, has_aux=True)(active.factors)
+    gradients = Gradients(sums, weight)
+    factors, opt, norm = update_slots(bank.factors, opt, gradients, hyper.slots, hyper.numbers(), hyper.apply)
+    means = losses / jnp.maximum(weight, 1e-30)
+    return replace(bank, factors=factors), opt, TrainMetrics(means[:asked], weight[:asked], norm[:asked], logprobs)
+
+
+def _never_one(hyper: TrainHyper, slots: int) -> TrainHyper:
+    """At least two active slots: a loop over a single one is compiled into what is around it, and takes other bits."""
+    if hyper.slots.shape[0] > 1:
+        return hyper
+    two = jax.tree.map(lambda x: jnp.concatenate([x, x]), hyper)
+    return replace(two, slots=two.slots.at[1].set(slots))
 
 
 @partial(jit, donate_argnames=("base", "opt"))
@@ -157,19 +170,27 @@ def pretrain_step(
 ) -> tuple[Base, optax.OptState, PretrainMetrics]:
     """One AdamW step of the base itself (`opt` from `init_pretrain`); only matrices decay. `hyper` holds scalars."""
 
-    def loss(base):
-        logprobs, routes = _teacher_forced(base, None, batch)
-        total = jnp.maximum(jnp.sum(batch.weights), 1e-30)
-        nats = -jnp.sum(logprobs * batch.weights) / total
-        even = balance(routes.load, routes.ids, (batch.tokens.positions >= 0).astype(jnp.float32))
-        return nats + BALANCE * even, (nats, total, even)
-
-    gradient, (nats, total, even) = jax.grad(loss, has_aux=True)(base)
-    norm = optax.tree.norm(gradient)
+    run = sharded(_pretrain_shard, (whole, by_row), lambda specs: (specs[0], P()))
+    gradient, metrics = run(base, batch)
     with jax.numpy_dtype_promotion("standard"):  # as in pefx.optim
         updates, opt = _pretrain_optimizer(hyper).update(gradient, opt, cast(optax.Params, base))
     base = cast(Base, optax.apply_updates(cast(optax.Params, base), updates))
-    return base, opt, PretrainMetrics(nats, total, norm, even)
+    return base, opt, metrics
+
+
+def _pretrain_shard(base: Base, batch: TrainBatch) -> tuple[Base, PretrainMetrics]:
+    """The gradient of the whole batch's mean, from one shard's rows and those of the others."""
+    total = jnp.maximum(over_shards(jnp.sum(batch.weights)), 1e-30)
+    shards = over_shards(jnp.ones((), jnp.float32))
+
+    def loss(base):
+        logprobs, routes = _teacher_forced(base, None, batch)
+        nats = -jnp.sum(logprobs * batch.weights) / total
+        even = balance(routes.load, routes.ids, (batch.tokens.positions >= 0).astype(jnp.float32)) / shards
+        return nats + BALANCE * even, (nats, even)
+
+    gradient, (nats, even) = jax.tree.map(over_shards, jax.grad(loss, has_aux=True)(base))
+    return gradient, PretrainMetrics(nats, total, optax.tree.norm(gradient), even)
 
 
 def init_pretrain(base: Base) -> optax.OptState:
@@ -193,10 +214,19 @@ def serve_step(
     """Prefill chunks and decodes of one batch. Returns the state, for each of `plan.rows` the token scored or sampled
     and its log-probability under the model (nats, temperature 1; 0 for padding rows), and the routes taken.
     """
+    def out(specs):
+        return specs[2], P(DATA), P(DATA), P(None, DATA)
+
+    run = sharded(_serve_shard, (whole, by_slot, by_page, by_row), out)
+    return run(base, bank, state, plan)
+
+
+def _serve_shard(base: Base, bank: Bank | None, state: ServeState, plan: ServePlan):
+    """`serve_step` on one shard's slots, pages and rows."""
     hidden, kv, routes = forward(base, bank, plan.batch, state.kv)
     row = jnp.maximum(plan.rows, 0)
     slots = jnp.where(plan.rows >= 0, plan.batch.slots[row], -1)
-    logits = unembed(base, bank, hidden[row], slots)
+    logits = unembed(base, bank, hidden[row], rows_of(slots, plan.singles, plan.batch.tile))
     how = Sampling(plan.temperature, plan.top_p, plan.top_k, plan.seed)
     sampled = sample(logits, how, plan.batch.positions[row])
     tokens = jnp.where(plan.targets >= 0, plan.targets, sampled)

@@ -12,10 +12,11 @@ from pefx.adapters.sites import SITES
 from pefx.batch import TokenBatch
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.model import Base
-from pefx.packing import Span, pack, whole_pages
+from pefx.packing import Sizes, Span, pack, tile_of, whole_pages
 from pefx.steps import TrainBatch
 
-PAGE, TILE, TOKENS, PLACES = 16, 16, 64, 4
+PAGE, TOKENS, PLACES = 16, 64, 4
+TILE = tile_of(PAGE)
 MODEL = ModelConfig(
     vocab_size=61,
     hidden=33,
@@ -69,8 +70,7 @@ def train_batch(sequences: Sequence[np.ndarray], slots: Sequence[int], weight: f
         spans.append(Span(tokens, 0, slot, range(page, page + need)))
         targets[page * PAGE : page * PAGE + len(tokens) - 1] = tokens[1:]
         page += need
-    sizes = {"tokens": TOKENS, "sequences": PLACES, "blocks": TOKENS // PAGE, "page_size": PAGE, "tile": TILE}
-    fields = pack(spans, **sizes, whole=True)
+    fields = pack(spans, Sizes(0, TOKENS // TILE, PLACES, TOKENS // PAGE, PAGE, TILE))
     return TrainBatch(TokenBatch(**fields), targets, np.where(targets >= 0, weight, 0).astype(np.float32))
 
 

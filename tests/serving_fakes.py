@@ -12,7 +12,7 @@ from pefx.errors import PefxError
 from pefx.serving.engine import Engine
 from pefx.serving.pages import PageAllocator
 from pefx.serving.policies import Policies
-from pefx.serving.scheduler import SAMPLE, Scheduler, StepPlan
+from pefx.serving.scheduler import SAMPLE, Scheduler, Shard, StepPlan
 from pefx.store.records import Revision
 from pefx.store.residency import Residency
 
@@ -84,27 +84,27 @@ class FakeDevice:
 
     def __init__(self, page_size: int, vocab_size: int = VOCABULARY, context: int = 64):
         self.page_size, self.vocab_size, self.context = page_size, vocab_size, context
-        self.pool: dict[tuple[int, int], int] = {}
-        self.bank: dict[int, str] = {}
+        self.pool: dict[tuple[int, int, int], int] = {}
+        self.bank: dict[tuple[int, int], str] = {}
         self.plans: list[StepPlan] = []
-        self.loads: list[tuple[int, str]] = []
+        self.loads: list[tuple[int, int, str]] = []
 
-    def load(self, slot: int, adapter: Any, spec: AdapterSpec) -> None:
+    def load(self, shard: int, slot: int, adapter: Any, spec: AdapterSpec) -> None:
         (key,) = adapter["key"]
-        self.loads.append((slot, key))
-        self.bank[slot] = key
+        self.loads.append((shard, slot, key))
+        self.bank[shard, slot] = key
 
     def run(self, plan: StepPlan) -> tuple[list[int], list[float]]:
         self.plans.append(plan)
-        for span in plan.spans:
+        for sequence, span in zip(plan.sequences, plan.spans, strict=True):
             for i, token in enumerate(span.tokens):
-                self.pool[self._place(span, span.start + i)] = int(token)
+                self.pool[sequence.shard, *self._place(span, span.start + i)] = int(token)
         tokens, logprobs = [], []
         for row in plan.wanted:
-            span = plan.spans[row.span]
+            span, shard = plan.spans[row.span], plan.sequences[row.span].shard
             end = span.start + row.offset + 1
-            context = [self.pool[self._place(span, p)] for p in range(end)]
-            adapter = "base" if span.slot < 0 else self.bank[span.slot]
+            context = [self.pool[shard, *self._place(span, p)] for p in range(end)]
+            adapter = "base" if span.slot < 0 else self.bank[shard, span.slot]
             token = row.target if row.target != SAMPLE else self.draw(context, adapter, row.sampling.seed)
             tokens.append(token)
             logprobs.append(self.logprob(context, adapter, token))
@@ -134,15 +134,16 @@ def make_engine(
     sequences: int = 4,
     pages: int = 64,
     slots: int = 2,
+    shards: int = 1,
 ) -> Engine:
     """An engine over fakes, small enough that places, pages and slots run out."""
     device = device or FakeDevice(page_size=4)
     scheduler = Scheduler(
-        step_tokens=step_tokens,
+        shards=[Shard(PageAllocator(pages), None if catalog is None else Residency(slots)) for _ in range(shards)],
         sequences=sequences,
+        tiles=step_tokens,
+        tile=1,
         page_size=device.page_size,
-        pages=PageAllocator(pages),
-        residency=None if catalog is None else Residency(slots),
     )
     policies = Policies(catalog, BASE, SPEC)
     return Engine(device=device, scheduler=scheduler, policies=policies, tokenizer=FakeTokenizer(), seed=0)

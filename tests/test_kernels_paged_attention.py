@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.paged_attention.api import MAX_ROWS, attend, query_tile
+from kernels.paged_attention.api import attend
 from kernels.paged_attention.reference import attention as reference
+from kernels.paged_attention.xla import MAX_ROWS, query_tile
 from pefx.batch import TokenBatch
 from pefx.compiler import jit
-from pefx.packing import Span, pack, span_rows, whole_pages
+from pefx.packing import Sizes, Span, pack, span_rows, whole_pages
 
 PAGE, PAGES, BLOCKS, SEQUENCES, LAYERS = 8, 40, 11, 4, 2
 TOKENS = 128  # of the whole layout
-STEP = 16  # of a serving step
+CHUNKS, SINGLES = Sizes(0, 5, 4, 11, 8, 8), Sizes(4, 0, 4, 11, 8, 8)  # of a step of prompts, and of decodes
+BOTH = Sizes(4, 5, 4, 11, 8, 8)
+WHOLE = Sizes(0, TOKENS // PAGE, SEQUENCES, BLOCKS, PAGE, PAGE)
 LAYER = 1
 # (query heads, key heads, head size): groups of three with an odd size, and one query head to a key head.
 HEADS = [(6, 2, 16), (2, 2, 8)]
@@ -59,9 +62,8 @@ def draw_lengths(data: st.DataObject) -> list[int]:
     return data.draw(st.lists(st.integers(1, 32), min_size=1, max_size=SEQUENCES))
 
 
-def layout_of(spans, tokens, tile, whole=False):
-    sizes = {"tokens": tokens, "sequences": SEQUENCES, "blocks": BLOCKS, "page_size": PAGE, "tile": tile}
-    return TokenBatch(**pack(spans, **sizes, whole=whole)).layout()
+def layout_of(spans, sizes):
+    return TokenBatch(**pack(spans, sizes)).layout()
 
 
 def draw_whole(data: st.DataObject, heads, dtype):
@@ -87,10 +89,10 @@ def assert_close(got, want, dtype):
 @given(data=st.data())
 def test_values_gradients_and_pool_of_packed_sequences(heads, dtype, data):
     spans, (q, k, v, do) = draw_whole(data, heads, dtype)
-    layout = layout_of(spans, TOKENS, PAGE, whole=True)
+    layout = layout_of(spans, WHOLE)
     pool = dirty_pool(heads, dtype)
     o, (keys, values), gradients = _whole(q, k, v, pool, pool, layout, do)
-    want, want_gradients = _oracle(q, k, v, layout.positions, layout.sequences, do)
+    want, want_gradients = _oracle(q, k, v, layout.positions, layout.rows.of_each(), do)
     live = np.asarray(layout.positions) >= 0
     assert o.dtype == dtype
     assert_close(o[live], np.asarray(want)[live], dtype)
@@ -100,7 +102,7 @@ def test_values_gradients_and_pool_of_packed_sequences(heads, dtype, data):
         assert not np.asarray(got, np.float32)[~live].any()
     for got, new in ((keys, k), (values, v)):
         expected = np.full(pool.shape, np.nan, np.float32)
-        for span, row in zip(spans, span_rows(spans, PAGE, whole=True), strict=True):
+        for span, row in zip(spans, span_rows(spans, WHOLE), strict=True):
             for position in range(len(span.tokens)):
                 expected[LAYER, span.pages[position // PAGE], position % PAGE] = new[row + position]
         np.testing.assert_array_equal(np.asarray(got, np.float32), expected)
@@ -111,29 +113,32 @@ def test_values_gradients_and_pool_of_packed_sequences(heads, dtype, data):
 @given(data=st.data())
 def test_chunked_prefill_then_decode_gives_the_bits_of_the_whole(heads, dtype, data):
     spans, (q, k, v, do) = draw_whole(data, heads, dtype)
-    layout = layout_of(spans, TOKENS, PAGE, whole=True)
+    layout = layout_of(spans, WHOLE)
     keys = values = dirty_pool(heads, dtype)
     whole, pool, _ = _whole(q, k, v, keys, values, layout, do)
-    rows = span_rows(spans, PAGE, whole=True)
+    rows = span_rows(spans, WHOLE)
     rng = np.random.default_rng(data.draw(st.integers(0, 99)))
-    tile = data.draw(st.sampled_from([1, PAGE]), "first tile")
     done, seen = [0] * len(spans), np.zeros(whole.shape, np.float32)
     while waiting := [i for i, span in enumerate(spans) if done[i] < len(span.tokens)]:
-        room, chunks = STEP, []
+        sizes = [CHUNKS, SINGLES, BOTH][rng.integers(3)]
+        left, chunks = sizes.tiles, []
         for i in rng.permutation(waiting).tolist():
-            most = 1 if tile == 1 else min(room, PAGE + 3)
-            size = min(most, len(spans[i].tokens) - done[i])
-            if 0 < size <= room:
-                chunks.append((i, size))
-                room -= size
+            rest = len(spans[i].tokens) - done[i]
+            size = 1 if not left else min(rest, int(rng.integers(1, PAGE + 4)))
+            if size > 1 or not sizes.singles:
+                left -= whole_pages(size, sizes.tile)
+            if left < 0:
+                break
+            chunks.append((i, size))
         parts = [Span(spans[i].tokens[:n], done[i], -1, spans[i].pages) for i, n in chunks]
-        at = np.concatenate([rows[i] + done[i] + np.arange(n) for i, n in chunks])
-        index = np.append(at, np.zeros(STEP - len(at), np.int64))
-        o, keys, values = _step(q[index], k[index], v[index], keys, values, layout_of(parts, STEP, tile))
-        seen[at] = np.asarray(o, np.float32)[: len(at)]
-        for i, n in chunks:
+        index, back = np.zeros(sizes.tokens, np.int64), []
+        for (i, n), row in zip(chunks, span_rows(parts, sizes), strict=True):
+            index[row : row + n] = rows[i] + done[i] + np.arange(n)
+            back += [(rows[i] + done[i] + j, row + j) for j in range(n)]
             done[i] += n
-        tile = int(rng.choice([1, PAGE]))
+        o, keys, values = _step(q[index], k[index], v[index], keys, values, layout_of(parts, sizes))
+        for at, row in back:
+            seen[at] = np.asarray(o[row], np.float32)
     live = np.asarray(layout.positions) >= 0
     np.testing.assert_array_equal(seen[live], np.asarray(whole, np.float32)[live])
     np.testing.assert_array_equal(np.asarray(keys, np.float32), np.asarray(pool[0], np.float32))
@@ -142,9 +147,9 @@ def test_chunked_prefill_then_decode_gives_the_bits_of_the_whole(heads, dtype, d
 
 def test_padding_writes_nothing_and_gives_zeros():
     heads = HEADS[0]
-    layout = layout_of([], STEP, PAGE)
+    layout = layout_of([], BOTH)
     pool = jnp.asarray(np.random.default_rng(0).normal(size=dirty_pool(heads, jnp.float32).shape), jnp.float32)
-    ones = [jnp.ones((STEP, n, heads[2])) for n in (heads[0], heads[1], heads[1])]
+    ones = [jnp.ones((BOTH.tokens, n, heads[2])) for n in (heads[0], heads[1], heads[1])]
     o, keys, values = _step(*ones, pool, pool, layout)
     np.testing.assert_array_equal(o, np.zeros(o.shape))
     np.testing.assert_array_equal(keys, pool)
@@ -153,5 +158,5 @@ def test_padding_writes_nothing_and_gives_zeros():
 
 @pytest.mark.parametrize(("heads", "kv_heads", "tile"), [(6, 2, 32), (32, 4, 16), (64, 1, 2), (256, 1, 1), (4, 4, 32)])
 def test_a_query_tile_keeps_within_the_rows_that_keep_their_bits(heads, kv_heads, tile):
-    assert query_tile(heads, kv_heads) == tile
+    assert query_tile(32, heads, kv_heads) == tile
     assert tile == 1 or tile * heads // kv_heads <= MAX_ROWS

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.tiles import combine, dispatch, sum_by_group, take_rows, tile_map
+from kernels.tiles import combine, dispatch, sum_by_group, sums_before, take_rows, tile_map
 from pefx.compiler import jit
 
 ROWS = 40
@@ -192,9 +192,31 @@ def test_parts_are_summed_by_group_and_nobodys_are_left_out(index):
     for part, i in zip(parts, index):
         if i >= 0:
             want[i] += part
-    np.testing.assert_allclose(_sums(parts, np.array(index, np.int32)), want, rtol=1e-6, atol=1e-6)
+    one, two = _sums([parts, parts[:, 0]], np.array(index, np.int32))
+    np.testing.assert_allclose(one, want, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(two, one[:, 0])
+
+
+@settings(max_examples=20)
+@given(st.lists(st.integers(-1, 3), min_size=9, max_size=9), st.integers(0, 3))
+def test_a_groups_sum_has_the_bits_of_its_own_parts_in_order(index, group):
+    index = np.array(index, np.int32)
+    parts = np.random.default_rng(1).normal(size=(9, 40)).astype(np.float32)
+    parts[0, 0], parts[1, 0] = -0.0, -0.0  # zeros keep the sign they have alone
+    alone = np.where(index == group, index, -1).astype(np.int32)
+    together, apart = _sums([parts], index)[0][group], _sums([parts], alone)[0][group]
+    assert np.asarray(together).tobytes() == np.asarray(apart).tobytes()
+    total = np.zeros(40, np.float32)
+    for part in parts[index == group]:
+        total = total + part
+    assert np.asarray(together).tobytes() == total.tobytes()
 
 
 @jit
 def _sums(parts, index):
     return sum_by_group(parts, index, 4)
+
+
+def test_sums_before_are_exclusive():
+    x = np.array([[3, 1, 4], [0, 5, 9]], np.int32)
+    np.testing.assert_array_equal(sums_before(jnp.asarray(x)), np.cumsum(x, 1) - x)

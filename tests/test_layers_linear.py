@@ -5,10 +5,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.factors import Factors
+from kernels.rows import rows_of
 from pefx.compiler import jit
-from pefx.layers.linear import Factors, dot, linear, mix_rows
+from pefx.layers.linear import dot, linear
 
-ROWS, D, F, RANK, SLOTS = 12, 9, 5, 8, 4
+SINGLES, TILE, ROWS, D, F, RANK, SLOTS = 4, 2, 12, 9, 5, 8, 4
 rng = np.random.default_rng(0)
 X, W = rng.normal(size=(ROWS, D)).astype(np.float32), rng.normal(size=(F, D)).astype(np.float32)
 A = rng.normal(size=(2 * SLOTS, RANK, D)).astype(np.float32)
@@ -22,7 +24,7 @@ def _adapted(x, slots, offset):
         x,
         jnp.asarray(W),
         Factors(jnp.asarray(A), jnp.asarray(B), jnp.asarray(SCALES), offset),
-        mix_rows(slots, SLOTS, 2),
+        rows_of(slots, SINGLES, TILE),
     )
 
 
@@ -32,9 +34,9 @@ def _bare(x):
 
 
 @settings(max_examples=20)
-@given(st.lists(st.integers(-1, SLOTS - 1), min_size=ROWS, max_size=ROWS), st.sampled_from([0, SLOTS]))
-def test_each_row_has_its_own_slots_delta(slots, offset):
-    slots = np.array(slots, np.int32)
+@given(st.lists(st.integers(-1, SLOTS - 1), min_size=8, max_size=8), st.sampled_from([0, SLOTS]))
+def test_each_row_has_its_own_slots_delta(owners, offset):
+    slots = np.array([*owners[:SINGLES], *np.repeat(owners[SINGLES:], TILE)], np.int32)
     got, base = np.asarray(_adapted(X, slots, np.int32(offset))), np.asarray(_bare(X))
     for row, slot in enumerate(slots):
         delta = SCALES[slot] * (X[row] @ A[offset + slot].T) @ B[offset + slot]
@@ -51,9 +53,9 @@ def test_the_base_is_accumulated_in_float32():
     np.testing.assert_allclose(y, np.asarray(x, np.float32) @ np.asarray(w, np.float32).T, rtol=1e-5, atol=1e-5)
 
 
-def test_without_factors_or_mix_it_is_the_base():
+def test_without_factors_or_rows_it_is_the_base():
     np.testing.assert_allclose(_bare(X), X @ W.T, rtol=1e-5, atol=1e-5)
-    mix = mix_rows(jnp.zeros(ROWS, jnp.int32), SLOTS, 2)
+    rows = rows_of(jnp.zeros(ROWS, jnp.int32), SINGLES, TILE)
     np.testing.assert_array_equal(
-        linear(jnp.asarray(X), jnp.asarray(W), None, mix), dot(jnp.asarray(X), jnp.asarray(W))
+        linear(jnp.asarray(X), jnp.asarray(W), None, rows), dot(jnp.asarray(X), jnp.asarray(W))
     )

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from kernels.factors import Factors
+from kernels.rows import rows_of
 from pefx.compiler import jit
-from pefx.layers.linear import Factors, mix_rows
 from pefx.layers.mlp import Mlp, mlp
 from tests.model_small import MODEL
 
@@ -16,12 +17,12 @@ SITES = {"gate_proj": (33, 21), "up_proj": (33, 21), "down_proj": (21, 33)}
 
 @jit
 def _run(x, weights, factors, slots):
-    mix = mix_rows(slots, SLOTS, 2)
+    rows = rows_of(slots, ROWS, 2)
     sites = {
         name: Factors(pair[0], pair[1], jnp.full(SLOTS, 0.5), jnp.asarray(0, jnp.int32))
         for name, pair in factors.items()
     }
-    return mlp(x, weights, sites, mix)
+    return mlp(x, weights, sites, rows)
 
 
 def test_it_is_its_formula_with_each_rows_adapter():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from kernels.factors import Factors
 from pefx.compiler import jit
-from pefx.layers.linear import Factors
 from pefx.layers.moe import Experts, Router, Routing, group_by_expert, moe, route
 from tests.model_small import MODEL, variant
 

@@ -1,6 +1,5 @@
 """The base's one forward against the same model in float64 numpy, for every mix of layers."""
 
-import dataclasses
 from itertools import pairwise
 
 import jax
@@ -15,7 +14,7 @@ from pefx.adapters.bank import empty_bank, load_adapter
 from pefx.batch import KVPool
 from pefx.compiler import jit
 from pefx.config import ModelConfig
-from pefx.model import Base, abstract_base, forward, runs, tile_rows, unembed
+from pefx.model import Base, abstract_base, forward, runs, unembed
 from tests.model_small import (
     MODEL,
     PAGE,
@@ -35,7 +34,7 @@ from tests.model_small import (
 def _logits(base, bank, batch, routes):
     pool = KVPool.zeros(base.config, TOKENS // PAGE, PAGE)
     hidden, kv, taken = forward(base, bank, batch, pool, routes)
-    return unembed(base, bank, hidden, batch.slots), kv, taken
+    return unembed(base, bank, hidden, batch.by_slot()), kv, taken
 
 
 KINDS = {
@@ -141,12 +140,3 @@ def test_an_abstract_base_is_the_shape_of_a_real_one():
         assert (one.shape, one.dtype) == (other.shape, other.dtype)
     other = Base(MODEL, nnx.Rngs(1))
     assert (np.asarray(real.embed[...]) != np.asarray(other.embed[...])).any()
-
-
-def test_a_decode_batch_has_small_tiles():
-    batch = train_batch(random_tokens([5]), [-1]).tokens
-    decode = dataclasses.replace(batch, rows=np.full((8, 1), -1, np.int32), tile_sequence=np.zeros(8, np.int32))
-    for tile, subtile in (tile_rows(batch, MODEL)[1:], tile_rows(decode, MODEL)[1:]):
-        assert 2 <= subtile <= tile <= 32
-        assert tile % subtile == 0
-    assert tile_rows(decode, MODEL) < tile_rows(batch, MODEL)

@@ -4,10 +4,11 @@ import numpy as np
 
 from pefx.adapters.bank import Bank
 from pefx.compiler import jit
-from pefx.optim import Hyper, init_opt, update_slots
+from pefx.optim import Gradients, Hyper, init_opt, update_slots
 
 RNG = np.random.default_rng(0)
 SLOTS = 3
+EACH = np.arange(SLOTS, dtype=np.int32)
 
 
 def _bank() -> Bank:
@@ -40,8 +41,8 @@ def test_two_updates_follow_the_formulas_slot_by_slot():
     for t in (1, 2):
         gradient = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), params)
         weight = jnp.asarray([4.0, 2.0, 8.0])
-        opt = opt.__class__(opt.mu, opt.nu, gradient, weight, opt.count)
-        params, opt, norms = step(params, opt, hyper, jnp.ones(SLOTS, bool))
+        gradients = Gradients(gradient, weight)
+        params, opt, norms = step(params, opt, gradients, EACH, hyper, jnp.ones(SLOTS, bool))
         for s in range(SLOTS):
             mean = [np.asarray(g[:, s], np.float64) / float(weight[s]) for g in jax.tree.leaves(gradient)]
             numbers = [float(c[s]) for c in jax.tree.leaves(hyper)]
@@ -56,12 +57,41 @@ def test_two_updates_follow_the_formulas_slot_by_slot():
 
 def test_slots_that_wait_or_have_no_weight_keep_everything():
     bank = _bank()
-    gradient = jax.tree.map(jnp.ones_like, bank.factors)
-    opt = init_opt(bank)
-    opt = opt.__class__(opt.mu, opt.nu, gradient, jnp.asarray([1.0, 0.0, 1.0]), opt.count)
-    params, after, _ = jit(update_slots)(bank.factors, opt, _hyper(), jnp.asarray([False, True, True]))
+    gradients = Gradients(jax.tree.map(jnp.ones_like, bank.factors), jnp.asarray([1.0, 0.0, 1.0]))
+    apply = jnp.asarray([False, True, True])
+    params, after, _ = jit(update_slots)(bank.factors, init_opt(bank), gradients, EACH, _hyper(), apply)
     assert after.count.tolist() == [0, 0, 1]
     assert after.weight.tolist() == [1.0, 0.0, 0.0]
     for new, old in zip(jax.tree.leaves(params), jax.tree.leaves(bank.factors), strict=True):
         np.testing.assert_array_equal(new[:, :2], old[:, :2])
         assert not np.array_equal(new[:, 2], old[:, 2])
+
+
+def test_only_the_slots_named_are_updated_and_padding_touches_none():
+    bank, hyper = _bank(), _hyper()
+    two = jax.tree.map(lambda x: x[:2], hyper)
+    gradient = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=(2, 2, *x.shape[2:])), jnp.float32), bank.factors)
+    gradients = Gradients(gradient, jnp.asarray([1.0, 1.0]))
+    # The last slot is active, and the padding row behind it must not write it again.
+    slots, apply = np.array([2, SLOTS], np.int32), jnp.asarray([True, True])
+    params, after, norms = jit(update_slots)(bank.factors, init_opt(bank), gradients, slots, two, apply)
+    assert after.count.tolist() == [0, 0, 1]
+    assert norms.shape == (2,)
+    for new, old in zip(jax.tree.leaves(params), jax.tree.leaves(bank.factors), strict=True):
+        np.testing.assert_array_equal(new[:, :2], old[:, :2])
+        assert not np.array_equal(new[:, 2], old[:, 2])
+
+
+def test_without_room_to_accumulate_every_step_is_an_update_with_the_same_bits():
+    bank, hyper = _bank(), _hyper()
+    gradient = jax.tree.map(lambda x: jnp.asarray(RNG.normal(size=x.shape), jnp.float32), bank.factors)
+    gradients, apply = Gradients(gradient, jnp.asarray([4.0, 0.0, 8.0])), jnp.ones(SLOTS, bool)
+    results = [
+        jit(update_slots)(bank.factors, init_opt(bank, accumulate), gradients, EACH, hyper, apply)
+        for accumulate in (True, False)
+    ]
+    assert results[1][1].gradient is None
+    for kept, plain in zip(jax.tree.leaves(results[0][0]), jax.tree.leaves(results[1][0]), strict=True):
+        np.testing.assert_array_equal(kept, plain)
+    assert results[0][1].count.tolist() == results[1][1].count.tolist() == [1, 0, 1]
+    assert not results[1][1].weight.any()

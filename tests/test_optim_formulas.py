@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pefx.adapters.bank import empty_bank
 from pefx.compiler import jit
 from pefx.config import AdapterSpec
-from pefx.optim import Hyper, OptState, init_opt, update_slots
+from pefx.optim import Gradients, Hyper, OptState, init_opt, update_slots
 from tests.model_small import MODEL
 
 SLOTS = 3
@@ -20,7 +20,12 @@ SHAPES = {
     "experts.up_proj": {"a": (1, SLOTS, 4, 8, 2), "b": (1, SLOTS, 4, 8, 3)},
 }
 
-_update = jit(update_slots)
+_EACH = np.arange(SLOTS, dtype=np.int32)
+_step = jit(update_slots)
+
+
+def _update(params, opt: OptState, gradients: Gradients, hyper: Hyper, apply):
+    return _step(params, opt, gradients, _EACH, hyper, apply)
 
 
 def tree(rng, size=1.0):
@@ -69,8 +74,8 @@ def test_each_slot_is_its_own_adamw(seed, applied):
     numbers = np.stack([np.asarray(x) for x in jax.tree.leaves(hyper)], 1)
     for apply in applied:
         gradient, weight = tree(rng, rng.choice([0.1, 10.0])), rng.uniform(0.5, 90, SLOTS).astype(np.float32)
-        opt = replace(opt, gradient=gradient, weight=weight)
-        new, after, norm = _update(params, opt, hyper, np.array(apply))
+        opt = replace(opt, gradient=jax.tree.map(jnp.zeros_like, gradient), weight=np.zeros(SLOTS, np.float32))
+        new, after, norm = _update(params, opt, Gradients(gradient, weight), hyper, np.array(apply))
         for slot in range(SLOTS):
             p, mu, nu, g = (flat(x, slot) for x in (params, opt.mu, opt.nu, gradient))
             want = by_hand(p, mu, nu, g, float(weight[slot]), int(opt.count[slot]), numbers[slot])
@@ -82,7 +87,8 @@ def test_each_slot_is_its_own_adamw(seed, applied):
                 assert float(after.weight[slot]) == 0
                 assert not flat(after.gradient, slot).any()
             else:
-                assert_slot_is_untouched(slot, (params, opt), (new, after))
+                kept = replace(opt, gradient=gradient, weight=weight)
+                assert_slot_is_untouched(slot, (params, kept), (new, after))
         params, opt = new, after
 
 
@@ -95,10 +101,10 @@ def assert_slot_is_untouched(slot, before, after):
 def test_a_slot_without_a_weighted_token_keeps_everything():
     rng = np.random.default_rng(0)
     opt = replace(start(), mu=tree(rng), nu=jax.tree.map(jnp.abs, tree(rng)), count=np.array([4, 5, 6], np.int32))
-    opt = replace(opt, weight=np.array([2, 0, 3], np.float32), gradient=tree(rng))
-    opt = replace(opt, gradient=jax.tree.map(lambda x: x.at[:, 1].set(0), opt.gradient))
+    gradient = jax.tree.map(lambda x: x.at[:, 1].set(0), tree(rng))
     params = tree(rng)
-    new, after, norm = _update(params, opt, hyper_of(rng), np.ones(SLOTS, bool))
+    gradients = Gradients(gradient, np.array([2, 0, 3], np.float32))
+    new, after, norm = _update(params, opt, gradients, hyper_of(rng), np.ones(SLOTS, bool))
     assert_slot_is_untouched(1, (params, opt), (new, after))
     np.testing.assert_array_equal(after.count, [5, 5, 7])
     assert float(norm[1]) == 0
@@ -108,15 +114,16 @@ def test_a_slot_without_a_weighted_token_keeps_everything():
 def test_one_slots_numbers_do_not_reach_another():
     rng = np.random.default_rng(1)
     params, hyper = tree(rng), hyper_of(rng)
-    opt = replace(start(), gradient=tree(rng), weight=np.ones(SLOTS, np.float32))
-    once = _update(params, opt, hyper, np.ones(SLOTS, bool))
+    opt, gradients = start(), Gradients(tree(rng), np.ones(SLOTS, np.float32))
+    once = _update(params, opt, gradients, hyper, np.ones(SLOTS, bool))
 
     def spoil(x):
         x = np.array(x)
         x[(slice(None), 2) if x.ndim > 1 else 2] = np.nan if x.dtype == np.float32 else 77
         return jnp.asarray(x)
 
-    spoiled = _update(*jax.tree.map(spoil, (params, opt, hyper)), np.ones(SLOTS, bool))
+    other = jax.tree.map(spoil, (params, opt, gradients, hyper))
+    spoiled = _update(other[0], other[1], other[2], other[3], np.ones(SLOTS, bool))
     for slot in (0, 1):
         assert_slot_is_untouched(slot, once, spoiled)
 

@@ -166,9 +166,10 @@ def test_output_of_another_run_is_refused_untouched(config: ServeConfig, tmp_pat
 PROGRAM = """
 import sys
 from pathlib import Path
-from pefx.config import ServeConfig
+from pefx.config import MeshConfig, ServeConfig
 from pefx.serving.run import serve_file
-sys.exit(serve_file(eval(sys.argv[1], {"ServeConfig": ServeConfig}), Path(sys.argv[2]), Path(sys.argv[3])))
+names = {"MeshConfig": MeshConfig, "ServeConfig": ServeConfig}
+sys.exit(serve_file(eval(sys.argv[1], names), Path(sys.argv[2]), Path(sys.argv[3])))
 """
 
 

@@ -1,20 +1,21 @@
 """pefx.serving.runner: plans become few shapes, and the numbers are those of a teacher-forced forward."""
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
-from kernels.paged_attention.api import query_tile
 from pefx.adapters.bank import empty_bank
 from pefx.batch import TokenBatch
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
+from pefx.mesh import on_mesh
 from pefx.model import Base
-from pefx.packing import Span, pack
+from pefx.packing import Sizes, Span, pack, tile_of
 from pefx.serving.generation import Generation
 from pefx.serving.pages import PageAllocator
-from pefx.serving.runner import Runner, buckets, fit
-from pefx.serving.scheduler import Sampling, Scheduler, Sequence
+from pefx.serving.runner import Room, Runner, buckets, fit
+from pefx.serving.scheduler import Sampling, Scheduler, Sequence, Shard
 from pefx.steps import TrainBatch, score
 from pefx.store.residency import Residency
 from tests.serving_fakes import revision
@@ -36,12 +37,13 @@ def base() -> Base:
 
 
 # Shapes are those of `serving_small.make_config`, so that both tests compile the same few programs.
-SLOTS, SEQUENCES, PAGES, STEP_TOKENS = 3, 8, 24, 32
+SLOTS, SEQUENCES, PAGES = 2, 4, 12  # of each shard
+SHARDS = 2
 
 
-def make(base: Base) -> Runner:
-    bank = empty_bank(MODEL, SPEC, slots=SLOTS)
-    return Runner(base, bank, pages=PAGES, page_size=PAGE, step_tokens=STEP_TOKENS, sequences=SEQUENCES)
+def make(base: Base, tiles: int = 1) -> Runner:
+    bank = empty_bank(MODEL, SPEC, slots=SHARDS * SLOTS)
+    return Runner(base, bank, Room(SHARDS, PAGES, PAGE, SEQUENCES, tiles, tile_of(PAGE)))
 
 
 def asked(handle: int, prompt: int, new: int, policy: str | None, temperature: float = 0.0) -> Sequence:
@@ -52,23 +54,23 @@ def asked(handle: int, prompt: int, new: int, policy: str | None, temperature: f
     return Sequence(handle, tokens, served, sampling, generation, new, score_prompt=True)
 
 
-def serve(runner: Runner, step_tokens: int, sequences: list[Sequence]) -> dict[str, int]:
-    """Run to the end; returns the slot that each policy last had."""
+def serve(runner: Runner, tile: int, sequences: list[Sequence]) -> dict[str, int]:
+    """Run to the end, prompts in chunks of `tile`; returns the slot of the whole bank that each policy last had."""
     scheduler = Scheduler(
-        step_tokens=step_tokens,
+        shards=[Shard(PageAllocator(PAGES), Residency(SLOTS)) for _ in range(SHARDS)],
         sequences=SEQUENCES,
+        tiles=1,
+        tile=tile,
         page_size=PAGE,
-        pages=PageAllocator(PAGES),
-        residency=Residency(SLOTS),
     )
     slots = {}
     for sequence in sequences:
         scheduler.submit(sequence)
     while scheduler.waiting or scheduler.running:
         for load in scheduler.admit():
-            slots[load.revision.policy] = load.slot
+            slots[load.revision.policy] = load.shard * SLOTS + load.slot
             adapter = random_adapter(SPEC, seed=ord(load.revision.policy[0]))
-            runner.load(load.slot, adapter, SPEC)
+            runner.load(load.shard, load.slot, adapter, SPEC)
         plan = scheduler.plan()
         assert plan is not None
         scheduler.commit(plan, *runner.run(plan))
@@ -78,28 +80,24 @@ def serve(runner: Runner, step_tokens: int, sequences: list[Sequence]) -> dict[s
 def teacher_forced(base: Base, runner: Runner, sequence: Sequence, slot: int) -> np.ndarray:
     tokens = [*sequence.prompt, *sequence.generation.tokens]
     size = -(-len(tokens) // 64) * 64
-    fields = pack(
-        [Span(tokens, 0, slot, list(range(size // PAGE)))],
-        tokens=size,
-        sequences=1,
-        blocks=MODEL.context // PAGE,
-        page_size=PAGE,
-        tile=query_tile(MODEL.heads, MODEL.kv_heads),
-        whole=True,
-    )
+    tile = tile_of(PAGE)
+    sizes = Sizes(0, size // tile, 1, MODEL.context // PAGE, PAGE, tile)
+    fields = pack([Span(tokens, 0, slot, list(range(size // PAGE)))], sizes)
     targets = np.full(size, -1, np.int32)
     targets[: len(tokens) - 1] = tokens[1:]
     batch = TrainBatch(TokenBatch(**fields), targets, (targets >= 0).astype(np.float32))  # pyright: ignore[reportArgumentType]
-    return np.asarray(score(base, runner._bank, batch))[: len(tokens) - 1]
+    bank = jax.device_get(runner._bank)  # off the mesh: slots count through all shards
+    return np.asarray(score(base, bank, batch))[: len(tokens) - 1]
 
 
 def test_numbers_do_not_depend_on_chunks_or_company_and_equal_the_scored_ones(base: Base):
     kinds = [(5, 6, None), (40, 3, "alice"), (17, 9, "bob"), (1, 4, "alice"), (60, 2, None)]
     wanted = None
-    for step_tokens, temperature in ((5, 0.7), (STEP_TOKENS, 0.7)):
+    for tile, temperature in ((5, 0.7), (32, 0.7)):
         sequences = [asked(i, prompt, new, policy, temperature) for i, (prompt, new, policy) in enumerate(kinds)]
-        runner = make(base)
-        slots = serve(runner, step_tokens, sequences)
+        with on_mesh(SHARDS):
+            runner = make(base)
+            slots = serve(runner, tile, sequences)
         got = [(s.prompt_logprobs, s.generation.tokens, s.generation.logprobs) for s in sequences]
         assert wanted is None or got == wanted
         wanted = got
@@ -110,18 +108,18 @@ def test_numbers_do_not_depend_on_chunks_or_company_and_equal_the_scored_ones(ba
 
 
 def test_adapter_that_does_not_fit_leaves_the_bank_as_it_was(base: Base):
-    runner = make(base)
-    first = asked(1, 9, 3, "alice")
-    serve(runner, 16, [first])
-    wrong = AdapterSpec(rank=16)
-    with pytest.raises(PefxError, match="rank"):
-        runner.load(0, random_adapter(wrong, 1), wrong)
-    again = asked(1, 9, 3, "alice")
-    serve(runner, 16, [again])
+    first, again = asked(1, 9, 3, "alice"), asked(1, 9, 3, "alice")
+    with on_mesh(SHARDS):
+        runner = make(base)
+        serve(runner, 32, [first])
+        wrong = AdapterSpec(rank=16)
+        with pytest.raises(PefxError, match="rank"):
+            runner.load(0, 0, random_adapter(wrong, 1), wrong)
+        serve(runner, 32, [again])
     assert again.generation.logprobs == first.generation.logprobs
 
 
 def test_no_bank_no_adapter(base: Base):
-    runner = Runner(base, None, pages=4, page_size=PAGE, step_tokens=8, sequences=1)
+    runner = Runner(base, None, Room(1, 4, PAGE, 1, 1, tile_of(PAGE)))
     with pytest.raises(RuntimeError, match="no bank"):
-        runner.load(0, {}, SPEC)
+        runner.load(0, 0, {}, SPEC)

@@ -10,7 +10,7 @@ from pefx.errors import PefxError
 from pefx.packing import whole_pages
 from pefx.serving.generation import Generation
 from pefx.serving.pages import PageAllocator
-from pefx.serving.scheduler import SAMPLE, Sampling, Scheduler, Sequence, StepPlan
+from pefx.serving.scheduler import SAMPLE, Sampling, Scheduler, Sequence, Shard, StepPlan
 from pefx.store.residency import Residency
 from tests.serving_fakes import revision
 
@@ -18,13 +18,15 @@ GREEDY = Sampling(0.0, 1.0, 0, 0)
 END = 0
 
 
-def make(step_tokens: int = 8, sequences: int = 4, pages: int = 32, slots: int = 2, patience: int = 64) -> Scheduler:
+def make(
+    tiles: int = 4, sequences: int = 4, pages: int = 32, slots: int = 2, patience: int = 64, shards: int = 1
+) -> Scheduler:
     return Scheduler(
-        step_tokens=step_tokens,
+        shards=[Shard(PageAllocator(pages), Residency(slots)) for _ in range(shards)],
         sequences=sequences,
+        tiles=tiles,
+        tile=2,
         page_size=4,
-        pages=PageAllocator(pages),
-        residency=Residency(slots),
         patience=patience,
     )
 
@@ -57,20 +59,21 @@ def step(scheduler: Scheduler, token: int = 7) -> StepPlan:
 
 
 def test_decodes_and_prompt_chunks_share_a_step():
-    scheduler = make(step_tokens=8)
+    scheduler = make(tiles=4)
     scheduler.submit(sequence(1, prompt=3, max_tokens=5))
     step(scheduler)
     scheduler.submit(sequence(2, prompt=12, max_tokens=2))
+    scheduler.submit(sequence(3, prompt=1, max_tokens=2))
     plan = step(scheduler)
-    assert [(list(s.tokens), s.start) for s in plan.spans] == [([7], 3), (list(range(201, 208)), 0)]
+    assert [(list(s.tokens), s.start) for s in plan.spans] == [([7], 3), (list(range(201, 209)), 0)]
     assert [(w.span, w.offset) for w in plan.wanted] == [(0, 0)]
     plan = step(scheduler)
-    assert [(list(s.tokens), s.start) for s in plan.spans] == [([7], 4), (list(range(208, 213)), 7)]
-    assert [(w.span, w.offset) for w in plan.wanted] == [(0, 0), (1, 4)]
+    assert [(list(s.tokens), s.start) for s in plan.spans] == [([7], 4), (list(range(209, 213)), 8), ([301], 0)]
+    assert [(w.span, w.offset) for w in plan.wanted] == [(0, 0), (1, 3), (2, 0)]
 
 
 def test_prompt_rows_are_scored_against_the_next_token():
-    scheduler = make(step_tokens=2)
+    scheduler = make(tiles=1)
     scored = sequence(1, prompt=3, max_tokens=1, score_prompt=True)
     scheduler.submit(scored)
     assert [(w.offset, w.target) for w in step(scheduler).wanted] == [(0, 102), (1, 103)]
@@ -86,7 +89,7 @@ def test_scoring_alone_samples_nothing():
     assert [w.target for w in step(scheduler).wanted] == [102, 103]
     assert scored.over
     assert scored.generation.tokens == []
-    scheduler.pages.check_empty()
+    scheduler.check_empty()
 
 
 def test_end_token_frees_the_place_at_once():
@@ -107,7 +110,7 @@ def test_request_larger_than_the_pool_is_refused():
 
 def test_adapter_without_a_bank_is_refused():
     scheduler = make()
-    scheduler.residency = None
+    scheduler.shards[0].residency = None
     with pytest.raises(PefxError, match="no bank"):
         scheduler.submit(sequence(1, prompt=1, policy="alice"))
 
@@ -161,10 +164,10 @@ def test_failed_load_frees_everything_and_the_slot_stands_for_nothing():
     error = PefxError("damaged")
     assert [(s.handle, s.error) for s in scheduler.refuse(load, error)] == [(1, error), (2, error)]
     assert [s.handle for s in scheduler.running] == [3]
-    assert scheduler.residency is not None
-    assert scheduler.residency.resident() == []
+    assert scheduler.shards[0].residency is not None
+    assert scheduler.shards[0].residency.resident() == []
     step(scheduler)
-    scheduler.pages.check_empty()
+    scheduler.check_empty()
     scheduler.submit(sequence(4, prompt=2, policy="a"))
     assert [again.slot for again in scheduler.admit()] == [load.slot]
 
@@ -183,10 +186,31 @@ def test_number_that_is_none_ends_the_request_with_an_error():
     assert scheduler.running == [well]
 
 
-@pytest.mark.parametrize("field", ["step_tokens", "sequences"])
+@pytest.mark.parametrize("field", ["tiles", "sequences"])
 def test_limits_below_one_are_refused(field: str):
     with pytest.raises(PefxError, match=field):
         make(**{field: 0})
+
+
+def test_a_sequence_goes_where_its_adapter_is_and_else_where_there_is_most_room():
+    scheduler = make(shards=2, sequences=3)
+    for handle, policy in enumerate(["a", "b", "a", None, "b", "c"]):
+        scheduler.submit(sequence(handle, prompt=2, max_tokens=3, policy=policy))
+    loads = scheduler.admit()
+    assert [(s.handle, s.slot) for s in scheduler.shards[0].running] == [(0, 0), (2, 0), (5, 1)]
+    assert [(s.handle, s.slot) for s in scheduler.shards[1].running] == [(1, 0), (3, -1), (4, 0)]
+    assert [(load.shard, load.slot, load.revision.policy) for load in loads] == [(0, 0, "a"), (1, 0, "b"), (0, 1, "c")]
+
+
+def test_an_adapter_whose_shard_is_full_is_loaded_on_another():
+    scheduler = make(shards=2, sequences=1)
+    for handle in range(3):
+        scheduler.submit(sequence(handle, prompt=2, max_tokens=1, policy="a"))
+    assert [load.shard for load in scheduler.admit()] == [0, 1]
+    assert len(scheduler.waiting) == 1
+    step(scheduler)
+    assert scheduler.running == []
+    assert scheduler.admit() == []
 
 
 @dataclass
@@ -216,30 +240,33 @@ asked = st.builds(
     st.integers(7, 16),
     st.integers(1, 3),
     st.integers(1, 8),
+    st.integers(1, 3),
 )
-def test_all_finish_within_limits(requests, step_tokens, sequences, pages, slots, patience):
-    scheduler = make(step_tokens, sequences, pages, slots, patience)
+def test_all_finish_within_limits(requests, tiles, sequences, pages, slots, patience, shards):
+    scheduler = make(tiles, sequences, pages, slots, patience, shards)
     submitted = [sequence(i, a.prompt, a.max_tokens, a.policy, a.score_prompt) for i, a in enumerate(requests)]
     for one in submitted:
         scheduler.submit(one)
     processed: dict[int, list[int]] = {i: [] for i in range(len(requests))}
-    bank: dict[int, str] = {}
+    bank: dict[tuple[int, int], str] = {}
     done: list[int] = []
     for _ in range(2000):
         for load in scheduler.admit():
-            bank[load.slot] = load.revision.key
+            bank[load.shard, load.slot] = load.revision.key
         plan = scheduler.plan()
         if plan is None:
             break
-        assert 0 < plan.tokens <= step_tokens
-        assert len(plan.spans) <= sequences
         assert len({id(s) for s in plan.sequences}) == len(plan.sequences)
-        held = [page for s in scheduler.running for page in s.pages]
-        assert len(set(held)) == len(held) == pages - scheduler.pages.free
+        for index, shard in enumerate(scheduler.shards):
+            mine = [(s, span) for s, span in zip(plan.sequences, plan.spans, strict=True) if s.shard == index]
+            assert len(mine) <= sequences
+            assert sum(whole_pages(len(span.tokens), 2) for s, span in mine if not s.decoding) <= tiles
+            held = [page for s in shard.running for page in s.pages]
+            assert len(set(held)) == len(held) == pages - shard.pages.free
         for one, span in zip(plan.sequences, plan.spans, strict=True):
             assert span.start == len(processed[one.handle])
             assert whole_pages(span.start + len(span.tokens), 4) <= len(span.pages)
-            assert (span.slot == -1) if one.revision is None else (bank[span.slot] == one.revision.key)
+            assert (span.slot == -1) if one.revision is None else (bank[one.shard, span.slot] == one.revision.key)
             processed[one.handle] += list(span.tokens)
         drawn = []
         for row in plan.wanted:
@@ -253,6 +280,7 @@ def test_all_finish_within_limits(requests, step_tokens, sequences, pages, slots
         assert len(one.generation.tokens) == count
         assert processed[one.handle] == one.prompt + one.generation.tokens[:-1]  # the last one is never fed
         assert len(one.prompt_logprobs) == (a.prompt if a.score_prompt else 1)
-    scheduler.pages.check_empty()
-    assert scheduler.residency is not None
-    assert all(scheduler.residency.pins(key) == 0 for key in scheduler.residency.resident())
+    scheduler.check_empty()
+    for shard in scheduler.shards:
+        assert shard.residency is not None
+        assert all(shard.residency.pins(key) == 0 for key in shard.residency.resident())

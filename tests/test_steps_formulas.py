@@ -1,7 +1,6 @@
 """The seam: training, scoring and serving steps of a tiny base against plain numpy and against one another."""
 
 from functools import cache
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec
 from pefx.optim import Hyper, init_opt
-from pefx.packing import Span, pack, whole_pages
+from pefx.packing import Sizes, Span, pack, whole_pages
 from pefx.steps import ServePlan, ServeState, TrainHyper, init_pretrain, pretrain_step, score, serve_step, train_step
 from tests.model_small import (
     MODEL,
@@ -197,23 +196,18 @@ def test_pretraining_lowers_the_loss_and_decays_matrices_only():
     assert np.abs(norm[1] - norm[0]).max() <= 0.1 + 1e-6
 
 
-def plan_of(spans, rows, targets=-1, tokens=16, tile=TILE, **sampling) -> ServePlan:
-    sizes: dict[str, Any] = {
-        "tokens": tokens,
-        "sequences": 4,
-        "blocks": TOKENS // PAGE,
-        "page_size": PAGE,
-        "tile": tile,
-    }
+def plan_of(spans, rows, targets=-1, **sampling) -> ServePlan:
+    sizes = Sizes(0, 1, 4, TOKENS // PAGE, PAGE, TILE)
     wanted = np.full(4, -1, np.int32)
     wanted[: len(rows)] = rows
     how = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0} | sampling
     types = {"temperature": np.float32, "top_p": np.float32, "top_k": np.int32, "seed": np.uint32}
     return ServePlan(
-        TokenBatch(**pack(spans, **sizes)),
+        TokenBatch(**pack(spans, sizes)),
         wanted,
         np.full(4, targets, np.int32),
         **{name: np.full(4, value, types[name]) for name, value in how.items()},
+        singles=4,
     )
 
 

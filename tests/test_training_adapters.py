@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from kernels.paged_attention.api import query_tile
-from pefx.config import DataConfig, ModelConfig, TrainConfig, UserConfig
+from pefx.config import DataConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
 from pefx.training.adapters import AdapterTraining, evaluation_of, step_layout
 from pefx.training.sessions import make_sessions
@@ -14,16 +13,17 @@ CONFIG = TrainConfig(name="run", output="out", users=(UserConfig("ann", "a.jsonl
 
 
 def test_the_layout_has_a_share_for_each_user_of_a_step() -> None:
-    layout = step_layout(replace(CONFIG, data=DataConfig(users_per_step=8)), 2, ModelConfig())
-    assert (layout.shares, layout.share, layout.tokens, layout.sequences, layout.blocks) == (2, 256, 512, 16, 8)
-    layout = step_layout(replace(CONFIG, data=DataConfig(users_per_step=3)), 5, ModelConfig())
-    assert layout.shares == 3
+    layout = step_layout(replace(CONFIG, data=DataConfig(users_per_step=8)), 2, 1)
+    assert (layout.shares, layout.share, layout.tokens) == (2, 256, 512)
+    assert (layout.sizes.sequences, layout.sizes.blocks, layout.sizes.tiles) == (16, 8, 16)
+    assert step_layout(replace(CONFIG, data=DataConfig(users_per_step=3)), 5, 1).shares == 3
+    halved = step_layout(replace(CONFIG, data=DataConfig(users_per_step=3)), 5, 2)
+    assert (halved.shares, halved.shards) == (2, 2)
 
 
 def test_a_page_that_does_not_hold_whole_tiles_is_refused() -> None:
-    tile = query_tile(ModelConfig().heads, ModelConfig().kv_heads)
-    with pytest.raises(PefxError, match=f"'page_size' is 12; this base needs a multiple of {tile}"):
-        step_layout(replace(CONFIG, page_size=12), 2, ModelConfig())
+    with pytest.raises(PefxError, match="page_size is 48; it must be a multiple of 32"):
+        step_layout(replace(CONFIG, page_size=48), 2, 1)
 
 
 def test_a_revision_records_the_loss_before_and_after() -> None:

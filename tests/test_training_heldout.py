@@ -17,7 +17,7 @@ MODEL = ModelConfig(
     vocab_size=256, hidden=32, layers=2, heads=2, kv_heads=1, head_size=16, dense_hidden=32, expert_hidden=16,
     experts=4, experts_per_token=2, context=64,
 )  # fmt: skip
-LAYOUT = Layout(shares=4, share=32, length=32, page_size=16, tile=16)
+LAYOUT = Layout(shares=4, share=32, length=32, page_size=16)
 
 
 def make_lesson(length: int, seed: int) -> Lesson:

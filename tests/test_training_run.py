@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from flax import nnx
 
-from pefx.config import AdapterSpec, CheckpointConfig, DataConfig, ModelConfig, TrainConfig, UserConfig
+from pefx.config import AdapterSpec, CheckpointConfig, DataConfig, MeshConfig, ModelConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
 from pefx.huggingface import save_base
 from pefx.model import Base
@@ -37,8 +38,9 @@ c = json.loads(sys.argv[1])
 adapter = lambda u: AdapterSpec(**u["adapter"]) if u["adapter"] else None
 users = tuple(UserConfig(**{**u, "adapter": adapter(u)}) for u in c.pop("users"))
 c["adapter"] = adapter(c)
-data, checkpoint = DataConfig(**c.pop("data")), CheckpointConfig(**c.pop("checkpoint"))
-sys.exit(train(TrainConfig(users=users, data=data, checkpoint=checkpoint, **c)))
+parts = {"data": DataConfig, "checkpoint": CheckpointConfig, "mesh": MeshConfig, "optimizer": OptimizerConfig}
+c.update({name: kind(**c[name]) for name, kind in parts.items()})
+sys.exit(train(TrainConfig(users=users, **c)))
 """
 
 
@@ -76,6 +78,7 @@ def config(world: Path, output: str, **fields: Any) -> TrainConfig:
             steps=12,
             accumulate=2,
             evaluate_every=10,
+            mesh=MeshConfig(data=1),
         ),
         **fields,
     )
@@ -145,16 +148,21 @@ def test_sigkill_and_sigterm_in_mid_run_change_nothing(world: Path, whole: dict[
     assert _child(here, signal.SIGKILL, after=4) == -signal.SIGKILL
     assert _child(here, signal.SIGTERM, after=12) == 143
     assert not (world / "killed" / "finished.json").exists()
-    assert _child(here) == 0
+    # The rest on another number of shards: sessions move, their numbers do not.
+    assert _child(replace(here, mesh=MeshConfig(data=2))) == 0
     assert hashes(world, "killed") == whole
-    steps = [row["step"] for row in read_rows(world / "killed" / METRICS) if row["kind"] == "rate"]
-    assert steps == list(range(1, 33))
+    rows = read_rows(world / "killed" / METRICS)
+    steps = [row["step"] for row in rows if row["kind"] == "rate"]
+    assert steps == list(range(1, len(steps) + 1))
+    updates = Counter(row["name"] for row in rows if row["kind"] == "train")
+    assert updates == {"ann": 24, "bob": 16, "cat": 24}
 
 
 def _child(here: TrainConfig, kill: signal.Signals | None = None, after: int = 0) -> int:
     """Run `here` in a process of its own; once the checkpoint of step `after` is there, send it `kill`."""
     fields = {name: getattr(here, name) for name in ("name", "output", "base", "catalog", "steps", "accumulate")}
-    fields |= {"evaluate_every": here.evaluate_every, "data": vars(here.data), "checkpoint": vars(here.checkpoint)}
+    fields |= {"evaluate_every": here.evaluate_every}
+    fields |= {name: vars(getattr(here, name)) for name in ("data", "checkpoint", "mesh", "optimizer")}
     fields["adapter"] = vars(here.adapter)
     fields["users"] = [{**vars(user), "adapter": user.adapter and vars(user.adapter)} for user in here.users]
     cache = {"JAX_COMPILATION_CACHE_DIR": str(Path(here.output).parent / "cache")}

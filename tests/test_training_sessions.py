@@ -17,6 +17,7 @@ def config(*users: UserConfig, **fields: object) -> TrainConfig:
     return replace(TrainConfig(name="run", output="out", users=users), **fields)  # type: ignore[arg-type]
 
 
+START = [Progress()] * 9
 ANN, BOB, CAT = UserConfig("ann", "a.jsonl"), UserConfig("bob", "b.jsonl"), UserConfig("cat", "c.jsonl")
 
 
@@ -34,8 +35,8 @@ def test_a_user_overrides_the_run() -> None:
 def test_turns_give_everyone_exactly_its_work(work: list[int], width: int, accumulate: int) -> None:
     users = [UserConfig(f"user{index}", "x.jsonl", steps=steps) for index, steps in enumerate(work)]
     sessions = make_sessions(config(*users, accumulate=accumulate))
-    turns = take_turns(sessions, width)
-    assert turns == take_turns(sessions, width)
+    turns = [turn for (turn,) in take_turns(sessions, START, width)]
+    assert turns == [turn for (turn,) in take_turns(sessions, START, width)]
     assert all(1 <= len(turn) <= width and len(set(turn)) == len(turn) for turn in turns)
     counts = Counter(index for turn in turns for index in turn)
     assert [counts[index] for index in range(len(work))] == [steps * accumulate for steps in work]
@@ -44,9 +45,38 @@ def test_turns_give_everyone_exactly_its_work(work: list[int], width: int, accum
 def test_turns_are_even() -> None:
     sessions = make_sessions(config(ANN, BOB, CAT, steps=4))
     done = Counter()
-    for turn in take_turns(sessions, 2):
+    for (turn,) in take_turns(sessions, START, 2):
         done.update(turn)
         assert max(done.values()) - min(done[index] for index in range(3)) <= 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(work=st.lists(st.integers(1, 6), min_size=1, max_size=6), width=st.integers(1, 3), cut=st.integers(0, 20))
+def test_what_is_left_follows_from_where_they_stand(work: list[int], width: int, cut: int) -> None:
+    sessions = make_sessions(config(*(UserConfig(f"user{i}", "x.jsonl", steps=n) for i, n in enumerate(work))))
+    turns = take_turns(sessions, START, width)
+    done = Counter(index for (turn,) in turns[:cut] for index in turn)
+    progress = [Progress(micro=done[index]) for index in range(len(work))]
+    assert take_turns(sessions, progress, width) == turns[cut:]
+    # With another number of shards the rest is dealt out anew, and still done exactly.
+    anew = Counter(index for step in take_turns(make_sessions(config(*(s.user for s in sessions)), 2), progress, width, 2)
+                   for turn in step for index in turn)  # fmt: skip
+    assert [done[i] + anew[i] for i in range(len(work))] == work
+
+
+@pytest.mark.parametrize("shards", [2, 3])
+def test_shards_have_turns_of_their_own(shards: int) -> None:
+    work = [3, 5, 2, 4, 1]
+    users = [UserConfig(f"user{index}", "x.jsonl", steps=steps) for index, steps in enumerate(work)]
+    sessions = make_sessions(config(*users), shards)
+    assert len({(s.shard, s.slot) for s in sessions}) == len(sessions)
+    assert max(s.slot for s in sessions) < -(-len(users) // shards)
+    steps = take_turns(sessions, START, 1, shards)
+    assert all(len(step) == shards for step in steps)
+    for shard in range(shards):
+        own = [s for s in sessions if s.shard == shard]
+        counts = Counter(index for step in steps for index in step[shard])
+        assert {users[i].name: n for i, n in counts.items()} == {s.policy: s.steps for s in own}
 
 
 def test_hyper_numbers_follow_the_update_not_the_micro_batch() -> None:

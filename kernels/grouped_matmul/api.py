@@ -15,16 +15,16 @@ def grouped_matmul(
 
     Weights of all layers folded to `[L * E, D, F]` are read in place with `offset = layer * E`. Differentiable in x, w.
     """
-    return xla.forward(x, w, tiles, offset)
+    return xla.forward(x, w, tiles, offset).astype(x.dtype)
 
 
 def _forward(x, w, tiles, offset):
-    return xla.forward(x, w, tiles, offset), (x, w, tiles, offset)
+    return grouped_matmul(x, w, tiles, offset), (x, w, tiles, offset)
 
 
 def _backward(residuals, dy):
     x, w, tiles, offset = residuals
-    dx = xla.forward(dy, w, tiles, offset, transpose=True)
+    dx = xla.forward(dy, w, tiles, offset, transpose=True).astype(x.dtype)
     return dx, xla.weight_gradient(x, dy, tiles, offset, w.shape[0]).astype(w.dtype), None, None
 
 

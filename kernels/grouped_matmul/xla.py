@@ -15,7 +15,7 @@ def _tile(x, i, size):
 
 
 def forward(x, w, tiles: TileMap, offset, transpose: bool = False):
-    """`x [NB, D]` by tiles with `w [G, D, F]` (or its transpose); result in x's type, accumulated in float32."""
+    """`x [NB, D]` by tiles with `w [G, D, F]` (or its transpose), float32."""
     width = w.shape[1] if transpose else w.shape[2]
     contraction = ((1,), (1,)) if transpose else ((1,), (0,))
 
@@ -24,9 +24,9 @@ def forward(x, w, tiles: TileMap, offset, transpose: bool = False):
         part = jax.lax.dot_general(
             _tile(x, i, tiles.tile), weight, (contraction, ((), ())), preferred_element_type=jnp.float32
         )
-        return jax.lax.dynamic_update_slice_in_dim(y, part.astype(x.dtype), i * tiles.tile, 0)
+        return jax.lax.dynamic_update_slice_in_dim(y, part, i * tiles.tile, 0)
 
-    return jax.lax.fori_loop(0, tiles.live, one, jnp.zeros((x.shape[0], width), x.dtype))
+    return jax.lax.fori_loop(0, tiles.live, one, jnp.zeros((x.shape[0], width), jnp.float32))
 
 
 def weight_gradient(x, dy, tiles: TileMap, offset, groups: int):

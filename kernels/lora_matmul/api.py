@@ -1,37 +1,32 @@
-"""Mixed LoRA product `y[t] = scales[s] x[t] A[s]^T B[s]`, s the slot of row t."""
+"""Mixed LoRA product added to a base projection: `y[t] += scales[s] x[t] A[s]^T B[s]`, s the slot of row t."""
 
 import jax
-from jaxtyping import Array, Float, Int32
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
+from kernels.factors import Factors
 from kernels.lora_matmul import xla
-from kernels.tiles import TileMap
+from kernels.rows import Rows
 
 
 @jax.custom_vjp
-def lora_matmul(
-    x: Float[Array, "T D"],
-    a: Float[Array, "G R D"],
-    b: Float[Array, "G R F"],
-    scales: Float[Array, "N"],
-    tiles: TileMap,
-    offset: Int32[Array, ""],
-) -> Float[Array, "T F"]:
-    """Float32 deltas `[T, F]`, zeros for rows without a place in `tiles` (whose groups are slots).
+def lora_matmul(y: Float[Array, "T F"], x: Float[Array, "T D"], factors: Factors, rows: Rows) -> Float[Array, "T F"]:
+    """Float32 `y` plus each row's own delta; rows without a slot keep the bits of `y`. `rows` are owned by slots.
 
-    Slot s reads factors `offset + s`: a bank of all layers folded to `[L * N, R, D]` is read in place with
-    `offset = layer * N`. Differentiable in x, a, b.
+    Differentiable in y, x and the factors a and b.
     """
-    return xla.forward(x, a, b, scales, tiles, offset)[0]
+    return _forward(y, x, factors, rows)[0]
 
 
-def _forward(x, a, b, scales, tiles, offset):
-    y, z = xla.forward(x, a, b, scales, tiles, offset)
-    return y, (x, a, b, scales, tiles, offset, z)
+def _forward(y, x, factors, rows):
+    delta, inner = xla.forward(x, factors, rows)
+    return jnp.where((rows.of_each() >= 0)[:, None], y + delta, y), (x, factors, rows, inner)
 
 
 def _backward(residuals, dy):
-    x, a, b, scales, tiles, offset, z = residuals
-    return *xla.backward(x, a, b, scales, tiles, offset, z, dy), None, None, None
+    x, factors, rows, inner = residuals
+    dx, da, db = xla.backward(x, factors, rows, inner, dy)
+    return dy, dx, Factors(da, db, None, None), None  # pyright: ignore[reportArgumentType]
 
 
 lora_matmul.defvjp(_forward, _backward)

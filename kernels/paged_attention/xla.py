@@ -1,7 +1,7 @@
 """Portable paged attention over tiles of queries, keys in blocks of one fixed size in order from position 0.
 
 A row's bits depend on its own sequence alone: the blocks are the same whatever the chunking, trailing masked blocks
-change nothing (the running maximum stays, the rescale is 1), and every product has between 2 and 32 rows.
+change nothing (the running maximum stays, the rescale is 1), and every product has between 2 and `MAX_ROWS` rows.
 """
 
 from typing import NamedTuple
@@ -10,23 +10,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from kernels.tiles import take_rows
+from kernels.rows import Rows
 
 MASKED = -1e30  # finite, so that rows that see nothing stay finite
 BLOCK_KEYS = 64
+MAX_ROWS = 128  # products over one block of keys: from 2 to this many rows, each row gets the same bits
 # Of a product `[M, C] x [C, N]`, columns past the last multiple of LANES take other bits at M < 4 and M > 32 where they
 # are 8 or fewer: N is padded to a multiple.
 LANES = 16
 
 
 class Layout(NamedTuple):
-    """The integer fields of a flat batch that attention reads; see `pefx.batch.TokenBatch`."""
+    """What attention reads of a flat batch: `rows` are owned by sequences; see `pefx.batch.TokenBatch`."""
 
     positions: Int32[Array, "T"]
-    sequences: Int32[Array, "T"]
-    rows: Int32[Array, "NT Q"]
-    tile_sequence: Int32[Array, "NT"]
-    place: Int32[Array, "T"]
+    rows: Rows
     pages: Int32[Array, "S PS"]
     lengths: Int32[Array, "S"]
 
@@ -34,14 +32,9 @@ class Layout(NamedTuple):
 def write(pool: Float[Array, "L P B G K"], new: Float[Array, "T G K"], layer, at: Layout):
     """Store each token's row at its sequence's page; padding is dropped."""
     size = pool.shape[2]
-    page = at.pages[at.sequences, jnp.maximum(at.positions, 0) // size]
+    page = at.pages[jnp.maximum(at.rows.of_each(), 0), jnp.maximum(at.positions, 0) // size]
     page = jnp.where((at.positions < 0) | (page < 0), pool.shape[1], page)
     return pool.at[layer, page, at.positions % size].set(new, mode="drop")
-
-
-def to_tiles(x: Float[Array, "T ..."], rows: Int32[Array, "NT Q"]):
-    """Rows of each tile; zeros where a tile has no token. `rows` is -1 there."""
-    return take_rows(x, jnp.where(rows < 0, x.shape[0], rows))
 
 
 def by_head(x: Float[Array, "NT Q H K"], groups: int) -> Float[Array, "NT G M K"]:
@@ -63,14 +56,35 @@ def head_rows(x: Array, heads: int, groups: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=-1) if x.shape[2] == 1 else x
 
 
+def query_tile(tile: int, heads: int, groups: int) -> int:
+    """Queries that go through one product: as many of a tile as keep their heads within `MAX_ROWS`."""
+    while tile > 1 and tile * (heads // groups) > MAX_ROWS:
+        tile //= 2
+    return tile
+
+
 def forward(q, keys, values, layer, at: Layout):
-    """Attention of every query tile to its sequence's pages. Returns `o [T, H, K]` and `lse [T, H]` (float32)."""
+    """Attention of every query to its sequence's pages. Returns `o [T, H, K]` and `lse [T, H]` (float32)."""
+    found = []
+    for rows, groups, tile in at.rows.parts():
+        part = query_tile(tile, q.shape[1], keys.shape[3])
+        sequence = jnp.repeat(at.rows.owner[groups], tile // part)
+        found.append(_tiles(q[rows], keys, values, layer, (at.positions[rows].reshape(-1, part), sequence, at)))
+    o, lse = (jnp.concatenate(part) for part in zip(*found, strict=True))
+    return o, lse
+
+
+def _tiles(q, keys, values, layer, where):
+    """`forward` for query tiles of one width; `where` is their positions `[NT, Q]`, their sequences, and the layout."""
+    positions, sequence, at = where
     heads, groups, size = q.shape[1], keys.shape[3], keys.shape[2]
-    tiles, width = at.rows.shape
+    tiles, width = positions.shape
+    sequence = jnp.maximum(sequence, 0)
     per_block = max(1, BLOCK_KEYS // size)
-    pages = jnp.pad(at.pages, ((0, 0), (0, -at.pages.shape[1] % per_block)), constant_values=-1)[at.tile_sequence]
-    qt = by_head(to_tiles(q, at.rows), groups)
-    last = head_rows(jnp.where(at.rows < 0, -1, at.positions[at.rows]), heads, groups)[..., None]
+    pages = jnp.pad(at.pages, ((0, 0), (0, -at.pages.shape[1] % per_block)), constant_values=-1)[sequence]
+    qt = by_head(q.reshape(tiles, width, heads, -1), groups)
+    last = head_rows(positions, heads, groups)[..., None]
+    length = at.lengths[sequence]
     offsets = jnp.arange(per_block * size, dtype=jnp.int32)
 
     def block(j, carry):
@@ -79,7 +93,6 @@ def forward(q, keys, values, layer, at: Layout):
         k = keys[layer, jnp.maximum(page, 0)].reshape(tiles, -1, groups, q.shape[-1])
         v = values[layer, jnp.maximum(page, 0)].reshape(tiles, -1, groups, q.shape[-1])
         position = j * per_block * size + offsets
-        length = at.lengths[at.tile_sequence]
         # What lies past a sequence's end is another's or nobody's: not even a NaN of theirs may come through.
         mine = (position[None] < length[:, None])[:, :, None, None]
         k, v = jnp.where(mine, k, 0), jnp.where(mine, v, 0)
@@ -92,31 +105,31 @@ def forward(q, keys, values, layer, at: Layout):
         pv = jnp.einsum("ngmc,ncgk->ngmk", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
         return new_top, total * keep + jnp.sum(p, axis=-1), out * keep[..., None] + pv
 
-    blocks = -(-jnp.max(at.lengths) // (per_block * size))
+    blocks = -(-jnp.max(length) // (per_block * size))
     rows = qt.shape[:3]
     start = (jnp.full(rows, MASKED), jnp.zeros(rows), jnp.zeros((*rows, q.shape[-1] + -q.shape[-1] % LANES)))
     top, total, out = jax.lax.fori_loop(0, blocks, block, start)
     out = from_head((out[..., : q.shape[-1]] / total[..., None]).astype(q.dtype), width, heads)
-    lse = from_head((top + jnp.log(total))[..., None], width, heads)[..., 0]
-    return take_rows(out, at.place), take_rows(lse, at.place)
+    out = jnp.where((positions >= 0).reshape(-1, 1, 1), out, 0)
+    return out, from_head((top + jnp.log(total))[..., None], width, heads)[..., 0]
 
 
-def backward(q, k, v, o, lse, do, at: Layout, block: int):
-    """Gradients of q, k and v for sequences that lie whole in the batch, each from a multiple of `block` rows on.
+def backward(q, k, v, o, lse, do, at: Layout):
+    """Gradients of q, k and v for sequences that lie whole in the batch, each in tiles of its own.
 
-    Pair i holds query block n + i and key block n of one sequence, i ascending: each gradient is a sum in a fixed order
+    Pair i holds query tile n + i and key tile n of one sequence, i ascending: each gradient is a sum in a fixed order
     over its own sequence.
     """
-    heads, groups, scale = q.shape[1], k.shape[1], q.shape[-1] ** -0.5
+    heads, groups, scale, tile = q.shape[1], k.shape[1], q.shape[-1] ** -0.5, at.rows.tile
 
-    def blocks_of(x: Array) -> Array:
-        return x.reshape(-1, block, *x.shape[1:])
+    def tiled(x: Array) -> Array:
+        return x.reshape(-1, tile, *x.shape[1:])
 
     drop = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1)
-    qb, dob = by_head(blocks_of(q), groups), by_head(blocks_of(do), groups)
-    kb, vb = blocks_of(k).transpose(0, 2, 1, 3), blocks_of(v).transpose(0, 2, 1, 3)
-    stats = by_head(blocks_of(jnp.stack([lse, drop], axis=-1)), groups)
-    position, sequence = blocks_of(at.positions), blocks_of(at.sequences)[:, 0]
+    qb, dob = by_head(tiled(q), groups), by_head(tiled(do), groups)
+    kb, vb = tiled(k).transpose(0, 2, 1, 3), tiled(v).transpose(0, 2, 1, 3)
+    stats = by_head(tiled(jnp.stack([lse, drop], axis=-1)), groups)
+    position, sequence = tiled(at.positions), at.rows.owner
     q_position = head_rows(position, heads, groups)[..., None]
     k_position = jnp.where(position < 0, jnp.iinfo(jnp.int32).max, position)[:, None, None]
     count = position.shape[0]
@@ -125,21 +138,23 @@ def backward(q, k, v, o, lse, do, at: Layout, block: int):
     def pair(i, carry):
         dq, dk, dv = carry
         there = jnp.minimum(index + i, count - 1)
-        same = (index + i < count) & (sequence[there] == sequence)
-        see = (q_position[there] >= k_position) & same[:, None, None, None]
-        qi, doi, stat = qb[there], dob[there], stats[there]
+        same = ((index + i < count) & (sequence[there] == sequence))[:, None, None, None]
+        see = (q_position[there] >= k_position) & same
+        # Another sequence's numbers are left out, not multiplied by zero: not even a NaN of theirs may come through.
+        qi, doi, stat = jnp.where(same, qb[there], 0), jnp.where(same, dob[there], 0), stats[there]
         s = jnp.einsum("ngmk,ngck->ngmc", qi, kb, preferred_element_type=jnp.float32) * scale
         p = jnp.where(see, jnp.exp(s - stat[..., :1]), 0.0)
         dp = jnp.einsum("ngmk,ngck->ngmc", doi, vb, preferred_element_type=jnp.float32)
-        ds = (p * (dp - stat[..., 1:]) * scale).astype(q.dtype)
+        ds = jnp.where(see, p * (dp - stat[..., 1:]) * scale, 0.0).astype(q.dtype)
         dv = dv + jnp.einsum("ngmc,ngmk->ngck", p.astype(q.dtype), doi, preferred_element_type=jnp.float32)
         dk = dk + jnp.einsum("ngmc,ngmk->ngck", ds, qi, preferred_element_type=jnp.float32)
         part = jnp.einsum("ngmc,ngck->ngmk", ds, kb, preferred_element_type=jnp.float32)
         back = index - i
+        part = jnp.where(same, part, 0.0)
         part = jnp.where((back >= 0)[:, None, None, None], part[jnp.maximum(back, 0)], 0.0)
         return dq + part, dk, dv
 
     start = (jnp.zeros(qb.shape), jnp.zeros(kb.shape), jnp.zeros(vb.shape))
-    dq, dk, dv = jax.lax.fori_loop(0, -(-jnp.max(at.lengths) // block), pair, start)
+    dq, dk, dv = jax.lax.fori_loop(0, -(-jnp.max(at.lengths) // tile), pair, start)
     dk, dv = (x.transpose(0, 2, 1, 3).reshape(k.shape) for x in (dk, dv))
-    return tuple(g.astype(q.dtype) for g in (from_head(dq, block, heads), dk, dv))
+    return tuple(g.astype(q.dtype) for g in (from_head(dq, tile, heads), dk, dv))

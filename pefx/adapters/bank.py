@@ -5,18 +5,21 @@ layer by layer so that its gradient is as small as it is.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
+from kernels.factors import Factors
 from pefx.adapters.methods import Adapter, scale
 from pefx.adapters.sites import SITES, factor_shapes
 from pefx.compiler import jit
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
-from pefx.layers.linear import Adapters, Factors
+from pefx.layers.linear import Adapters
+from pefx.mesh import by_slot
 
 FactorTree = dict[str, dict[str, Array]]
 RANK_MULTIPLE = 8  # a rank of one row would take other bits, and does not compile for TPUs
@@ -55,10 +58,6 @@ class Bank:
         """A compact copy of these slots; a slot past the end repeats the last one, for padding."""
         return ActiveSlots(take_slots(self.factors, slots), jnp.take(self.scales, slots, mode="clip"))
 
-    def put(self, slots: Int32[Array, "A"], factors: FactorTree) -> "Bank":
-        """Write compact factors back; a slot past the end is dropped."""
-        return replace(self, factors=put_slots(self.factors, slots, factors))
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -83,14 +82,45 @@ class ActiveSlots:
         return {site: Factors(f["a"], f["b"], self.scales, zero) for site, f in scanned.items()}
 
 
-def take_slots(tree: FactorTree, slots: Int32[Array, "A"]) -> FactorTree:
-    """The given slots of every factor; past the end, the last."""
-    return jax.tree.map(lambda x: jnp.take(x, slots, axis=1, mode="clip"), tree)
+def slot_at(tree: Any, slot: Int32[Array, ""]) -> Any:
+    """The part of one slot in every array, its axis kept; past the end, the last slot's."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1, by_slot(x)), tree)
 
 
-def put_slots(tree: FactorTree, slots: Int32[Array, "A"], values: FactorTree) -> FactorTree:
-    """Replace the given slots of every factor; past the end, nothing."""
-    return jax.tree.map(lambda x, y: x.at[:, slots].set(y.astype(x.dtype), mode="drop"), tree, values)
+def put_slot(tree: Any, slot: Int32[Array, ""], part: Any) -> Any:
+    """Replace the part of one slot in every array."""
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, slot, by_slot(x)), tree, part)
+
+
+def room(tree: Any, slots: int) -> Any:
+    """Zeros for `slots` slots of every array."""
+
+    def one(x: Array) -> Array:
+        axis = by_slot(x)
+        return jnp.zeros((*x.shape[:axis], slots, *x.shape[axis + 1 :]), x.dtype)
+
+    return jax.tree.map(one, tree)
+
+
+def take_slots(tree: Any, slots: Int32[Array, "A"]) -> Any:
+    """A copy of these slots of every array; past the end, of the last. A slot at a time: a gather is slower on CPU."""
+
+    def one(i, out):
+        return put_slot(out, i, slot_at(tree, slots[i]))
+
+    return jax.lax.fori_loop(0, slots.shape[0], one, room(tree, slots.shape[0]))
+
+
+def put_slots(tree: Any, slots: Int32[Array, "A"], parts: Any) -> Any:
+    """Replace these slots of every array, in place where the tree is donated; past the end, nothing."""
+
+    def one(i, tree):
+        part, count = slot_at(parts, i), jax.tree.leaves(tree)[0]
+        live = slots[i] < count.shape[by_slot(count)]
+        kept = jax.tree.map(lambda x, y: jnp.where(live, x, y), part, slot_at(tree, slots[i]))
+        return put_slot(tree, slots[i], kept)
+
+    return jax.lax.fori_loop(0, slots.shape[0], one, tree)
 
 
 def padded_rank(rank: int) -> int:

@@ -5,9 +5,10 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kernels.paged_attention.api import attend
+from kernels.rows import Rows
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import ModelConfig
-from pefx.layers.linear import Adapters, Mix, linear
+from pefx.layers.linear import Adapters, linear
 from pefx.layers.norm import rms_norm
 from pefx.layers.parameter import ones, weight
 from pefx.layers.rope import rotate
@@ -34,7 +35,7 @@ def attention(
     weights: Attention,
     config: ModelConfig,
     adapters: Adapters,
-    mix: Mix | None,
+    rows: Rows | None,
     batch: TokenBatch,
     cache: tuple[KVPool, jax.Array, tuple[jax.Array, jax.Array]],
 ) -> tuple[Float[Array, "T D"], KVPool]:
@@ -43,7 +44,7 @@ def attention(
     tokens = x.shape[0]
 
     def project(name: str, heads: int):
-        y = linear(x, getattr(weights, name)[...], adapters.get(name), mix).astype(x.dtype)
+        y = linear(x, getattr(weights, name)[...], adapters.get(name), rows).astype(x.dtype)
         return y.reshape(tokens, heads, config.head_size)
 
     q = rms_norm(project("q_proj", config.heads), weights.q_norm[...], config.norm_epsilon)
@@ -51,5 +52,5 @@ def attention(
     v = project("v_proj", config.kv_heads)
     q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
     o, keys, values = attend(q, k, v, pool.keys, pool.values, layer, batch.layout())
-    y = linear(o.reshape(tokens, -1), weights.o_proj[...], adapters.get("o_proj"), mix)
+    y = linear(o.reshape(tokens, -1), weights.o_proj[...], adapters.get("o_proj"), rows)
     return y, KVPool(keys, values)

@@ -4,8 +4,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from kernels.rows import Rows
 from pefx.config import ModelConfig
-from pefx.layers.linear import Adapters, Mix, linear
+from pefx.layers.linear import Adapters, linear
 from pefx.layers.parameter import weight
 
 
@@ -21,8 +22,8 @@ class Mlp(nnx.Module):
         )
 
 
-def mlp(x: Float[Array, "T D"], weights: Mlp, adapters: Adapters, mix: Mix | None) -> Float[Array, "T D"]:
+def mlp(x: Float[Array, "T D"], weights: Mlp, adapters: Adapters, rows: Rows | None) -> Float[Array, "T D"]:
     """`(silu(x gate) * (x up)) down`, each with its rows' adapters. Float32 output."""
-    gate = linear(x, weights.gate_proj[...], adapters.get("gate_proj"), mix).astype(x.dtype)
-    up = linear(x, weights.up_proj[...], adapters.get("up_proj"), mix).astype(x.dtype)
-    return linear(jax.nn.silu(gate) * up, weights.down_proj[...], adapters.get("down_proj"), mix)
+    gate = linear(x, weights.gate_proj[...], adapters.get("gate_proj"), rows).astype(x.dtype)
+    up = linear(x, weights.up_proj[...], adapters.get("up_proj"), rows).astype(x.dtype)
+    return linear(jax.nn.silu(gate) * up, weights.down_proj[...], adapters.get("down_proj"), rows)

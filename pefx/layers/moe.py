@@ -11,7 +11,7 @@ from kernels.expert_lora.api import expert_lora
 from kernels.grouped_matmul.api import grouped_matmul
 from kernels.tiles import TileMap, combine, dispatch, tile_map
 from pefx.config import ModelConfig
-from pefx.layers.linear import Adapters, Factors, dot
+from pefx.layers.linear import Adapters, dot
 from pefx.layers.parameter import weight
 
 
@@ -84,18 +84,11 @@ def moe(
     def project(rows, name: str):
         stacked = getattr(experts, name)[...]
         folded = stacked.reshape(-1, *stacked.shape[2:])
-        y = grouped_matmul(rows, folded, tiles, layer * stacked.shape[1])
-        return _adapt(y, rows, adapters.get("experts." + name), tiles)
+        offset, factors = layer * stacked.shape[1], adapters.get("experts." + name)
+        if factors is None:
+            return grouped_matmul(rows, folded, tiles, offset)
+        return expert_lora(rows, folded, factors, tiles, offset)
 
     rows = dispatch(x, tiles, copies)
     hidden = jax.nn.silu(project(rows, "gate_proj")) * project(rows, "up_proj")
     return combine(project(hidden, "down_proj"), routing.gates, tiles)
-
-
-def _adapt(y: Array, rows: Array, factors: Factors | None, tiles: TileMap) -> Array:
-    """Add each row's own adapter; rows of the bare base keep their bits."""
-    if factors is None:
-        return y
-    delta = expert_lora(rows, factors.a, factors.b, factors.scales, tiles, factors.offset)
-    adapted = jnp.repeat(tiles.subgroup > 0, tiles.subtile)[:, None]
-    return jnp.where(adapted, y.astype(jnp.float32) + delta, y.astype(jnp.float32)).astype(y.dtype)

@@ -36,7 +36,7 @@ class Device(Protocol):
     @property
     def context(self) -> int: ...
 
-    def load(self, slot: int, adapter: Weights, spec: AdapterSpec) -> None: ...
+    def load(self, shard: int, slot: int, adapter: Weights, spec: AdapterSpec) -> None: ...
 
     def run(self, plan: StepPlan) -> tuple[Ordered[int], Ordered[float]]: ...
 
@@ -63,11 +63,11 @@ class Engine:
     @property
     def room(self) -> bool:
         """Whether more requests would help: enough wait for the next places otherwise."""
-        return len(self._scheduler.waiting) < 2 * self._scheduler.sequences
+        return len(self._scheduler.waiting) < 2 * self._scheduler.sequences * len(self._scheduler.shards)
 
     @property
     def idle(self) -> bool:
-        return not self._scheduler.waiting and not self._scheduler.running
+        return self._scheduler.idle
 
     def submit(self, handle: int, request: Request, revision: Revision | None) -> None:
         """Queue `request` for `revision` (None exactly when it asks for the bare base).
@@ -94,7 +94,7 @@ class Engine:
         over: list[Sequence] = []
         for load in self._scheduler.admit():
             try:
-                self._device.load(load.slot, self._policies.load(load.revision), load.revision.spec)
+                self._device.load(load.shard, load.slot, self._policies.load(load.revision), load.revision.spec)
             except PefxError as error:
                 if error.kind in UNAVAILABLE:
                     raise
@@ -103,7 +103,7 @@ class Engine:
         if plan is not None:
             over += self._scheduler.commit(plan, *self._device.run(plan))
         if self.idle:
-            self._scheduler.pages.check_empty()
+            self._scheduler.check_empty()
         return [self._answered(sequence) for sequence in over]
 
     def _answered(self, sequence: Sequence) -> Answered:

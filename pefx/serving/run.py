@@ -10,16 +10,17 @@ from pefx.config import AdapterSpec, ServeConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.huggingface import load_base
 from pefx.invariance import check_row_invariance
+from pefx.mesh import data_shards, on_mesh
 from pefx.model import Base
-from pefx.packing import whole_pages
+from pefx.packing import tile_of, whole_pages
 from pefx.serving.batch import Batch
 from pefx.serving.engine import Engine
 from pefx.serving.journal import Journal, read_fingerprint
 from pefx.serving.pages import PageAllocator
 from pefx.serving.policies import Policies
 from pefx.serving.progress import Reporter
-from pefx.serving.runner import Runner
-from pefx.serving.scheduler import Scheduler
+from pefx.serving.runner import Room, Runner
+from pefx.serving.scheduler import Scheduler, Shard
 from pefx.store.catalog import Catalog
 from pefx.store.residency import Residency
 
@@ -44,10 +45,11 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     base, digest = load_base(config.base, config.precision)
     run |= {"base": digest, "tokenizer": tokenizer.digest}
     policies = Policies(catalog, digest, bank_room(config))
-    with Journal(out, run) as journal:
+    shards = data_shards(config.mesh.data, config.sequences)
+    with Journal(out, run) as journal, on_mesh(shards):
         journal.check()
         # What cannot be built must leave no trace of a run.
-        engine = None if journal.complete else build_engine(config, base, tokenizer, policies)
+        engine = None if journal.complete else build_engine(config, base, tokenizer, policies, shards)
         journal.start()
         total = run["requests"]["requests"]
         with Reporter(config.name, total, journal.answered) as reporter:
@@ -67,27 +69,25 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     return 0
 
 
-def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies: Policies) -> Engine:
-    """An engine on this process's device, with a bank only where there is a catalog to fill it from."""
+def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies: Policies, shards: int) -> Engine:
+    """An engine on this process's devices, with a bank only where there is a catalog to fill it from."""
     check_row_invariance()
     pages = config.pages or config.sequences * whole_pages(base.config.context, config.page_size)
-    bank = None if config.catalog is None else empty_bank(base.config, bank_room(config), config.slots)
-    runner = Runner(
-        base,
-        bank,
-        pages=pages,
-        page_size=config.page_size,
-        step_tokens=config.step_tokens,
-        sequences=config.sequences,
-    )
+    tile = tile_of(config.page_size)
+    tiles = whole_pages(config.step_tokens, tile)
+    slots, sequences, pages, tiles = (-(-n // shards) for n in (config.slots, config.sequences, pages, tiles))
+    bank = None if config.catalog is None else empty_bank(base.config, bank_room(config), shards * slots)
+    room = Room(shards, pages, config.page_size, sequences, tiles, tile)
     scheduler = Scheduler(
-        step_tokens=config.step_tokens,
-        sequences=config.sequences,
+        shards=[Shard(PageAllocator(pages), None if bank is None else Residency(slots)) for _ in range(shards)],
+        sequences=sequences,
+        tiles=tiles,
+        tile=tile,
         page_size=config.page_size,
-        pages=PageAllocator(pages),
-        residency=None if bank is None else Residency(config.slots),
     )
-    return Engine(device=runner, scheduler=scheduler, policies=policies, tokenizer=tokenizer, seed=config.seed)
+    return Engine(
+        device=Runner(base, bank, room), scheduler=scheduler, policies=policies, tokenizer=tokenizer, seed=config.seed
+    )
 
 
 def bank_room(config: ServeConfig) -> AdapterSpec:

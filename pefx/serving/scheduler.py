@@ -1,8 +1,8 @@
 """Continuous batching: which tokens of which requests go into the next step. Plain Python, no device, no clock.
 
-A step holds one token of every decoding sequence and, in what is left of its budget, chunks of prompts. Sequences enter
-as others leave. A sequence enters once it has a place in the step, pages for its full length and its adapter's slot;
-then nothing can take them from it, so it always finishes.
+A step holds one token of every decoding sequence and chunks of prompts in whole tiles. Sequences enter as others leave.
+A sequence enters a shard once it has a place in its step, pages for its full length and its adapter's slot; then
+nothing can take them from it, so it always finishes.
 """
 
 import math
@@ -53,6 +53,7 @@ class Sequence:
     score_prompt: bool
     prompt_logprobs: list[float | None] = field(default_factory=lambda: [None])
     error: PefxError | None = None
+    shard: int = -1
     slot: int = -1
     pages: tuple[int, ...] = ()
     done: int = 0
@@ -74,8 +75,9 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Load:
-    """Weights of `revision` must be in `slot` before the next step."""
+    """Weights of `revision` must be in `slot` of shard `shard` before the next step."""
 
+    shard: int
     slot: int
     revision: Any
 
@@ -92,19 +94,25 @@ class Wanted:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One step: span i belongs to sequence i. At most `step_tokens` tokens and `sequences` spans."""
+    """One step: span i belongs to sequence i, which names its shard."""
 
     sequences: tuple[Sequence, ...]
     spans: tuple[Span, ...]
     wanted: tuple[Wanted, ...]
 
-    @property
-    def tokens(self) -> int:
-        return sum(len(span.tokens) for span in self.spans)
+
+@dataclass
+class Shard:
+    """One shard of the mesh's `data` axis: its own pages, its own slots (None: no bank), the sequences that run on it.
+    """
+
+    pages: PageAllocator
+    residency: Residency | None
+    running: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
-    """`step_tokens` tokens and `sequences` sequences at most in a step; keys and values in `pages`.
+    """On each shard at most `sequences` sequences in a step, and `tiles` tiles of `tile` tokens for their prompts.
 
     First come, first served, except that a sequence whose pages or slot are not free is passed by later ones that fit:
     by at most `patience` of them, then all wait for it.
@@ -113,28 +121,42 @@ class Scheduler:
     def __init__(
         self,
         *,
-        step_tokens: int,
+        shards: Ordered[Shard],
         sequences: int,
+        tiles: int,
+        tile: int,
         page_size: int,
-        pages: PageAllocator,
-        residency: Residency | None,
         patience: int = 64,
     ):
-        for name, value in (("step_tokens", step_tokens), ("sequences", sequences), ("page_size", page_size)):
+        for name, value in (("tiles", tiles), ("sequences", sequences), ("page_size", page_size)):
             if value < 1:
                 raise PefxError(f"field '{name}': must be at least 1, got {value}")
-        self.step_tokens, self.sequences, self.page_size = step_tokens, sequences, page_size
-        self.pages, self.residency, self.patience = pages, residency, patience
+        self.shards, self.sequences, self.tiles, self.tile = list(shards), sequences, tiles, tile
+        self.page_size, self.patience = page_size, patience
         self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
+
+    @property
+    def running(self) -> list[Sequence]:
+        """All that run, on any shard."""
+        return [sequence for shard in self.shards for sequence in shard.running]
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self.waiting and not any(shard.running for shard in self.shards)
+
+    def check_empty(self) -> None:
+        """Raise RuntimeError if a page is still out: called when idle, it finds leaks."""
+        for shard in self.shards:
+            shard.pages.check_empty()
 
     def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises PefxError (kind "too_long") if the pool could never hold it."""
-        need = whole_pages(sequence.length, self.page_size)
-        if need > self.pages.total:
-            message = f"{sequence.length} tokens need {need} pages of {self.page_size}, the pool has {self.pages.total}"
+        """Queue a sequence. Raises PefxError (kind "too_long") if no shard could ever hold it."""
+        need, room = whole_pages(sequence.length, self.page_size), max(shard.pages.total for shard in self.shards)
+        if need > room:
+            message = f"{sequence.length} tokens need {need} pages of {self.page_size}, the pool has {room}"
             raise PefxError(message, "too_long")
-        if sequence.revision is not None and self.residency is None:
+        if sequence.revision is not None and self.shards[0].residency is None:
             raise PefxError(f"there is no bank to hold {sequence.revision.key}", "unknown_policy")
         self.waiting.append(sequence)
 
@@ -145,64 +167,83 @@ class Scheduler:
         """
         loads: list[Load] = []
         blocked: list[Sequence] = []
-        entered: list[Sequence] = []
+        entered: set[int] = set()
         for sequence in self.waiting:
-            full = len(self.running) + len(entered) >= self.sequences
+            full = all(len(shard.running) >= self.sequences for shard in self.shards)
             if full or (blocked and any(other.passed >= self.patience for other in blocked)):
                 break
-            if not self._place(sequence, loads):
+            if not any(self._enter(sequence, index, loads) for index in self._preferred(sequence)):
                 blocked.append(sequence)
                 continue
-            entered.append(sequence)
+            entered.add(id(sequence))
             for other in blocked:
                 other.passed += 1
-        self.waiting = [sequence for sequence in self.waiting if sequence not in entered] if entered else self.waiting
-        self.running += entered
+        self.waiting = [sequence for sequence in self.waiting if id(sequence) not in entered]
         return loads
 
-    def _place(self, sequence: Sequence, loads: list[Load]) -> bool:
+    def _preferred(self, sequence: Sequence) -> list[int]:
+        """Shards to try, best first: one that holds the adapter, then the one with the fewest sequences."""
+
+        def rank(index: int) -> tuple[bool, int]:
+            shard = self.shards[index]
+            held = shard.residency is not None and sequence.revision is not None
+            held = held and shard.residency.slot(sequence.revision.key) is not None  # type: ignore[union-attr]
+            return not held, len(shard.running)
+
+        return sorted(range(len(self.shards)), key=rank)
+
+    def _enter(self, sequence: Sequence, index: int, loads: list[Load]) -> bool:
+        """Let the sequence into a shard, if there is room."""
+        shard = self.shards[index]
         need = whole_pages(sequence.length, self.page_size)
-        if need > self.pages.free:
+        if need > shard.pages.free or len(shard.running) >= self.sequences:
             return False
         if sequence.revision is not None:
-            assert self.residency is not None
-            placement = self.residency.acquire(sequence.revision.key)
+            assert shard.residency is not None
+            placement = shard.residency.acquire(sequence.revision.key)
             if placement is None:
                 return False
             sequence.slot = placement.slot
             if placement.load:
-                loads.append(Load(placement.slot, sequence.revision))
-        sequence.pages = self.pages.take(need) or ()
+                loads.append(Load(index, placement.slot, sequence.revision))
+        sequence.shard, sequence.pages = index, shard.pages.take(need) or ()
+        shard.running.append(sequence)
         return True
 
     def refuse(self, load: Load, error: PefxError) -> list[Sequence]:
         """A load failed: its slot stands for nothing. Returns the sequences that asked for it, over with `error`."""
-        assert self.residency is not None
-        hit = [s for s in self.running if s.revision is not None and s.revision.key == load.revision.key]
+        shard = self.shards[load.shard]
+        assert shard.residency is not None
+        hit = [s for s in shard.running if s.revision is not None and s.revision.key == load.revision.key]
         for _ in hit[1:]:
-            self.residency.release(load.revision.key)
-        self.residency.discard(load.revision.key)
+            shard.residency.release(load.revision.key)
+        shard.residency.discard(load.revision.key)
         for sequence in hit:
             sequence.error = error
-            self.pages.give_back(sequence.pages)
-        self.running = [sequence for sequence in self.running if sequence not in hit]
+            shard.pages.give_back(sequence.pages)
+        shard.running = [sequence for sequence in shard.running if sequence not in hit]
         return hit
 
     def plan(self) -> StepPlan | None:
         """The next step, or None when nothing runs. Every token of a sequence is processed once, in order."""
-        budget = self.step_tokens
-        sizes: list[tuple[Sequence, int]] = []
-        for sequence in sorted(self.running, key=lambda s: not s.decoding):  # stable: decodes first, then by age
-            size = 1 if sequence.decoding else min(len(sequence.prompt) - sequence.done, budget)
-            if size > budget or size == 0:
-                break
-            sizes.append((sequence, size))
-            budget -= size
+        sizes = [part for shard in self.shards for part in self._shard_plan(shard)]
         if not sizes:
             return None
         spans = tuple(self._span(sequence, size) for sequence, size in sizes)
         wanted = [row for index, (sequence, size) in enumerate(sizes) for row in _wanted(index, sequence, size)]
         return StepPlan(tuple(sequence for sequence, _ in sizes), spans, tuple(wanted))
+
+    def _shard_plan(self, shard: Shard) -> list[tuple[Sequence, int]]:
+        """A shard's sequences in its next step, each with its number of tokens: all that decode, then prompts by age.
+        """
+        sizes = [(sequence, 1) for sequence in shard.running if sequence.decoding]
+        tiles = self.tiles
+        for sequence in shard.running:
+            if not sequence.decoding and tiles:
+                size = min(len(sequence.prompt) - sequence.done, tiles * self.tile)
+                sizes.append((sequence, size))
+                tiles -= whole_pages(size, self.tile)
+        return sizes
 
     @staticmethod
     def _span(sequence: Sequence, size: int) -> Span:
@@ -218,10 +259,11 @@ class Scheduler:
             _record(plan.sequences[row.span], row, int(token), logprob)
         over = [sequence for sequence in plan.sequences if sequence.over]
         for sequence in over:
-            self.running.remove(sequence)
-            self.pages.give_back(sequence.pages)
-            if sequence.revision is not None and self.residency is not None:
-                self.residency.release(sequence.revision.key)
+            shard = self.shards[sequence.shard]
+            shard.running.remove(sequence)
+            shard.pages.give_back(sequence.pages)
+            if sequence.revision is not None and shard.residency is not None:
+                shard.residency.release(sequence.revision.key)
         return over
 
 

@@ -7,16 +7,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from kernels.paged_attention.api import query_tile
 from pefx import steps
-from pefx.adapters.bank import bank_spec, empty_bank, load_adapter, read_adapter
+from pefx.adapters.bank import bank_spec, empty_bank, load_adapter, put_slots, read_adapter, take_slots
 from pefx.adapters.methods import init_adapter
-from pefx.config import DataConfig, ModelConfig, TrainConfig, UserConfig
+from pefx.compiler import jit
+from pefx.config import DataConfig, TrainConfig, UserConfig
 from pefx.data.pipeline import heldout_set, train_stream
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
 from pefx.huggingface import load_base, read_config
+from pefx.mesh import by_slot, place, whole
 from pefx.optim import init_opt
+from pefx.packing import beside
 from pefx.store.catalog import Catalog, check_name
 from pefx.training.heldout import Exam, device_batch, nats_per_token
 from pefx.training.loop import Outcome, StepReport
@@ -26,89 +28,117 @@ from pefx.training.sessions import HyperTable, Progress, Session, make_sessions,
 
 
 class AdapterTraining:
-    """A `Trainee` of one session per user. Device state: the bank and its optimizer; host state: positions."""
+    """A `Trainee` of one session per user. Device state: the bank and its optimizer; host state: positions.
 
-    def __init__(self, config: TrainConfig):
+    Built within the mesh it runs on: sessions are dealt out to its `shards`, each of which has its own slots and rows.
+    """
+
+    def __init__(self, config: TrainConfig, shards: int = 1):
         self.config = config
-        self.sessions = make_sessions(config)
+        self.sessions = make_sessions(config, shards)
         for session in self.sessions:
             check_name(session.policy)
         directory = _base_directory(config)
         shape = read_config(directory)
-        self.layout = step_layout(config, len(self.sessions), shape)
+        self.layout = step_layout(config, len(self.sessions), shards)
         length = config.data.sequence_length
         if length > shape.context:
             raise PefxError(f"data.sequence_length is {length}, longer than the base's context of {shape.context}")
         tokenizer = Tokenizer.load(directory)
         self.streams = [train_stream(session.user, config.data, tokenizer) for session in self.sessions]
         self.heldout = [heldout_lessons(session.user, config.data, tokenizer) for session in self.sessions]
-        self.turns = take_turns(self.sessions, self.layout.shares)
-        self.steps = len(self.turns)
         rates = [learning_rates(session.optimizer, session.steps) for session in self.sessions]
-        self.hypers = HyperTable(self.sessions, rates, len(self.sessions))
-        self.progress = [Progress() for _ in self.sessions]
-        self.base, self.digest = load_base(directory, config.precision)
-        self.model = self.base.config
-        bank = empty_bank(self.model, bank_spec([s.spec for s in self.sessions]), len(self.sessions))
+        self.slots = -(-len(self.sessions) // shards)  # of each shard
+        self.hypers = HyperTable(self.sessions, rates, self.slots)
+        self._go_on_from(0, [Progress() for _ in self.sessions])
+        base, self.digest = load_base(directory, config.precision)
+        self.base, self.model = place(whole, base), base.config
+        bank = empty_bank(self.model, bank_spec([s.spec for s in self.sessions]), shards * self.slots)
         for session in self.sessions:
             fresh = init_adapter(self.model, session.spec, session.seed)
-            bank = load_adapter(bank, session.slot, fresh, session.spec)
-        self.bank = bank
-        self.opt = init_opt(bank)
+            bank = load_adapter(bank, self._place(session), fresh, session.spec)
+        self.bank = place(by_slot, bank)
+        self.opt = place(by_slot, init_opt(bank, accumulate=config.accumulate > 1))
         # Opened before anything is trained for it: a catalog that cannot be written is an error now, not in an hour.
         self.catalog = Catalog.open(config.catalog, create=True) if config.catalog is not None else None
 
+    def _go_on_from(self, step: int, progress: list[Progress]) -> None:
+        """`step` steps are done, the sessions stand at `progress`: what is left follows."""
+        self.done, self.progress = step, progress
+        turns = take_turns(self.sessions, progress, self.layout.shares, self.layout.shards)
+        self.turns = dict(enumerate(turns, step))
+        self.steps = step + len(turns)
+
+    def _place(self, session: Session) -> int:
+        """A session's slot in the bank of all shards."""
+        return session.shard * self.slots + session.slot
+
     def advance(self, step: int) -> Any:
-        active = self.turns[step]
-        shares: list[list[Lesson]] = []
-        hyper: dict[str, Any] = self.hypers.fields(active, self.progress, self.layout.shares)
-        for place, index in enumerate(active):
-            stream, at = self.streams[index], self.progress[index].position
-            examples, position = stream.take(at, self.layout.share, self.layout.page_size)
-            shares.append([lesson(example.tokens, example.loss, place) for example in examples])
-            self.progress[index] = self.progress[index].after(position)
-        batch = device_batch(lay_out(shares, self.layout))
+        lessons: list[list[list[Lesson]]] = []
+        hypers: list[dict[str, Any]] = []
+        for active in self.turns[step]:
+            hypers.append(self.hypers.fields(active, self.progress, self.layout.shares))
+            lessons.append([self._lessons(index, row) for row, index in enumerate(active)])
+        batch, hyper = device_batch(lay_out(lessons, self.layout)), beside(hypers)
         self.bank, self.opt, metrics = steps.train_step(
             self.base, self.bank, self.opt, batch, steps.TrainHyper(**hyper)
         )
+        self.done = step + 1
         # The log-probabilities of every token stay behind: nothing reads them here.
         return metrics.loss, metrics.tokens, metrics.gradient_norm, hyper["learning_rate"]
+
+    def _lessons(self, index: int, row: int) -> list[Lesson]:
+        """The next examples of a session, active row `row` of its shard's step; its position moves on."""
+        layout = self.layout
+        examples, position = self.streams[index].take(self.progress[index].position, layout.share, layout.page_size)
+        self.progress[index] = self.progress[index].after(position)
+        return [lesson(example.tokens, example.loss, row) for example in examples]
 
     def report(self, step: int, pending: Any) -> StepReport:
         losses, tokens, norms, rates = (np.asarray(values, np.float64) for values in jax.device_get(pending))
         by_name: dict[str, dict[str, float]] = {}
-        for place, index in enumerate(self.turns[step]):
+        active = {
+            shard * self.layout.shares + row: index
+            for shard, indices in enumerate(self.turns[step])
+            for row, index in enumerate(indices)
+        }
+        for row, index in active.items():
             by_name[self.sessions[index].policy] = {
-                "loss": float(losses[place]),
-                "tokens": float(tokens[place]),
-                "gradient_norm": float(norms[place]),
-                "learning_rate": float(rates[place]),
+                "loss": float(losses[row]),
+                "tokens": float(tokens[row]),
+                "gradient_norm": float(norms[row]),
+                "learning_rate": float(rates[row]),
             }
-        active = slice(len(self.turns[step]))
-        total = float(tokens[active].sum())
-        return StepReport(float((losses * tokens)[active].sum()) / max(total, 1e-30), total, by_name)
+        rows = list(active)
+        total = float(tokens[rows].sum())
+        return StepReport(float((losses * tokens)[rows].sum()) / max(total, 1e-30), total, by_name)
 
     def evaluate(self) -> dict[str, float]:
         chosen = [index for index, lessons in enumerate(self.heldout) if lessons]
-        exams = [Exam(self.heldout[index], self.sessions[index].slot) for index in chosen]
+        exams = [Exam(self.heldout[i], self.sessions[i].slot, self.sessions[i].shard) for i in chosen]
         scores = nats_per_token(self.base, self.bank, exams, self.layout) if exams else []
         return {self.sessions[index].policy: value for index, value in zip(chosen, scores, strict=True)}
 
     def state(self) -> Any:
-        return {"bank": self.bank, "opt": self.opt}
+        # In the order of the sessions, not of slots: a run may go on with another number of shards.
+        return _take({"bank": self.bank, "opt": self.opt}, self._places())
+
+    def _places(self) -> np.ndarray:
+        return np.asarray([self._place(session) for session in self.sessions], np.int32)
 
     def host(self) -> dict[str, Any]:
         users = {
             session.policy: {"micro": done.micro, "position": done.position, "data": stream.fingerprint}
             for session, done, stream in zip(self.sessions, self.progress, self.streams, strict=True)
         }
-        return {"base": self.digest, "users": users}
+        return {"base": self.digest, "step": self.done, "users": users}
 
     def restore(self, state: Any, host: Mapping[str, Any]) -> None:
         if host["base"] != self.digest:
             raise PefxError(
                 f"{self.config.base}: is base {self.digest}; the run in {self.config.output} began with {host['base']}"
             )
+        progress: list[Progress] = []
         for index, session in enumerate(self.sessions):
             saved = host["users"][session.policy]
             if saved["data"] != self.streams[index].fingerprint:
@@ -116,8 +146,10 @@ class AdapterTraining:
                     f"{session.user.train}: the data of user '{session.policy}' changed since the run in "
                     f"{self.config.output} began; restore it, or choose another output directory"
                 )
-            self.progress[index] = Progress(saved["micro"], saved["position"])
-        self.bank, self.opt = state["bank"], state["opt"]
+            progress.append(Progress(saved["micro"], saved["position"]))
+        self._go_on_from(host["step"], progress)
+        restored = _put({"bank": self.bank, "opt": self.opt}, self._places(), state)
+        self.bank, self.opt = place(by_slot, restored["bank"]), place(by_slot, restored["opt"])
 
     def commit(self, outcome: Outcome) -> dict[str, dict[str, Any]]:
         """Commit every adapter as a revision of its policy. Doing it twice changes nothing.
@@ -130,7 +162,7 @@ class AdapterTraining:
         for session, stream in zip(self.sessions, self.streams, strict=True):
             revision = self.catalog.commit(
                 session.policy,
-                adapter=read_adapter(self.bank, session.slot, self.model, session.spec),
+                adapter=read_adapter(self.bank, self._place(session), self.model, session.spec),
                 spec=session.spec,
                 base=self.digest,
                 step=session.steps,
@@ -148,11 +180,14 @@ def heldout_lessons(user: UserConfig, data: DataConfig, tokenizer: Tokenizer) ->
     return tuple(lesson(example.tokens, example.loss, -1) for example in heldout_set(user, data, tokenizer))
 
 
-def step_layout(config: TrainConfig, users: int, base: ModelConfig) -> Layout:
+def step_layout(config: TrainConfig, users: int, shards: int) -> Layout:
     """The one shape of a run's training steps."""
     data = config.data
-    tile = query_tile(base.heads, base.kv_heads)
-    return Layout(min(users, data.users_per_step), data.tokens_per_user, data.sequence_length, config.page_size, tile)
+    shares = -(-min(users, data.users_per_step) // shards)
+    return Layout(shares, data.tokens_per_user, data.sequence_length, config.page_size, shards)
+
+
+_take, _put = jit(take_slots), jit(put_slots)
 
 
 def evaluation_of(session: Session, evaluations: Mapping[int, Mapping[str, float]], last: int) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """From examples to the arrays of one training step. Host logic: no jax.
 
 A user's rows are the same whether it trains alone or beside others: every user has a share of `tokens_per_user`
-consecutive rows, a multiple of the page, filled from its own stream only. What a share does not use is filled with
-rows of the bare base that carry no target, so that the next share starts where it always does.
+consecutive rows, a multiple of the page, filled from its own stream only. What a share does not use stays empty.
 """
 
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pefx.errors import PefxError
-from pefx.packing import Span, pack, whole_pages
+from pefx.packing import Sizes, Span, beside, pack, tile_of, whole_pages
 
 
 @dataclass(frozen=True)
@@ -45,22 +44,19 @@ def lesson(tokens: Sequence[int] | np.ndarray, weights: Sequence[float] | np.nda
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of a training step: `shares` shares of `share` tokens, sequences of at most `length` tokens.
+    """The shape of a training step: on each of `shards` shards `shares` shares of `share` tokens.
 
-    Attention works on tiles of `tile` tokens (`query_tile` of the base); a page holds whole tiles.
+    Sequences have at most `length` tokens and begin on a page.
     """
 
     shares: int
     share: int
     length: int
     page_size: int
-    tile: int
+    shards: int = 1
 
     def __post_init__(self) -> None:
-        if self.page_size < 2 or self.page_size % self.tile:
-            raise PefxError(
-                f"config field 'page_size' is {self.page_size}; this base needs a multiple of {max(self.tile, 2)}"
-            )
+        tile_of(self.page_size)
         if self.share % self.page_size or self.share < self.page_size:
             raise PefxError(
                 f"{self.share} tokens per user and step do not divide into pages of {self.page_size}; "
@@ -74,58 +70,44 @@ class Layout:
 
     @property
     def tokens(self) -> int:
-        """Rows of a step; at least 64, below which gradients would depend on the batch."""
+        """Rows of a shard's step; at least 64, below which gradients would depend on the batch."""
         return max(self.shares * self.share, 64)
 
     @property
-    def sequences(self) -> int:
-        return self.tokens // self.page_size
+    def sizes(self) -> Sizes:
+        """What a shard's part of a batch is packed to."""
+        tile = tile_of(self.page_size)
+        blocks = whole_pages(self.length, self.page_size)
+        return Sizes(0, self.tokens // tile, self.tokens // self.page_size, blocks, self.page_size, tile)
 
-    @property
-    def blocks(self) -> int:
-        return whole_pages(self.length, self.page_size)
 
-
-def lay_out(shares: Sequence[Sequence[Lesson]], layout: Layout) -> dict[str, Any]:
+def lay_out(shards: Sequence[Sequence[Sequence[Lesson]]], layout: Layout) -> dict[str, Any]:
     """Fields of a `TrainBatch`: `tokens` (those of a `TokenBatch`), `targets` int32[T], `weights` float32[T].
 
-    `shares[i]` is laid into rows `i * share ..`. Raises PefxError when a share's lessons do not fit it.
+    `shards[s][i]` is laid into rows `i * share ..` of shard s, what it does not fill stays empty. Raises PefxError when
+    the lessons of a share do not fit it.
     """
+    parts = [_shard(shares, layout) for shares in shards]
+    columns = beside([{name: part[name] for name in ("targets", "weights")} for part in parts])
+    return {"tokens": beside([part["tokens"] for part in parts]), **columns}
+
+
+def _shard(shares: Sequence[Sequence[Lesson]], layout: Layout) -> dict[str, Any]:
+    """One shard's part of `lay_out`."""
     spans: list[Span] = []
+    rows: list[int] = []
     targets = np.full(layout.tokens, -1, np.int32)
     weights = np.zeros(layout.tokens, np.float32)
     for index, lessons in enumerate(shares):
-        row = index * layout.share
-        end = row + layout.share
+        row, end = index * layout.share, (index + 1) * layout.share
         for item in lessons:
             pages = item.pages(layout.page_size)
             if row + pages * layout.page_size > end:
                 raise PefxError(f"share {index}: {len(lessons)} sequences do not fit {layout.share} tokens")
             first_page = row // layout.page_size
             spans.append(Span(item.tokens, 0, item.slot, range(first_page, first_page + pages)))
+            rows.append(row)
             targets[row : row + len(item.tokens)] = np.where(item.weights > 0, item.targets, -1)
             weights[row : row + len(item.tokens)] = item.weights
             row += pages * layout.page_size
-        spans.extend(_filler(row, end, layout) if index + 1 < len(shares) else ())
-    fields = pack(
-        spans,
-        tokens=layout.tokens,
-        sequences=layout.sequences,
-        blocks=layout.blocks,
-        page_size=layout.page_size,
-        tile=layout.tile,
-        whole=True,
-    )
-    return {"tokens": fields, "targets": targets, "weights": weights}
-
-
-def _filler(row: int, end: int, layout: Layout) -> list[Span]:
-    """Sequences of the bare base that occupy the pages of rows `row..end`."""
-    spans: list[Span] = []
-    while row < end:
-        pages = min((end - row) // layout.page_size, layout.blocks)
-        first_page = row // layout.page_size
-        length = pages * layout.page_size
-        spans.append(Span(np.zeros(length, np.int32), 0, -1, range(first_page, first_page + pages)))
-        row += length
-    return spans
+    return {"tokens": pack(spans, layout.sizes, rows), "targets": targets, "weights": weights}

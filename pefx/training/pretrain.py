@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kernels.paged_attention.api import query_tile
 from pefx import steps
 from pefx.config import PretrainConfig, TrainConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
 from pefx.huggingface import save_base
+from pefx.mesh import data_shards, on_mesh, place, whole
 from pefx.model import Base
 from pefx.optim import Hyper
 from pefx.training.heldout import Exam, device_batch, nats_per_token
@@ -28,7 +28,7 @@ from pefx.training.windows import Windows
 class BaseTraining:
     """A `Trainee` whose state is the base and its optimizer, and whose data position is the step."""
 
-    def __init__(self, config: TrainConfig, pretrain: PretrainConfig):
+    def __init__(self, config: TrainConfig, pretrain: PretrainConfig, shards: int = 1):
         if config.accumulate != 1:
             raise PefxError(f"config field 'accumulate' is {config.accumulate}; a base is trained with accumulate=1")
         length = config.data.sequence_length
@@ -44,17 +44,19 @@ class BaseTraining:
         self.windows = Windows(pretrain.train, tokenizer, length)
         self.heldout = Windows(pretrain.heldout, tokenizer, length)
         self._order = self.windows.shuffled(config.data.seed)
-        tile = query_tile(pretrain.model.heads, pretrain.model.kv_heads)
-        self.layout = Layout(1, pretrain.batch_tokens, length, config.page_size, tile)
-        self.per_step = self.layout.share // (self.layout.blocks * config.page_size)
+        if pretrain.batch_tokens % shards:
+            raise PefxError(f"pretrain.batch_tokens is {pretrain.batch_tokens}, which {shards} shards do not divide")
+        self.layout = Layout(1, pretrain.batch_tokens // shards, length, config.page_size, shards)
+        self.per_shard = self.layout.share // (self.layout.sizes.blocks * config.page_size)
         self.rates = learning_rates(config.optimizer, config.steps)
-        self.base = Base(pretrain.model, nnx.Rngs(config.seed))
-        self.opt = steps.init_pretrain(self.base)
+        self.base = place(whole, Base(pretrain.model, nnx.Rngs(config.seed)))
+        self.opt = place(whole, steps.init_pretrain(self.base))
 
     def advance(self, step: int) -> Any:
-        first = step * self.per_step
-        lessons = [self._lesson(self._order[first + index]) for index in range(self.per_step)]
-        batch = device_batch(lay_out([lessons], self.layout))
+        each, shards = self.per_shard, self.layout.shards
+        order = [self._lesson(self._order[step * each * shards + index]) for index in range(each * shards)]
+        lessons = [[order[shard * each : (shard + 1) * each]] for shard in range(shards)]
+        batch = device_batch(lay_out(lessons, self.layout))
         self.base, self.opt, metrics = steps.pretrain_step(self.base, self.opt, batch, self._hyper(step))
         return metrics
 
@@ -101,9 +103,10 @@ class BaseTraining:
 
 def pretrain(config: TrainConfig, pretrain_config: PretrainConfig) -> int:
     """Train a base and export it in Hugging Face layout with a model card; returns the exit code."""
-    trainee, outcome = drive(lambda: BaseTraining(config, pretrain_config), config)
+    shards = data_shards(config.mesh.data, pretrain_config.batch_tokens // config.data.sequence_length)
+    with on_mesh(shards):
+        trainee, outcome = drive(lambda: BaseTraining(config, pretrain_config, shards), config)
     if outcome.exit_code == 0:
-        assert isinstance(trainee, BaseTraining)
         _export(config, pretrain_config, trainee, outcome)
     return outcome.exit_code
 

@@ -7,6 +7,7 @@ step, and in which share, changes no number of a session: its trajectory is a fu
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,9 @@ from pefx.errors import PefxError
 
 @dataclass(frozen=True)
 class Session:
-    """The plan of one policy's training: `steps` updates of `accumulate` micro-batches, in bank slot `slot`.
+    """The plan of one policy's training: `steps` updates of `accumulate` micro-batches, in `slot` of shard `shard`.
 
-    `slot` is where the session resides now; a session that is swapped out has slot -1.
+    A shard's slots are its own part of the bank; a session that is swapped out has slot -1.
     """
 
     policy: str
@@ -27,6 +28,7 @@ class Session:
     spec: AdapterSpec
     optimizer: OptimizerConfig
     seed: int
+    shard: int
     slot: int
     steps: int
     accumulate: int
@@ -64,8 +66,11 @@ class Progress:
         return replace(self, micro=self.micro + 1, position=position)
 
 
-def make_sessions(config: TrainConfig) -> list[Session]:
-    """One session per user, in config order, each with a slot of its own. Raises PefxError naming the field."""
+def make_sessions(config: TrainConfig, shards: int = 1) -> list[Session]:
+    """One session per user, in config order, dealt out to the shards, each with a slot of its own.
+
+    Raises PefxError naming the field.
+    """
     if not config.users:
         raise PefxError("config field 'users' is empty; name at least one user, or set 'pretrain' to train a base")
     if config.accumulate < 1:
@@ -88,7 +93,8 @@ def make_sessions(config: TrainConfig) -> list[Session]:
                 spec=user.adapter or config.adapter,
                 optimizer=user.optimizer or config.optimizer,
                 seed=config.seed if user.seed is None else user.seed,
-                slot=index,
+                shard=index % shards,
+                slot=index // shards,
                 steps=steps,
                 accumulate=config.accumulate,
             )
@@ -96,16 +102,32 @@ def make_sessions(config: TrainConfig) -> list[Session]:
     return sessions
 
 
-def take_turns(sessions: Sequence[Session], users_per_step: int) -> list[tuple[int, ...]]:
-    """Which sessions take part in each step of a run, by index: at most `users_per_step`, each at most once a step.
+def take_turns(
+    sessions: Sequence[Session], progress: Sequence[Progress], width: int, shards: int = 1
+) -> list[list[tuple[int, ...]]]:
+    """Which sessions take part in each step of a run, by index: on each shard at most `width`, each at most once.
 
-    Always those furthest behind (by fraction of their own work, then by order), so that all advance evenly.
+    Always those furthest behind (by fraction of their own work, then by order), so that all advance evenly. `progress`
+    is where they stand now: what is left of a run follows from it, with as many shards as there are now.
     """
-    behind = [(0.0, index, 0) for index in range(len(sessions))]
+    own = [[index for index, session in enumerate(sessions) if session.shard == shard] for shard in range(shards)]
+    turns = [_shard_turns(sessions, progress, indices, width) for indices in own]
+    return [list(step) for step in zip_longest(*turns, fillvalue=())]
+
+
+def _shard_turns(
+    sessions: Sequence[Session], progress: Sequence[Progress], indices: Sequence[int], width: int
+) -> list[tuple[int, ...]]:
+    """The turns of one shard's sessions."""
+    behind = [
+        (progress[index].micro / sessions[index].micro_batches, index, progress[index].micro)
+        for index in indices
+        if progress[index].micro < sessions[index].micro_batches
+    ]
     heapq.heapify(behind)
     turns: list[tuple[int, ...]] = []
     while behind:
-        chosen = [heapq.heappop(behind) for _ in range(min(users_per_step, len(behind)))]
+        chosen = [heapq.heappop(behind) for _ in range(min(width, len(behind)))]
         turns.append(tuple(sorted(index for _, index, _ in chosen)))
         for _, index, micro in chosen:
             total = sessions[index].micro_batches

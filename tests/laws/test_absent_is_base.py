@@ -17,7 +17,7 @@ TOKENS = 512
 def _logits(base, bank, batch):
     pool = KVPool.zeros(base.config, TOKENS // PAGE, PAGE)
     hidden, _, _ = forward(base, bank, batch, pool)
-    return unembed(base, bank, hidden, batch.slots)
+    return unembed(base, bank, hidden, batch.by_slot())
 
 
 def _sequences(slot: int) -> list[Item]:

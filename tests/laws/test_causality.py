@@ -22,7 +22,7 @@ def _outputs(base, bank, batch, nudge):
     hidden, _, _ = forward(
         _with_embedding(base, table), bank, dataclasses.replace(batch, tokens=rows), KVPool.zeros(base.config, 8, PAGE)
     )
-    return unembed(base, bank, hidden, batch.slots)
+    return unembed(base, bank, hidden, batch.by_slot())
 
 
 def _with_embedding(base, table):

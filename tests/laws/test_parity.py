@@ -12,14 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kernels.paged_attention.api import query_tile
 from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
 from pefx.adapters.peft import read_peft
 from pefx.batch import KVPool, TokenBatch
 from pefx.compiler import jit
 from pefx.huggingface import load_base, read_config
 from pefx.model import Base, forward, unembed
-from pefx.packing import Span, pack, whole_pages
+from pefx.packing import Sizes, Span, pack, span_rows, tile_of, whole_pages
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 SHIPPED = Path(__file__).parent.parent.parent / "assets" / "base"
@@ -48,7 +47,7 @@ def cases(file: Path, slot: int) -> list[Case]:
 def step(base: Base, bank: Bank | None, batch: TokenBatch, kv: KVPool):
     """One step of the model as training, scoring and serving take it: logits of every row, and the pool."""
     hidden, kv, _ = forward(base, bank, batch, kv)
-    return unembed(base, bank, hidden, batch.slots), kv
+    return unembed(base, bank, hidden, batch.by_slot()), kv
 
 
 def run(base: Base, bank: Bank | None, sequences: Sequence[tuple[np.ndarray, int]], decode: bool) -> list[np.ndarray]:
@@ -56,18 +55,18 @@ def run(base: Base, bank: Bank | None, sequences: Sequence[tuple[np.ndarray, int
     blocks = max(whole_pages(len(tokens), PAGE) for tokens, _ in sequences)
     owned = [range(i * blocks, (i + 1) * blocks) for i in range(len(sequences))]
     kv = KVPool.zeros(base.config, blocks * len(sequences), PAGE)
-    tile = 1 if decode else query_tile(base.config.heads, base.config.kv_heads)
+    tile = tile_of(PAGE)
     size = 1 if decode else max(len(tokens) for tokens, _ in sequences)
-    room = max(8, len(sequences)) if decode else sum(len(tokens) for tokens, _ in sequences) + 5
+    tiles = 0 if decode else sum(whole_pages(len(tokens), tile) for tokens, _ in sequences) + 1
+    sizes = Sizes(max(8, len(sequences)) if decode else 0, tiles, len(sequences), blocks, PAGE, tile)
     out: list[list[np.ndarray]] = [[] for _ in sequences]
     for start in range(0, max(len(tokens) for tokens, _ in sequences), size):
         alive = [i for i, (tokens, _) in enumerate(sequences) if start < len(tokens)]
         parts = [sequences[i][0][start : start + size] for i in alive]
         spans = [Span(part, start, sequences[i][1], owned[i]) for i, part in zip(alive, parts, strict=True)]
-        fields = pack(spans, tokens=room, sequences=len(sequences), blocks=blocks, page_size=PAGE, tile=tile)
-        logits, kv = step(base, bank, TokenBatch(**fields), kv)
-        for i, rows in zip(alive, np.split(logits, np.cumsum([len(p) for p in parts])), strict=False):
-            out[i].append(rows)
+        logits, kv = step(base, bank, TokenBatch(**pack(spans, sizes)), kv)
+        for i, part, row in zip(alive, parts, span_rows(spans, sizes), strict=True):
+            out[i].append(np.asarray(logits)[row : row + len(part)])
     return [np.concatenate(rows) for rows in out]
 
 

@@ -28,7 +28,16 @@ from tests.laws.world import (
 SLOTS, SEQUENCES = 64, 64
 WIDTH = 32  # pages of a training step
 # (sequences in flight, tokens of a prefill chunk, tokens of a step); chunk 1 is decode, 256 is a whole prompt.
-WAYS = [(1, 1, 2), (3, 1, 3), (16, 1, 16), (64, 1, 64), (64, 7, 64), (64, 64, 128), (64, 256, 256)]
+WAYS = [
+    (1, (1,), 2),
+    (3, (1,), 3),
+    (16, (1,), 16),
+    (64, (1,), 64),
+    (64, (7,), 64),
+    (64, (64,), 128),
+    (64, (256,), 256),
+    (64, (1, 7, 64), 128),
+]
 
 
 @cache
@@ -74,18 +83,18 @@ def _mismatches(left: list[np.ndarray], right: list[np.ndarray]) -> int:
     return sum(int(np.sum(a.view(np.uint32) != b.view(np.uint32))) for a, b in pairs)
 
 
-def _compare(precision: Precision, adapters: int, way: tuple[int, int, int]) -> None:
-    flight, chunk, tokens = way
+def _compare(precision: Precision, adapters: int, way: tuple[int, tuple[int, ...], int]) -> None:
+    flight, chunks, tokens = way
     sequences = _sequences(adapters)[: max(flight, 2)]
     trained = _reference(precision, adapters)[: len(sequences)]
     # One at a time means one at a time: nobody else in the batch.
     groups = [[s] for s in sequences] if flight == 1 else [sequences]
-    served = [x for g in groups for x in serve_logprobs(_base(precision), _bank(), g, chunk, tokens, seed=chunk)]
+    served = [x for g in groups for x in serve_logprobs(_base(precision), _bank(), g, chunks, tokens, seed=chunks[0])]
     assert sum(map(len, served)) >= 40 * len(sequences)
     assert _mismatches(served, trained) == 0
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda w: f"batch{w[0]}-chunk{w[1]}-step{w[2]}")
+@pytest.mark.parametrize("way", WAYS, ids=lambda w: f"batch{w[0]}-chunk{'+'.join(map(str, w[1]))}-step{w[2]}")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_sixty_four_adapters_of_mixed_ranks(precision, way):
     _compare(precision, 64, way)
@@ -117,7 +126,7 @@ def test_slots_may_be_shuffled():
     for slot in range(6):
         bank = load_adapter(bank, int(place[slot]), random_adapter(slot), spec_of(slot))
     moved = [Item(s.tokens, int(place[s.slot]) if s.slot >= 0 else -1) for s in sequences]
-    assert _mismatches(serve_logprobs(_base("float32"), bank, moved, 64, 128), trained) == 0
+    assert _mismatches(serve_logprobs(_base("float32"), bank, moved, (64,), 128), trained) == 0
 
 
 def test_the_comparison_sees_a_single_bit():

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from flax import nnx
 
-from kernels.paged_attention.api import query_tile
 from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
 from pefx.adapters.methods import Adapter, init_adapter
 from pefx.adapters.sites import SITES
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec, ExpertForm, ModelConfig, Precision
 from pefx.model import Base
-from pefx.packing import Span, pack, whole_pages
+from pefx.packing import Sizes, Span, pack, span_rows, tile_of, whole_pages
 from pefx.steps import ServePlan, ServeState, TrainBatch, serve_step
 
 PAGE = 32
@@ -32,7 +31,7 @@ MODEL = ModelConfig(
     dense_layers=(1,),
     context=CONTEXT,
 )
-TILE = query_tile(MODEL.heads, MODEL.kv_heads)
+TILE = tile_of(PAGE)
 RANKS = (1, 2, 4, 8, 16, 3)
 
 
@@ -91,7 +90,7 @@ def train_batch(sequences: Sequence[Item], tokens: int, places: int) -> TrainBat
         row = page * PAGE
         targets[row : row + len(s.tokens) - 1] = s.tokens[1:]
         page += need
-    fields = pack(spans, tokens=tokens, sequences=places, blocks=CONTEXT // PAGE, page_size=PAGE, tile=TILE, whole=True)
+    fields = pack(spans, Sizes(0, tokens // TILE, places, CONTEXT // PAGE, PAGE, TILE))
     return TrainBatch(TokenBatch(**fields), targets, (targets >= 0).astype(np.float32))
 
 
@@ -105,40 +104,45 @@ def rows_of(sequences: Sequence[Item], per_row: np.ndarray) -> list[np.ndarray]:
 
 
 def serve_logprobs(
-    base: Base, bank: Bank | None, sequences: Sequence[Item], chunk: int, tokens: int, seed: int = 0
+    base: Base, bank: Bank | None, sequences: Sequence[Item], chunks: Sequence[int], tokens: int, seed: int = 0
 ) -> list[np.ndarray]:
-    """Log-probabilities of every next token through `serve_step`, `chunk` tokens of a sequence at a time.
+    """Log-probabilities of every next token through `serve_step`, some of `chunks` tokens of a sequence at a time.
 
-    Chunk 1 is decode. As many sequences share a step as fit `tokens`; pages are scattered at random, and which
-    sequences move on in a step, and in what order, is drawn anew each time.
+    Chunk 1 is decode. As many sequences share a step as have `tokens` tokens; pages are scattered at random, and which
+    sequences move on in a step, by which of the chunks and in what order, is drawn anew each time.
     """
     rng = np.random.default_rng(seed)
     pages = CONTEXT // PAGE * len(sequences) + 3
     free = rng.permutation(pages).tolist()
     owned = [[free.pop() for _ in range(whole_pages(len(s.tokens), PAGE))] for s in sequences]
     state = ServeState(KVPool.zeros(base.config, pages, PAGE))
-    places = max(2, tokens // chunk)
+    sizes = step_sizes(chunks, tokens)
     done, out = [0] * len(sequences), [np.zeros(0, np.float32) for _ in sequences]
     while waiting := [i for i, s in enumerate(sequences) if done[i] < len(s.tokens)]:
         chosen, room = [], tokens
         for i in rng.permutation(waiting).tolist():
-            size = min(chunk, len(sequences[i].tokens) - done[i])
-            if size <= room and len(chosen) < places:
+            size = min(int(rng.choice(chunks)), len(sequences[i].tokens) - done[i])
+            if size <= room and len(chosen) < sizes.sequences:
                 chosen.append((i, size))
                 room -= size
         spans = [
             Span(sequences[i].tokens[done[i] : done[i] + size], done[i], sequences[i].slot, owned[i])
             for i, size in chosen
         ]
-        targets = np.concatenate([_next(sequences[i].tokens, done[i], size) for i, size in chosen])
-        plan = serve_plan(spans, targets, tokens, places, tile=1 if chunk == 1 else TILE)
-        state, _, logprobs, _ = serve_step(base, bank, state, plan)
-        row = 0
-        for i, size in chosen:
+        targets = [_next(sequences[i].tokens, done[i], size) for i, size in chosen]
+        state, _, logprobs, _ = serve_step(base, bank, state, serve_plan(spans, targets, sizes))
+        for (i, size), row in zip(chosen, span_rows(spans, sizes), strict=True):
             out[i] = np.append(out[i], np.asarray(logprobs)[row : row + size])
             done[i] += size
-            row += size
     return [o[: len(s.tokens) - 1] for o, s in zip(out, sequences, strict=True)]
+
+
+def step_sizes(chunks: Sequence[int], tokens: int) -> Sizes:
+    """Room for any sequences that have `tokens` tokens together, each a chunk of at most `max(chunks)`."""
+    singles = tokens if 1 in chunks else 0
+    places = max(2, tokens // min(chunks))
+    tiles = whole_pages(tokens, TILE) + places if max(chunks) > 1 else 0
+    return Sizes(singles, tiles, places, CONTEXT // PAGE, PAGE, TILE)
 
 
 def _next(tokens: np.ndarray, start: int, size: int) -> np.ndarray:
@@ -146,20 +150,20 @@ def _next(tokens: np.ndarray, start: int, size: int) -> np.ndarray:
     return np.append(tokens, 0)[start + 1 : start + size + 1]
 
 
-def serve_plan(spans: Sequence[Span], targets: np.ndarray, tokens: int, places: int, tile: int) -> ServePlan:
+def serve_plan(spans: Sequence[Span], targets: Sequence[np.ndarray], sizes: Sizes) -> ServePlan:
     """A step that scores every row's target."""
-    fields = pack(spans, tokens=tokens, sequences=places, blocks=CONTEXT // PAGE, page_size=PAGE, tile=tile)
-    rows = np.full(tokens, -1, np.int32)
-    rows[: len(targets)] = np.arange(len(targets))
-    wanted = np.full(tokens, -1, np.int32)
-    wanted[: len(targets)] = targets
-    off = np.zeros(tokens, np.float32)
+    fields = pack(spans, sizes)
+    wanted = np.full(sizes.tokens, -1, np.int32)
+    for own, row in zip(targets, span_rows(spans, sizes), strict=True):
+        wanted[row : row + len(own)] = own
+    off = np.zeros(sizes.tokens, np.float32)
     return ServePlan(
         TokenBatch(**fields),
-        rows,
+        np.where(wanted >= 0, np.arange(sizes.tokens, dtype=np.int32), -1),
         wanted,
         off,
-        np.ones(tokens, np.float32),
+        np.ones(sizes.tokens, np.float32),
         off.astype(np.int32),
         off.astype(np.uint32),
+        sizes.singles,
     )

@@ -1,0 +1,18 @@
+"""LoRA factors as kernels read them, in place in a bank of many slots and layers."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Int32
+
+
+class Factors(NamedTuple):
+    """One site's factors: slot s is row `offset + s`; `scales[s]` is folded per slot.
+
+    `a [G, R, in]`, `b [G, R, out]`; at an expert site `[G, E, R, .]`, or without E where the layer's experts share it
+    (`shared_hidden`). A bank of all layers folded to `G = L * N` is read in place with `offset = layer * N`.
+    """
+
+    a: Array
+    b: Array
+    scales: Float[Array, "N"]
+    offset: Int32[Array, ""]
