@@ -59,8 +59,8 @@ def test_what_is_left_follows_from_where_they_stand(work: list[int], width: int,
     progress = [Progress(micro=done[index]) for index in range(len(work))]
     assert take_turns(sessions, progress, width) == turns[cut:]
     # With another number of shards the rest is dealt out anew, and still done exactly.
-    anew = Counter(index for step in take_turns(make_sessions(config(*(s.user for s in sessions)), 2), progress, width, 2)
-                   for turn in step for index in turn)  # fmt: skip
+    dealt = make_sessions(config(*(session.user for session in sessions)), 2)
+    anew = Counter(index for step in take_turns(dealt, progress, width, 2) for turn in step for index in turn)
     assert [done[i] + anew[i] for i in range(len(work))] == work
 
 
