@@ -214,6 +214,7 @@ def serve_step(
     """Prefill chunks and decodes of one batch. Returns the state, for each of `plan.rows` the token scored or sampled
     and its log-probability under the model (nats, temperature 1; 0 for padding rows), and the routes taken.
     """
+
     def out(specs):
         return specs[2], P(DATA), P(DATA), P(None, DATA)
 
