@@ -9,10 +9,11 @@ class Factors(NamedTuple):
     """One site's factors: slot s is row `offset + s`; `scales[s]` is folded per slot.
 
     `a [G, R, in]`, `b [G, R, out]`; at an expert site `[G, E, R, .]`, or without E where the layer's experts share it
-    (`shared_hidden`). A bank of all layers folded to `G = L * N` is read in place with `offset = layer * N`.
+    (`shared_hidden`). A bank of all layers folded to `G = L * N` is read in place with `offset = layer * N`. An
+    operation that reads one factor only takes None for the other.
     """
 
-    a: Array
-    b: Array
+    a: Array | None
+    b: Array | None
     scales: Float[Array, "N"]
     offset: Int32[Array, ""]
