@@ -10,9 +10,10 @@ class Factors(NamedTuple):
 
     `a [G, R, in]`, `b [G, R, out]`; at an expert site `[G, E, R, .]`, or without E where the layer's experts share it
     (`shared_hidden`). A bank of all layers folded to `G = L * N` is read in place with `offset = layer * N`.
+    Half a pair, the other None, belongs to an operation that shrinks or expands only.
     """
 
-    a: Array
-    b: Array
+    a: Array | None
+    b: Array | None
     scales: Float[Array, "N"]
     offset: Int32[Array, ""]

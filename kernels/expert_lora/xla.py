@@ -17,46 +17,65 @@ def _indices(tiles: TileMap):
 
 
 def _factor(factor, offset, slot, expert):
-    """Fold an expert axis away: (`[G', R, D]`, index of each subtile)."""
-    index = offset + jnp.maximum(slot, 0)
-    if factor.ndim == 3:
-        return factor, index
-    groups, experts, *rest = factor.shape
-    return factor.reshape(groups * experts, *rest), index * experts + expert
+    """Fold the expert axis away: (`[G * E, R, D]`, index of each subtile)."""
+    index = (offset + jnp.maximum(slot, 0)) * factor.shape[1] + expert
+    return factor.reshape(-1, *factor.shape[2:]), index
 
 
 def _dot(equation, left, right):
     return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
 
 
-def forward(x, w, factors: Factors, tiles: TileMap, offset):
-    """The projection of the buffer (in x's type) and the shrunk, scaled subtiles `z [NS, m, R]`."""
+def _scale(factors: Factors, slot):
+    return factors.scales[jnp.maximum(slot, 0)][:, None, None]
+
+
+def forward(x, z, w, factors: Factors, tiles: TileMap, offset):
+    """The projection of the buffer and its shrunk, scaled rows `z [NB, R]`, in x's type.
+
+    The scale goes between the two products: beside the sum that follows it could be contracted into that sum.
+    """
     y = grouped.forward(x, w, tiles, offset)
     slot, expert = _indices(tiles)
-    (a, ia), (b, ib) = (_factor(f, factors.offset, slot, expert) for f in factors[:2])
-    xt = x.reshape(-1, tiles.subtile, x.shape[-1])
-    # The scale goes between the two products: beside the sum that follows it could be contracted into that sum.
-    z = _dot("smd,srd->smr", xt, a[ia].astype(x.dtype)) * factors.scales[jnp.maximum(slot, 0)][:, None, None]
-    z = z.astype(x.dtype)
-    delta = _dot("smr,srf->smf", z, b[ib].astype(x.dtype)).reshape(y.shape)
-    adapted = jnp.repeat(slot >= 0, tiles.subtile)[:, None]
-    return jnp.where(adapted, y + delta, y).astype(x.dtype), z
+    if factors.a is not None:
+        a, ia = _factor(factors.a, factors.offset, slot, expert)
+        z = _dot("smd,srd->smr", _subtiles(x, tiles), a[ia].astype(x.dtype)) * _scale(factors, slot)
+        z = _rows(jnp.where(slot[:, None, None] < 0, 0.0, z).astype(x.dtype))
+    if factors.b is not None:
+        b, ib = _factor(factors.b, factors.offset, slot, expert)
+        delta = _rows(_dot("smr,srf->smf", _subtiles(z, tiles), b[ib].astype(x.dtype)))
+        y = jnp.where(jnp.repeat(slot >= 0, tiles.subtile)[:, None], y + delta, y)
+    return y.astype(x.dtype), z
 
 
-def backward(x, w, factors: Factors, tiles: TileMap, offset, inner, dy):
-    """Gradients of x, a and b. `inner` is what `forward` gave."""
+def _subtiles(x, tiles: TileMap):
+    return x.reshape(-1, tiles.subtile, x.shape[-1])
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
+
+
+def backward(x, w, factors: Factors, tiles: TileMap, offset, z, cotangents):
+    """Gradients of x, z, a and b, None for what was not given. `z` is what `forward` returned."""
     slot, expert = _indices(tiles)
-    (a, ia), (b, ib) = (_factor(f, factors.offset, slot, expert) for f in factors[:2])
-    xt = x.reshape(-1, tiles.subtile, x.shape[-1])
-    dyt = dy.reshape(-1, tiles.subtile, dy.shape[-1])
-    none = slot < 0
-    dz = _dot("smf,srf->smr", dyt, b[ib].astype(x.dtype)) * factors.scales[jnp.maximum(slot, 0)][:, None, None]
-    # Chosen, not multiplied by zero: what a slot holds must not reach a row that is not its own, not even as NaN.
-    dz = jnp.where(none[:, None, None], 0.0, dz).astype(x.dtype)
-    delta = jnp.where(none[:, None, None], 0.0, _dot("smr,srd->smd", dz, a[ia].astype(x.dtype)))
-    dx = (grouped.forward(dy, w, tiles, offset, transpose=True) + delta.reshape(x.shape)).astype(x.dtype)
-    da, db = _dot("smr,smd->srd", dz, xt), _dot("smr,smf->srf", inner, dyt)
-    (da,) = sum_by_group([da], jnp.where(none, -1, ia), a.shape[0])
-    (db,) = sum_by_group([db], jnp.where(none, -1, ib), b.shape[0])
-    da, db = da.reshape(factors.a.shape), db.reshape(factors.b.shape)
-    return dx, da.astype(factors.a.dtype), db.astype(factors.b.dtype)
+    dy, dz = cotangents
+    dyt, none = _subtiles(dy, tiles), (slot < 0)[:, None, None]
+    dx, da, db = grouped.forward(dy, w, tiles, offset, transpose=True), None, None
+    if factors.b is not None:
+        b, ib = _factor(factors.b, factors.offset, slot, expert)
+        # Chosen, not multiplied by zero: what a slot holds must not reach a row that is not its own, not even as NaN.
+        dz = _rows(jnp.where(none, 0.0, _dot("smf,srf->smr", dyt, b[ib].astype(x.dtype))))
+        (db,) = sum_by_group([_dot("smr,smf->srf", _subtiles(z, tiles), dyt)], _found(ib, slot), b.shape[0])
+        db = db.reshape(factors.b.shape).astype(factors.b.dtype)
+    if factors.a is None:
+        return dx.astype(x.dtype), dz.astype(x.dtype), None, db
+    a, ia = _factor(factors.a, factors.offset, slot, expert)
+    dz = jnp.where(none, 0.0, _subtiles(dz.astype(jnp.float32), tiles) * _scale(factors, slot)).astype(x.dtype)
+    dx = dx + _rows(jnp.where(none, 0.0, _dot("smr,srd->smd", dz, a[ia].astype(x.dtype))))
+    (da,) = sum_by_group([_dot("smr,smd->srd", dz, _subtiles(x, tiles))], _found(ia, slot), a.shape[0])
+    return dx.astype(x.dtype), None, da.reshape(factors.a.shape).astype(factors.a.dtype), db
+
+
+def _found(index, slot):
+    return jnp.where(slot < 0, -1, index)

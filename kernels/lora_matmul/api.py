@@ -30,3 +30,23 @@ def _backward(residuals, dy):
 
 
 lora_matmul.defvjp(_forward, _backward)
+
+
+def shrink(x, factors, rows):
+    parts = []
+    for r, g, m in rows.parts():
+        slots = rows.owner[g]
+        z = xla.dot("gmd,grd->gmr", xla.grouped(x[r], m), xla.of_slots(factors.a, slots, factors.offset, x.dtype))
+        z = jnp.where((slots < 0)[:, None, None], 0.0, z * factors.scales[jnp.maximum(slots, 0)][:, None, None])
+        parts.append(z.astype(x.dtype)[:, :m].reshape(-1, z.shape[-1]))
+    return jnp.concatenate(parts)
+
+
+def expand(z, factors, rows):
+    parts = []
+    for r, g, m in rows.parts():
+        slots = rows.owner[g]
+        y = xla.dot("gmr,grf->gmf", xla.grouped(z[r], m), xla.of_slots(factors.b, slots, factors.offset, z.dtype))
+        y = jnp.where((slots < 0)[:, None, None], 0.0, y)
+        parts.append(y[:, :m].reshape(-1, y.shape[-1]))
+    return jnp.concatenate(parts)
