@@ -1,5 +1,8 @@
-"""Portable gated expert layer for runs of rows: one loop over windows of one (expert, slot) each, all three projections
-with their adapters in its body, so that what a window computes stays in the processor's cache.
+"""Portable gated expert layer for runs of rows, in loops over windows (`kernels.windows`) of a buffer without gaps.
+
+The base's products run over windows of one expert, full but for each expert's last; the adapters' small ones over
+windows of one (expert, slot), before and after. What the latter add to a base product waits in a float32 buffer, -0.0
+where a row has no slot: adding that changes no bit.
 """
 
 from typing import Any, NamedTuple
@@ -10,7 +13,7 @@ from jaxtyping import Array
 
 from kernels.factors import Factors
 from kernels.fresh import fresh
-from kernels.windows import Windows
+from kernels.windows import Cuts, Windows
 
 SITES = ("gate", "up", "down")
 
@@ -43,7 +46,7 @@ def outer(left, right):
 
 
 class Window(NamedTuple):
-    """One turn of the loop: which rows, which expert, which slot (-1: the bare base)."""
+    """One turn of a loop: where its rows begin, which are its own, of which expert and slot (-1: the bare base)."""
 
     start: Array
     own: Array
@@ -51,16 +54,23 @@ class Window(NamedTuple):
     slot: Array
 
 
-def turn(windows: Windows, i) -> Window:
-    """Window `i`; its rows past its own pair's are masked."""
-    own = (jnp.arange(windows.size, dtype=jnp.int32) < windows.length[i])[:, None]
-    return Window(windows.start[i], own, windows.group[i], windows.subgroup[i] - 1)
+def over(cuts: Cuts, size: int, body, buffers):
+    """Runs `body(window, buffers)` for every live window; buffers that it does not return stay as they are."""
+
+    def one(i, buffers):
+        own = (jnp.arange(size, dtype=jnp.int32) < cuts.length[i])[:, None]
+        return buffers | body(Window(cuts.start[i], own, cuts.group[i], cuts.subgroup[i] - 1), buffers)
+
+    return jax.lax.fori_loop(0, cuts.live, one, buffers)
+
+
+def part(buffer, at: Window):
+    return jax.lax.dynamic_slice_in_dim(buffer, at.start, at.own.shape[0])
 
 
 def read(buffer, at: Window):
     """A window's own rows; zeros past them. Chosen, so that not even a NaN of another's comes through."""
-    rows = jax.lax.dynamic_slice_in_dim(buffer, at.start, at.own.shape[0])
-    return jnp.where(at.own, rows, 0)
+    return jnp.where(at.own, part(buffer, at), 0)
 
 
 def write(buffer, at: Window, rows):
@@ -68,27 +78,43 @@ def write(buffer, at: Window, rows):
     return jax.lax.dynamic_update_slice_in_dim(buffer, rows.astype(buffer.dtype), at.start, 0)
 
 
-def pick(factor, factors: Factors, at: Window, dtype):
-    """A window's slice of a factor `[G, E, R, .]` and the index it has in the folded `[G * E, R, .]`."""
-    index = (factors.offset + jnp.maximum(at.slot, 0)) * factor.shape[1] + at.expert
-    folded = factor.reshape(-1, *factor.shape[2:])
-    return jax.lax.dynamic_index_in_dim(folded, index, keepdims=False).astype(dtype), index
+def increase(buffer, at: Window, rows):
+    """Add to a window's own rows."""
+    old = part(buffer, at)
+    return jax.lax.dynamic_update_slice_in_dim(buffer, jnp.where(at.own, old + rows, old), at.start, 0)
 
 
-def project(x, z, w, factors: Factors | None, at: Window):
-    """One projection of a window with its adapter, in x's type, and its shrunk rows `z [m, R]`, given or made.
+def unless_bare(at: Window, rows):
+    """What an adapter adds to a window's rows: -0.0 for the bare base, which changes no bit of what it is added to."""
+    return jnp.where(at.slot < 0, -0.0, rows)
 
-    The scale goes between the two products: beside the sum that follows it could be contracted into that sum.
-    """
-    y = dot(x, w)
-    if factors is None:
-        return y.astype(x.dtype), None
-    if factors.a is not None:
-        z = dot(x, pick(factors.a, factors, at, x.dtype)[0], turned=True) * factors.scales[jnp.maximum(at.slot, 0)]
-        z = jnp.where(at.slot < 0, 0.0, z).astype(x.dtype)
-    if factors.b is not None:
-        y = jnp.where(at.slot >= 0, y + dot(z, pick(factors.b, factors, at, x.dtype)[0]), y)
-    return y.astype(x.dtype), z
+
+class Picked(NamedTuple):
+    """A window's slices of the factors, in the rows' type, and their place in the folded `[G * E, R, .]`."""
+
+    a: Array | None
+    b: Array | None
+    scale: Array
+    index: Array
+
+
+def pick(factors: Factors, at: Window, dtype) -> Picked:
+    slot = jnp.maximum(at.slot, 0)
+    experts = next(f.shape[1] for f in factors[:2] if f is not None)
+    index = (factors.offset + slot) * experts + at.expert
+
+    def of(factor):
+        if factor is None:
+            return None
+        folded = factor.reshape(-1, *factor.shape[2:])
+        return jax.lax.dynamic_index_in_dim(folded, index, keepdims=False).astype(dtype)
+
+    return Picked(of(factors.a), of(factors.b), factors.scales[slot], index)
+
+
+def shrunk_rows(x, mine: Picked, at: Window):
+    """`scale x a^T`. Scaled here: beside the sum that follows the expansion it could be contracted into that sum."""
+    return jnp.where(at.slot < 0, 0.0, dot(x, mine.a, turned=True) * mine.scale).astype(x.dtype)
 
 
 def gated(gate, up):
@@ -96,94 +122,150 @@ def gated(gate, up):
 
 
 def forward(x, shrunk: Sites, matrices: Matrices, adapters: Sites, windows: Windows):
-    """`down(silu(gate x) * up x)` of every row of the buffer, in x's type, and what the backward pass needs."""
-    rows, wide = x.shape[0], matrices.gate.shape[-1]
+    """`down(silu(gate x) * up x)` of every row of the buffer, in x's type, and what the backward pass needs.
 
-    def room(width, like):
-        return fresh((rows, width), like.astype(x.dtype))
-
-    def one(i, carry):
-        y, kept = carry
-        at = turn(windows, i)
-        mine = read(x, at)
-        w = [m[matrices.offset + at.expert] for m in matrices[:3]]
-        z = [None if given is None else read(given, at) for given in shrunk]
-        gate, zg = project(mine, z[0], w[0], adapters.gate, at)
-        up, zu = project(mine, z[1], w[1], adapters.up, at)
-        down, zd = project(gated(gate, up), z[2], w[2], adapters.down, at)
-        new = {"gate": gate, "up": up, "zgate": zg, "zup": zu, "zdown": zd}
-        return write(y, at, down), {name: write(kept[name], at, new[name]) for name in kept}
-
-    kept = {"gate": room(wide, matrices.gate[0, 0]), "up": room(wide, matrices.up[0, 0])}
-    own = {site: f.a for site, f in zip(SITES, adapters, strict=True) if f is not None and f.a is not None}
-    kept |= {f"z{site}": room(a.shape[-2], a[0, 0, 0]) for site, a in own.items()}
-    y, kept = jax.lax.fori_loop(0, windows.live, one, (room(x.shape[1], matrices.down[0, 0]), kept))
-    return y, kept | {f"z{site}": z for site, z in zip(SITES, shrunk, strict=True) if z is not None}
-
-
-def pull(cotangents, x, z, w, factors: Factors | None, at: Window, sums):
-    """Through one projection: float32 gradients of its input and of its shrunk rows, and those of its factors added to
-    `sums`. `cotangents` are those of its output and, where it has no `b`, of its shrunk rows.
+    `gate` and `up` expand inside and `down` shrinks inside, whatever the experts share.
     """
-    dy, dz = cotangents
-    dx = dot(dy, w, turned=True)
-    if factors is None:
-        return dx, None, sums
-    adapted = at.slot >= 0
-    total_a, total_b = sums
-    if factors.b is not None:
-        b, index = pick(factors.b, factors, at, x.dtype)
-        dz = jnp.where(adapted, dot(dy, b, turned=True), 0.0)
-        total_b = add(total_b, jnp.where(adapted, outer(z, dy), 0.0), index)
-    if factors.a is not None:
-        a, index = pick(factors.a, factors, at, x.dtype)
-        dz = dz.astype(jnp.float32) * factors.scales[jnp.maximum(at.slot, 0)]
-        dz = jnp.where(adapted, dz, 0.0).astype(x.dtype)
-        dx = jnp.where(adapted, dx + dot(dz, a), dx)
-        # Chosen, not a product with zeros: the bare base's rows are no slot's, not even where they are no numbers.
-        total_a = add(total_a, jnp.where(adapted, outer(dz, x), 0.0), index)
-    return dx, dz, (total_a, total_b)
+    inward = {site: f for site, f in zip(SITES[:2], adapters) if f is not None}
+    w, pairs, groups = matrices._asdict(), windows.pairs, windows.groups
+    wide = matrices.gate.shape[-1]
+
+    def room(width, like, dtype=x.dtype):
+        return fresh((x.shape[0], width), like.reshape(-1)[0].astype(dtype))
+
+    def before(at, buffers):
+        new = {}
+        for site, factors in inward.items():
+            mine = pick(factors, at, x.dtype)
+            z = read(getattr(shrunk, site), at) if mine.a is None else shrunk_rows(read(x, at), mine, at)
+            new[f"+{site}"] = write(buffers[f"+{site}"], at, unless_bare(at, dot(z, mine.b)))
+            if mine.a is not None:
+                new[f"z{site}"] = write(buffers[f"z{site}"], at, z)
+        return new
+
+    def experts(at, buffers):
+        rows, expert = read(x, at), matrices.offset + at.expert
+        made = {site: dot(rows, w[site][expert]) for site in SITES[:2]}
+        made |= {site: made[site] + part(buffers[f"+{site}"], at) for site in inward}
+        gate, up = (made[site].astype(x.dtype) for site in SITES[:2])
+        h = gated(gate, up)
+        made = {"gate": gate, "up": up, "h": h, "y": dot(h, w["down"][expert])}
+        return {name: write(buffers[name], at, rows) for name, rows in made.items()}
+
+    def after(at, buffers):
+        mine = pick(adapters.down, at, x.dtype)
+        z = shrunk_rows(read(buffers["h"], at), mine, at)
+        new = {"zdown": write(buffers["zdown"], at, z)}
+        if mine.b is not None:
+            new["y"] = increase(buffers["y"], at, unless_bare(at, dot(z, mine.b)))
+        return new
+
+    buffers = {f"+{site}": room(wide, f.b, jnp.float32) for site, f in inward.items()}
+    buffers |= {f"z{s}": room(f.a.shape[-2], f.a) for s, f in zip(SITES, adapters) if f is not None and f.a is not None}
+    if inward:
+        buffers = over(pairs, windows.size, before, buffers)
+    buffers |= {"gate": room(wide, w["gate"]), "up": room(wide, w["up"]), "h": room(wide, w["down"])}
+    buffers |= {"y": room(x.shape[1], w["down"], jnp.float32)}
+    buffers = over(groups, windows.size, experts, buffers)
+    if adapters.down is not None:
+        buffers = over(pairs, windows.size, after, buffers)
+    kept = {name: rows for name, rows in buffers.items() if name != "y" and not name.startswith("+")}
+    kept |= {f"z{site}": z for site, z in zip(SITES, shrunk) if z is not None}
+    return buffers["y"].astype(x.dtype), kept
 
 
-def add(total, part, index):
-    """Add to one entry of a table, in place."""
-    old = jax.lax.dynamic_index_in_dim(total, index, keepdims=False)
-    return jax.lax.dynamic_update_index_in_dim(total, old + part, index, 0)
+def add(total, part, at: Window, mine: Picked):
+    """Add to one entry of a table, in place. Chosen, not a product with zeros: the bare base's rows are no slot's."""
+    old = jax.lax.dynamic_index_in_dim(total, mine.index, keepdims=False)
+    new = jnp.where(at.slot < 0, old, old + part)
+    return jax.lax.dynamic_update_index_in_dim(total, new, mine.index, 0)
+
+
+class Rows(NamedTuple):
+    """What an adapter saw of a window's rows, and what comes back to it: `dz` only where the experts share its `b`."""
+
+    x: Array
+    z: Array
+    dy: Array
+    dz: Array | None = None
+
+
+def pull(site: str, rows: Rows, factors: Factors, at: Window, tables):
+    """Back through one adapter: its factors' tables with this window added, the gradient of its scaled shrunk rows, and
+    what it adds to that of its input (None where the experts share its `a`).
+    """
+    mine, new, dz, dx = pick(factors, at, rows.x.dtype), {}, rows.dz, None
+    if mine.b is not None:
+        dz = jnp.where(at.slot < 0, 0.0, dot(rows.dy, mine.b, turned=True))
+        new["b" + site] = add(tables["b" + site], outer(rows.z, rows.dy), at, mine)
+    if mine.a is not None:
+        inner = jnp.where(at.slot < 0, 0.0, dz.astype(jnp.float32) * mine.scale).astype(rows.x.dtype)
+        dx = unless_bare(at, dot(inner, mine.a))
+        new["a" + site] = add(tables["a" + site], outer(inner, rows.x), at, mine)
+    return new, dz, dx
 
 
 def backward(x, matrices: Matrices, adapters: Sites, windows: Windows, kept, cotangents):
     """Gradients of x, of the rows that came shrunk, and of the adapters' factors (a `Factors` for each that has one)."""
     dy, dzdown = cotangents
+    own = {site: f for site, f in zip(SITES, adapters) if f is not None}
+    inward = [site for site in own if site != "down"]
 
-    def one(i, carry):
-        dx, given, sums = carry
-        at = turn(windows, i)
-        w = [m[matrices.offset + at.expert] for m in matrices[:3]]
-        rows, z = read(x, at), [read(kept[f"z{site}"], at) if f"z{site}" in kept else None for site in SITES]
-        h, down = jax.vjp(gated, read(kept["gate"], at), read(kept["up"], at))
-        back = read(dy, at), None if dzdown is None else read(dzdown, at)
-        dh, _, total = pull(back, h, z[2], w[2], adapters.down, at, sums.down)
-        dgate, dup = down(dh.astype(x.dtype))
-        d_one, z_one, total_one = pull((dgate, None), rows, z[0], w[0], adapters.gate, at, sums.gate)
-        d_two, z_two, total_two = pull((dup, None), rows, z[1], w[1], adapters.up, at, sums.up)
-        found = [None if g is None else write(g, at, d) for g, d in zip(given, (z_one, z_two, None), strict=True)]
-        return write(dx, at, d_one + d_two), Sites(*found), Sites(total_one, total_two, total)
+    def before(at, buffers):
+        back = None if dzdown is None else read(dzdown, at)
+        rows = Rows(read(kept["h"], at), read(kept["zdown"], at), read(dy, at), back)
+        new, _, dh = pull("down", rows, own["down"], at, buffers)
+        return new | {"h": write(buffers["h"], at, dh)}
 
-    def table(factor):
-        return None if factor is None else fresh(folded(factor), jnp.zeros((), jnp.float32) + factor[0, 0, 0, 0])
+    def experts(at, buffers):
+        gate, up, down = (m[matrices.offset + at.expert] for m in matrices[:3])
+        dh = dot(read(dy, at), down, turned=True)
+        if "down" in own:
+            dh = dh + part(buffers["h"], at)
+        _, back = jax.vjp(gated, read(kept["gate"], at), read(kept["up"], at))
+        dgate, dup = back(dh.astype(x.dtype))
+        made = {"gate": dgate, "up": dup, "x": dot(dgate, gate, turned=True) + dot(dup, up, turned=True)}
+        return {name: write(buffers[name], at, rows) for name, rows in made.items()}
 
-    def folded(factor):
-        return (factor.shape[0] * factor.shape[1], *factor.shape[2:])
+    def after(at, buffers):
+        new = {"x": buffers["x"]}
+        for site in inward:
+            rows = Rows(read(x, at), read(kept["z" + site], at), read(buffers[site], at))
+            tables, dz, dx = pull(site, rows, own[site], at, buffers)
+            new |= tables
+            new |= {"z" + site: write(buffers["z" + site], at, dz)} if dx is None else {"x": increase(new["x"], at, dx)}
+        return new
 
-    def apart(f: Factors | None):
-        return f is not None and f.a is None
+    def room(like, dtype):
+        return fresh(like.shape, like.reshape(-1)[0].astype(dtype))
 
-    start = Sites(*(None if f is None else (table(f.a), table(f.b)) for f in adapters))
-    given = Sites(*(jnp.zeros_like(kept[f"z{site}"]) if apart(f) else None for site, f in zip(SITES, adapters)))
-    dx, given, sums = jax.lax.fori_loop(0, windows.live, one, (jnp.zeros_like(x), given, start))
+    buffers = {}
+    if "down" in own:
+        start = tables("down", own["down"]) | {"h": room(kept["h"], jnp.float32)}
+        buffers = over(windows.pairs, windows.size, before, start)
+    buffers |= {"gate": room(kept["gate"], x.dtype), "up": room(kept["up"], x.dtype), "x": room(x, jnp.float32)}
+    buffers = over(windows.groups, windows.size, experts, buffers)
+    if inward:
+        for site in inward:
+            apart = own[site].a is None
+            buffers |= tables(site, own[site]) | ({"z" + site: room(kept["z" + site], x.dtype)} if apart else {})
+        buffers = over(windows.pairs, windows.size, after, buffers)
+    shrunk = Sites(*(buffers.get("z" + site) for site in SITES))
+    return buffers["x"].astype(x.dtype), shrunk, Sites(*(gradients(s, f, buffers) for s, f in zip(SITES, adapters)))
 
-    def shaped(f, pair):
-        whole = [None if g is None else g.reshape(p.shape).astype(p.dtype) for g, p in zip(pair, f[:2], strict=True)]
-        return Factors(whole[0], whole[1], None, None)  # pyright: ignore[reportArgumentType]
 
-    return dx, given, Sites(*(None if f is None else shaped(f, pair) for f, pair in zip(adapters, sums, strict=True)))
+def tables(site: str, factors: Factors):
+    """Room for the gradients of a pair of factors, all slots and experts in one row."""
+
+    def room(factor):
+        return fresh((factor.shape[0] * factor.shape[1], *factor.shape[2:]), factor.reshape(-1)[0].astype(jnp.float32))
+
+    return {name + site: room(f) for name, f in zip("ab", factors) if f is not None}
+
+
+def gradients(site: str, factors: Factors | None, buffers):
+    """The gradients of a pair of factors, from their tables."""
+    if factors is None:
+        return None
+    pair = (f if f is None else buffers[n + site].reshape(f.shape).astype(f.dtype) for n, f in zip("ab", factors[:2]))
+    return Factors(*pair, None, None)  # pyright: ignore[reportArgumentType]

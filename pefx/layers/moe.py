@@ -168,7 +168,7 @@ def _windowed(x, shrunk, experts: Experts, layer, site: dict[str, Factors], wher
     copies, count = ids.shape[1], experts.gate_proj.shape[1]
     adapter = jnp.repeat(region.index, copies)
     own = windows(ids.reshape(-1), adapter, groups=count, subgroups=region.slots.shape[0], size=WINDOW)
-    own = replace(own, subgroup=region.slots[own.subgroup] + 1)
+    own = replace(own, pairs=own.pairs._replace(subgroup=region.slots[own.pairs.subgroup] + 1))
     sent = Sites(*(dispatch(shrunk[name], own, copies) if name in shrunk else None for name in PROJECTIONS))
     matrices = [_folded(experts, name, layer) for name in PROJECTIONS]
     stacked = Matrices(*(m for m, _ in matrices), matrices[0][1])
