@@ -1,11 +1,14 @@
-"""Mixed LoRA product added to a base projection: `y[t] += scales[s] x[t] A[s]^T B[s]`, s the slot of row t."""
+"""Mixed LoRA product added to a base projection: `y[t] += scales[s] x[t] A[s]^T B[s]`, s the slot of row t.
+
+Its two halves are operations of their own, for layers whose experts share the hidden-side factor.
+"""
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kernels.factors import Factors
-from kernels.lora_matmul import xla
+from kernels.implementation import use_pallas
+from kernels.lora_matmul import pallas_tpu, xla
 from kernels.rows import Rows
 
 
@@ -13,40 +16,69 @@ from kernels.rows import Rows
 def lora_matmul(y: Float[Array, "T F"], x: Float[Array, "T D"], factors: Factors, rows: Rows) -> Float[Array, "T F"]:
     """Float32 `y` plus each row's own delta; rows without a slot keep the bits of `y`. `rows` are owned by slots.
 
-    Differentiable in y, x and the factors a and b.
+    Bit for bit `y + expand(shrink(x))` where a row has a slot. Differentiable in y, x and the factors a and b.
     """
     return _forward(y, x, factors, rows)[0]
 
 
+def _form(x, factors, rows):
+    """The module that computes this: the portable form or the TPU's."""
+    return pallas_tpu if use_pallas("lora_matmul", pallas_tpu.unsupported(x, factors, rows)) else xla
+
+
 def _forward(y, x, factors, rows):
-    delta, inner = xla.forward(x, factors, rows)
-    return jnp.where((rows.of_each() >= 0)[:, None], y + delta, y), (x, factors, rows, inner)
+    total, z = _form(x, factors, rows).forward(y, x, factors, rows)
+    return total, (x, factors, rows, z)
 
 
 def _backward(residuals, dy):
-    x, factors, rows, inner = residuals
-    dx, da, db = xla.backward(x, factors, rows, inner, dy)
+    x, factors, rows, z = residuals
+    dx, da, db = _form(x, factors, rows).backward(x, factors, rows, z, dy)
     return dy, dx, Factors(da, db, None, None), None  # pyright: ignore[reportArgumentType]
 
 
 lora_matmul.defvjp(_forward, _backward)
 
 
-def shrink(x, factors, rows):
-    parts = []
-    for r, g, m in rows.parts():
-        slots = rows.owner[g]
-        z = xla.dot("gmd,grd->gmr", xla.grouped(x[r], m), xla.of_slots(factors.a, slots, factors.offset, x.dtype))
-        z = jnp.where((slots < 0)[:, None, None], 0.0, z * factors.scales[jnp.maximum(slots, 0)][:, None, None])
-        parts.append(z.astype(x.dtype)[:, :m].reshape(-1, z.shape[-1]))
-    return jnp.concatenate(parts)
+@jax.custom_vjp
+def shrink(x: Float[Array, "T D"], factors: Factors, rows: Rows) -> Float[Array, "T R"]:
+    """`scales[s] x a[s]^T` of each row's own slot in x's dtype; exact zeros where a row has no slot. `factors.b` is None.
+
+    Differentiable in x and the factor a.
+    """
+    return _form(x, factors, rows).shrink(x, factors, rows)
 
 
-def expand(z, factors, rows):
-    parts = []
-    for r, g, m in rows.parts():
-        slots = rows.owner[g]
-        y = xla.dot("gmr,grf->gmf", xla.grouped(z[r], m), xla.of_slots(factors.b, slots, factors.offset, z.dtype))
-        y = jnp.where((slots < 0)[:, None, None], 0.0, y)
-        parts.append(y[:, :m].reshape(-1, y.shape[-1]))
-    return jnp.concatenate(parts)
+def _shrink_forward(x, factors, rows):
+    return shrink(x, factors, rows), (x, factors, rows)
+
+
+def _shrink_backward(residuals, dz):
+    x, factors, rows = residuals
+    dx, da = _form(x, factors, rows).shrink_backward(x, factors, rows, dz)
+    return dx, Factors(da, None, None, None), None  # pyright: ignore[reportArgumentType]
+
+
+shrink.defvjp(_shrink_forward, _shrink_backward)
+
+
+@jax.custom_vjp
+def expand(z: Float[Array, "T R"], factors: Factors, rows: Rows) -> Float[Array, "T F"]:
+    """Float32 `z b[s]` of each row's own slot; exact zeros where a row has no slot. `factors.a` is None.
+
+    Differentiable in z and the factor b.
+    """
+    return _form(z, factors, rows).expand(z, factors, rows)
+
+
+def _expand_forward(z, factors, rows):
+    return expand(z, factors, rows), (z, factors, rows)
+
+
+def _expand_backward(residuals, dy):
+    z, factors, rows = residuals
+    dz, db = _form(z, factors, rows).expand_backward(z, factors, rows, dy)
+    return dz, Factors(None, db, None, None), None  # pyright: ignore[reportArgumentType]
+
+
+expand.defvjp(_expand_forward, _expand_backward)

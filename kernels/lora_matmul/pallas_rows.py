@@ -1,0 +1,180 @@
+"""Mixed LoRA product of single rows, each with a slot of its own, on a TPU.
+
+The grid is (groups of eight rows, blocks). Each row's block of a factor is copied from the bank by a transfer of its
+own, all eight of a step at once, while the step before computes. Every product is taken for all eight rows and each
+row chooses its own: a row never sees what another's slot holds, and is computed as in a tile.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.lora_matmul.pallas_blocks import Form, call, chunks, dot
+
+PREFETCHED = 3
+ROW_CHUNK = 1024  # columns of eight rows at once
+
+
+def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, total=None):
+    """(y plus deltas, z): what there is of them, from x and a, or z, and b if there is one.
+
+    `at [groups * tile]` is each row's row of the bank, -1 for none, and `scale` its scale. `y [T, F]` is updated in
+    place; without it deltas are written into the first rows of a new array of `total` rows, with zeros where there is
+    no slot. z is `[groups * tile, R]`, zeros where there is no slot.
+    """
+
+    def inner_block(g, j, *_):
+        return g, jnp.minimum(j, form.inner.blocks - 1)
+
+    def outer_block(g, j, *_):
+        return g, jnp.maximum(j - form.steps + form.outer.blocks, 0)
+
+    inner = pl.BlockSpec((form.tile, form.rank), lambda g, *_: (g, 0))
+    outer = form.rows_block(form.outer, outer_block)
+    bank = pl.BlockSpec(memory_space=pl.ANY)
+    full = jnp.all(at.reshape(form.groups, form.tile) >= 0, axis=1).astype(jnp.int32)
+    operands = {
+        "x": (x, form.rows_block(form.inner, inner_block)),
+        "a": (a, bank),
+        "z": (z, inner),
+        "b": (b, bank),
+        "y": (y, outer),
+    }
+    operands = {name: pair for name, pair in operands.items() if pair[0] is not None}
+    results, scratch = {}, {}
+    if b is not None:
+        shape = y.shape if y is not None else (total, form.outer.total)
+        results["out"] = (jax.ShapeDtypeStruct(shape, jnp.float32), outer)
+        scratch["b_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.outer.width), b.dtype)
+        scratch["b_arrived"] = pltpu.SemaphoreType.DMA((2,))
+    if x is not None:
+        shape = (form.groups * form.tile, form.rank)
+        results["z_out"] = (jax.ShapeDtypeStruct(shape, form.dtype), inner)
+        scratch["a_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.inner.width), a.dtype)
+        scratch["a_arrived"] = pltpu.SemaphoreType.DMA((2,))
+        scratch["partial"] = pltpu.VMEM((form.tile * form.rank, form.tile), jnp.float32)
+    found = call(
+        partial(_body, form, (*operands, *results, *scratch)),
+        "lora_rows" + ("" if form.both else "_expand" if x is None else "_shrink"),
+        pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=PREFETCHED,
+            grid=(form.groups, form.steps),
+            in_specs=[block for _, block in operands.values()],
+            out_specs=[block for _, block in results.values()],
+            scratch_shapes=list(scratch.values()),
+        ),
+        [shape for shape, _ in results.values()],
+        {PREFETCHED + n: 0 for n, name in enumerate(operands) if name == "y"},
+        form.cost(1, x, y, results.get("out", (None,))[0]),
+    )(at, scale, full, *(array for array, _ in operands.values()))
+    found = dict(zip(results, found, strict=True))
+    return found.get("out"), found.get("z_out")
+
+
+def _body(form, names, at, scale, full, *refs):
+    """One step of one group of rows."""
+    ref = dict(zip(names, refs, strict=True))
+    g, j = pl.program_id(0), pl.program_id(1)
+    if "x" in ref:
+
+        @pl.when(j < form.inner.blocks)
+        def _shrink():
+            item = g * form.inner.blocks + j
+            factor = _arrived(form, form.inner, at, full, item, ref["a"], ref["a_blocks"], ref["a_arrived"])
+            factor = factor[...].astype(form.dtype).reshape(form.tile * form.rank, form.inner.width)
+            _accumulate(form, g, j, dot(factor, ref["x"][...], (1, 1)), at, scale, ref)
+
+    if "b" in ref:
+
+        @pl.when(j >= form.steps - form.outer.blocks)
+        def _expand():
+            item = g * form.outer.blocks + j - form.steps + form.outer.blocks
+            factor = _arrived(form, form.outer, at, full, item, ref["b"], ref["b_blocks"], ref["b_arrived"])
+            z = ref["z_out" if "x" in ref else "z"][...]
+            for c in chunks(form.outer.width, ROW_CHUNK):
+                row = jax.lax.broadcasted_iota(jnp.int32, (form.tile, c.stop - c.start), 0)
+                before = ref["y"][:, c] if "y" in ref else None
+                result = jnp.zeros(row.shape, jnp.float32) if before is None else before
+                for i in range(form.tile):
+                    delta = dot(z, factor[i, :, c].astype(form.dtype), (1, 0))
+                    own = (row == i) & (at[g * form.tile + i] >= 0)
+                    result = jnp.where(own, delta if before is None else before + delta, result)
+                ref["out"][:, c] = result
+
+
+def _arrived(form, axis, at, full, item, bank, blocks, semaphores):
+    """The factors' blocks of `item` (group times blocks of the axis, plus block), having asked for the next item's."""
+
+    def copy(item, i):
+        block = item % axis.blocks
+        row = bank.at[at[item // axis.blocks * form.tile + i]]
+        source = row if axis.blocks == 1 else row.at[:, pl.ds(block * axis.width, axis.width)]
+        return pltpu.make_async_copy(source, blocks.at[item % 2, i], semaphores.at[item % 2])
+
+    def whole(item):
+        return full[item // axis.blocks] != 0
+
+    def ask(item):
+        @pl.when(whole(item))
+        def _all():
+            for i in range(form.tile):
+                copy(item, i).start()
+
+        @pl.when(~whole(item))
+        def _some():
+            for i in range(form.tile):
+                pl.when(at[item // axis.blocks * form.tile + i] >= 0)(lambda i=i: copy(item, i).start())
+
+    @pl.when(item == 0)
+    def _first():
+        ask(item)
+
+    @pl.when(item + 1 < form.groups * axis.blocks)
+    def _next():
+        ask(item + 1)
+
+    here = blocks.at[item % 2]
+
+    @pl.when(whole(item))
+    def _all():  # one wait for as many bytes as eight copies bring
+        pltpu.make_async_copy(here, here, semaphores.at[item % 2]).wait()
+
+    @pl.when(~whole(item))
+    def _some():
+        for i in range(form.tile):
+            pl.when(at[item // axis.blocks * form.tile + i] >= 0)(lambda i=i: copy(item, i).wait())
+
+    return here
+
+
+def _accumulate(form, g, j, part, at, scale, ref):
+    """Add block j's part of every factor's z^T; after the last one, each row's own z."""
+
+    def finish(total):
+        column = jax.lax.broadcasted_iota(jnp.int32, (form.rank, form.tile), 1)
+        own = jnp.zeros((form.rank, form.tile), jnp.float32)
+        for i in range(form.tile):
+            row = g * form.tile + i
+            product = total[i * form.rank : (i + 1) * form.rank] * scale[row]
+            own = jnp.where((column == i) & (at[row] >= 0), product, own)
+        ref["z_out"][...] = own.T.astype(form.dtype)
+
+    if form.inner.blocks == 1:
+        finish(part)
+        return
+    total = ref["partial"]
+
+    @pl.when(j == 0)
+    def _first():
+        total[...] = part
+
+    @pl.when(j > 0)
+    def _next():
+        total[...] += part
+
+    @pl.when(j == form.inner.blocks - 1)
+    def _last():
+        finish(total[...])

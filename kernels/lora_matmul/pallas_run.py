@@ -1,0 +1,144 @@
+"""Mixed LoRA product of tiles of rows with one slot each, on a TPU.
+
+The grid is (tiles, blocks): first x and a block by block into z, kept in VMEM, then y and b block by block. A tile's
+factors are picked in place from the bank by its prefetched row of it.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.lora_matmul.pallas_blocks import CHUNK, Form, call, chunks, dot
+
+PREFETCHED = 4
+
+
+def run(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, into=None):
+    """(y plus deltas, z): what there is of them, from x and a, or z, and b if there is one.
+
+    `at [groups]` is each tile's row of the bank, -1 for none, and `scale [groups]` its scale. `y [T, F]` is updated in
+    place; without it deltas are written into the rows of `into [T, F]`, or of a new array, with zeros where there is no
+    slot. z is `[groups * tile, R]`, zeros where there is no slot if it is all that is asked for.
+    """
+
+    def read(t, j, _at, _scale, visit, hold):
+        j = jnp.where(hold[t] < 0, j, hold[t])
+        return visit[t], jnp.minimum(j, form.inner.blocks - 1), jnp.maximum(j - form.steps + form.outer.blocks, 0)
+
+    def write(t, j, *prefetched):
+        return read(t, j, *prefetched) if y is not None else (t, 0, jnp.maximum(j - form.steps + form.outer.blocks, 0))
+
+    def factor(width, axis):
+        return pl.BlockSpec((1, form.rank, width), lambda *p: (jnp.maximum(p[2][p[4][p[0]]], 0), 0, read(*p)[axis]))
+
+    def inner(position):
+        return pl.BlockSpec((form.tile, form.rank), lambda *p: (position(*p)[0], 0))
+
+    operands = {
+        "x": (x, form.rows_block(form.inner, lambda *p: read(*p)[:2])),
+        "a": (a, factor(form.inner.width, 1)),
+        "z": (z, inner(read)),
+        "b": (b, factor(form.outer.width, 2)),
+        "y": (y, form.rows_block(form.outer, lambda *p: read(*p)[::2])),
+        "into": (into, pl.BlockSpec(memory_space=pl.ANY)),
+    }
+    operands = {name: pair for name, pair in operands.items() if pair[0] is not None}
+    results = {}
+    if b is not None:
+        below = form.first + form.groups * form.tile
+        shape = next((array.shape for array in (y, into) if array is not None), (below, form.outer.total))
+        block = form.rows_block(form.outer, lambda *p: write(*p)[::2])
+        results["out"] = (jax.ShapeDtypeStruct(shape, jnp.float32), block)
+    if x is not None:
+        shape = (form.groups * form.tile, form.rank)
+        results["z_out"] = (jax.ShapeDtypeStruct(shape, form.dtype), inner(write))
+    found = call(
+        partial(_body, form, (*operands, *results)),
+        "lora_run" + ("" if form.both else "_expand" if x is None else "_shrink"),
+        pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=PREFETCHED,
+            grid=(form.groups, form.steps),
+            in_specs=[block for _, block in operands.values()],
+            out_specs=[block for _, block in results.values()],
+            scratch_shapes=[pltpu.VMEM((form.rank, form.tile), jnp.float32)],
+        ),
+        [shape for shape, _ in results.values()],
+        {PREFETCHED + n: 0 for n, name in enumerate(operands) if name in ("y", "into")},
+        form.cost(1, x, a, b, y, results.get("out", (None,))[0]),
+    )(at, scale, *stops(at, form.steps), *(array for array, _ in operands.values()))
+    found = dict(zip(results, found, strict=True))
+    return found.get("out"), found.get("z_out")
+
+
+def stops(at, steps: int):
+    """(visit, hold) `[groups]`: where the kernel stays while a tile has no slot, so that it moves nothing.
+
+    It stays with the last tile that has one, at its last step (`hold`), or before the first one at the first step of
+    that. A tile with a slot is visited itself; its hold is -1: it takes all steps.
+    """
+    place = jnp.arange(at.shape[0], dtype=jnp.int32)
+    before = jax.lax.cummax(jnp.where(at >= 0, place, -1))
+    first = jnp.argmax(at >= 0).astype(jnp.int32)
+    hold = jnp.where(at >= 0, -1, jnp.where(before < 0, 0, steps - 1)).astype(jnp.int32)
+    return jnp.where(before < 0, first, before), hold
+
+
+def _body(form, names, at, scale, visit, _hold, *refs):
+    """One step of one tile. `names` are those of `refs` but the last, the sum over blocks of z^T."""
+    ref = dict(zip(names, refs[:-1], strict=True))
+    t, j = pl.program_id(0), pl.program_id(1)
+    live = at[t] >= 0
+    if "x" in ref:
+
+        @pl.when(live & (j < form.inner.blocks))
+        def _shrink():
+            factor = ref["a"][0].astype(form.dtype)
+            _accumulate(form, j, dot(factor, ref["x"][...], (1, 1)), scale[t], refs[-1], ref["z_out"])
+
+    if "b" in ref:
+
+        @pl.when(live & (j >= form.steps - form.outer.blocks))
+        def _expand():
+            z = ref["z_out" if "x" in ref else "z"][...]
+            for c in chunks(form.outer.width, CHUNK):
+                delta = dot(z, ref["b"][0, :, c].astype(form.dtype), (1, 0))
+                ref["out"][:, c] = ref["y"][:, c] + delta if "y" in ref else delta
+
+    _absent(ref, live, at[visit[t]] < 0)
+
+
+def _accumulate(form, j, part, scale, partial_ref, z_ref):
+    """Add block j's part of z^T; after the last one, z."""
+    if form.inner.blocks == 1:
+        z_ref[...] = (part * scale).T.astype(form.dtype)
+        return
+
+    @pl.when(j == 0)
+    def _first():
+        partial_ref[...] = part
+
+    @pl.when(j > 0)
+    def _next():
+        partial_ref[...] += part
+
+    @pl.when(j == form.inner.blocks - 1)
+    def _last():
+        z_ref[...] = (partial_ref[...] * scale).T.astype(form.dtype)
+
+
+def _absent(ref, live, nobody):
+    """What a tile without a slot leaves: y as it is, or zeros. Where no tile has one (`nobody`), y must still be kept."""
+    if "y" in ref:
+
+        @pl.when(nobody)
+        def _keep():
+            ref["out"][...] = ref["y"][...]
+    else:
+
+        @pl.when(~live)
+        def _zeros():
+            out = ref["out" if "out" in ref else "z_out"]
+            out[...] = jnp.zeros_like(out)
