@@ -1,4 +1,4 @@
-"""The TPU's mixed LoRA kernels in the interpreter: values, gradients and laws as for the portable form, and no races."""
+"""The TPU's mixed LoRA kernels in the interpreter: values, gradients, laws as for the portable form, and no races."""
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +81,7 @@ def test_a_row_has_the_same_bits_alone_and_in_a_tile_and_in_halves(dtype, small_
     d, f = 256, 256
     a, b = (rng.normal(size=(8, 8, n)).astype(np.float32) for n in (d, f))
     x, y = rng.normal(size=(8, d)).astype(np.float32), rng.normal(size=(8, f)).astype(np.float32)
-    scales, zero = rng.uniform(0.5, 2, 8).astype(np.float32), jnp.int32(0)
+    scales, zero = jnp.asarray(rng.uniform(0.5, 2, 8), jnp.float32), jnp.int32(0)
     # Row 5 belongs to slot 3 like the tile; its neighbours to others or to nobody.
     rows = Rows(jnp.asarray([4, 1, -1, 3, 0, 3, 7, 2, 3], jnp.int32), 8, 8)
 
@@ -132,8 +132,8 @@ def test_what_the_kernels_cannot_take_is_refused():
         refused(jnp.zeros((16, 4097)), factors, Rows(owner, 0, 8))
     with pytest.raises(ValueError, match="tiles of 4 rows"):
         refused(jnp.zeros((8, 4097)), factors, Rows(owner, 0, 4))
+    wide = factors._replace(a=jnp.zeros((2, 65, 16)))
     with pytest.raises(ValueError, match="rank 65"):
-        wide = factors._replace(a=jnp.zeros((2, 65, 16)))
         refused(jnp.zeros((16, 16)), wide, Rows(owner, 0, 8))
     with pytest.raises(ValueError, match="float16"):
         refused(jnp.zeros((16, 16), jnp.float16), factors, Rows(owner, 0, 8))
