@@ -1,7 +1,7 @@
 """The console script `pefx`; `train.py` and `serve.py` are the same commands under their own names."""
 
 import os
-import runpy
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,12 +161,17 @@ def show_catalog(action: Ls | Show) -> int:
 
 
 def bench(name: str) -> int:
-    """Runs `benchmarks/<name>.py` as a program, or each in turn for `all`; raises PefxError for an unknown name."""
+    """Runs `benchmarks/<name>.py` as a process, or each in turn for `all`. Returns the first exit code but 0.
+
+    Raises PefxError for an unknown name.
+    """
     programs = {path.stem: path for path in sorted(BENCHMARKS.glob("*.py"))}
     if name != "all" and name not in programs:
         raise PefxError(f"pefx bench: no benchmark {name!r}; there are all, {', '.join(programs) or 'none installed'}")
-    for program in programs.values() if name == "all" else [programs[name]]:
-        runpy.run_path(str(program), run_name="__main__")
+    for program in programs if name == "all" else [name]:
+        command = [sys.executable, "-m", f"{BENCHMARKS.name}.{program}"]
+        if code := subprocess.run(command, cwd=BENCHMARKS.parent, check=False).returncode:
+            return code
     return 0
 
 

@@ -163,14 +163,17 @@ def test_plan_prints_what_a_base_needs(capsys):
     assert "moments of the base" in capsys.readouterr().out
 
 
-def test_bench_runs_the_named_program_and_all_of_them(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cli, "BENCHMARKS", tmp_path)
-    (tmp_path / "one.py").write_text("if __name__ == '__main__': print('first')")
-    (tmp_path / "two.py").write_text("if __name__ == '__main__': print('second')")
-    assert cli.main(["bench", "two"]) == 0
-    assert capsys.readouterr().out == "second\n"
-    assert cli.main(["bench", "all"]) == 0
-    assert capsys.readouterr().out == "first\nsecond\n"
+def test_bench_runs_the_named_program_or_all_of_them_until_one_fails(monkeypatch, tmp_path, capfd):
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setattr(cli, "BENCHMARKS", programs)
+    (programs / "one.py").write_text("import sys; print(sys.argv[1:])")
+    (programs / "two.py").write_text("print('second'); raise SystemExit(3)")
+    (programs / "three.py").write_text("print('third')")
+    assert cli.main(["bench", "one"]) == 0
+    assert capfd.readouterr().out == "[]\n"
+    assert cli.main(["bench", "all"]) == 3
+    assert capfd.readouterr().out == "[]\nthird\nsecond\n"
 
 
 @pytest.mark.parametrize("script", ["train.py", "serve.py"])

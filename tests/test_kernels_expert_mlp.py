@@ -48,7 +48,7 @@ def _factors(pairs, scales):
 @jit
 def _kernel(x, w, pairs, scales, expert, slots, dy):
     own = windows(expert, slots + 1, groups=EXPERTS, subgroups=SLOTS + 1, size=4)
-    matrices = Matrices(*(w[name] for name in SITES), jnp.asarray(EXPERTS, jnp.int32))
+    matrices = Matrices(*(w[name] for name in SITES), offset=jnp.asarray(EXPERTS, jnp.int32))
 
     def run(x, pairs):
         adapters = Sites(*map(_factors(pairs, scales).get, SITES))

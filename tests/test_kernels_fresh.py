@@ -27,6 +27,7 @@ def test_loops_that_write_them_copy_nothing():
 
     def copies(make):
         text = write(make).lower(jnp.ones((8, 999)), jnp.ones((8, 999))).compile().as_text()
+        assert text is not None
         return len(re.findall(r"= f32\[8,999\]\S* copy\(", text))
 
     assert copies(lambda x: jnp.zeros(x.shape)) >= 2

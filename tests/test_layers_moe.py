@@ -60,7 +60,7 @@ def test_a_replayed_expert_is_taken_and_its_gate_stays_live():
 def shapes(name: str, shared: bool) -> list[tuple[int, ...]]:
     """Shapes of a site's two factors; `shared` is the one on the hidden side."""
     reads, writes = (13, D) if name == "down_proj" else (D, 13)
-    out = [(SLOTS, 5, 8, reads), (SLOTS, 5, 8, writes)]
+    out: list[tuple[int, ...]] = [(SLOTS, 5, 8, reads), (SLOTS, 5, 8, writes)]
     if shared:
         side = 1 if name == "down_proj" else 0
         out[side] = (SLOTS, *out[side][2:])

@@ -79,7 +79,7 @@ def test_layers_computed_again_save_memory_and_change_no_gradient():
 def test_steps_of_one_shape_are_compiled_once():
     base, bank = make_base(), make_bank(5)
     opt, compiled = init_opt(bank), []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: compiled.append(event))
     try:
         for slots in ([0, 1], [3, 2], [4, 5]):  # other slots, other lengths, padding
             batch = train_batch(_items(len(slots))[: len(slots)], TOKENS, PLACES)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from protocol import Case, serve, vocab_size  # isort: split
+from case import Case, vocab_size
+from protocol import serve  # isort: split
 
 import jax
 import numpy as np

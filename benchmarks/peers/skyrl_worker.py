@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from protocol import Case, serve, vocab_size  # isort: split
+from case import Case, vocab_size
+from protocol import serve  # isort: split
 
 import jax
 import typing_extensions

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol import Case, serve, vocab_size  # isort: split
+from case import Case, vocab_size
+from protocol import serve  # isort: split
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model

@@ -25,6 +25,7 @@ def expert_lora(
 
     if factors.a is not None:
         z = jnp.einsum("md,mrd->mr", x, of_rows(factors.a)) * factors.scales[s][:, None]
+    assert z is not None
     z = jnp.where(adapted, z, 0.0)
     if factors.b is None:
         return jnp.zeros(()), z

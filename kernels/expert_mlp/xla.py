@@ -199,6 +199,7 @@ def pull(site: str, rows: Rows, factors: Factors, at: Window, tables):
         dz = jnp.where(at.slot < 0, 0.0, dot(rows.dy, mine.b, turned=True))
         new["b" + site] = add(tables["b" + site], outer(rows.z, rows.dy), at, mine)
     if mine.a is not None:
+        assert dz is not None
         inner = jnp.where(at.slot < 0, 0.0, dz.astype(jnp.float32) * mine.scale).astype(rows.x.dtype)
         dx = unless_bare(at, dot(inner, mine.a))
         new["a" + site] = add(tables["a" + site], outer(inner, rows.x), at, mine)
@@ -267,5 +268,5 @@ def gradients(site: str, factors: Factors | None, buffers):
     """The gradients of a pair of factors, from their tables."""
     if factors is None:
         return None
-    pair = (f if f is None else buffers[n + site].reshape(f.shape).astype(f.dtype) for n, f in zip("ab", factors[:2]))
-    return Factors(*pair, None, None)  # pyright: ignore[reportArgumentType]
+    a, b = (f if f is None else buffers[n + site].reshape(f.shape).astype(f.dtype) for n, f in zip("ab", factors[:2]))
+    return Factors(a, b, None, None)  # pyright: ignore[reportArgumentType]

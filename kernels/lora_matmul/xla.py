@@ -25,7 +25,7 @@ def forward(y, x, factors: Factors, rows: Rows) -> tuple[Float[Array, "T F"], Ar
             continue
         # A few rows' factors at a time: all of them are read, written and read again past the cache.
         parts = x[r].reshape(-1, CHUNK, x.shape[-1]), here.reshape(-1, CHUNK)
-        z, delta = jax.lax.map(lambda part: one_part(*part, 1, factors), parts)
+        z, delta = jax.lax.map(lambda part: one_part(part[0], part[1], 1, factors), parts)
         found.append((z.reshape(count, -1), delta.reshape(count, -1)))
     z, delta = map(jnp.concatenate, zip(*found, strict=True))
     return jnp.where(live_rows(rows), y + delta, y), z

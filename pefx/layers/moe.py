@@ -170,7 +170,7 @@ def _windowed(x, shrunk, experts: Experts, layer, site: dict[str, Factors], wher
     own = windows(ids.reshape(-1), adapter, groups=count, subgroups=region.slots.shape[0], size=WINDOW)
     own = replace(own, pairs=own.pairs._replace(subgroup=region.slots[own.pairs.subgroup] + 1))
     sent = Sites(*(dispatch(shrunk[name], own, copies) if name in shrunk else None for name in PROJECTIONS))
-    matrices = [_folded(experts, name, layer) for name in PROJECTIONS]
-    stacked = Matrices(*(m for m, _ in matrices), matrices[0][1])
+    (gate, offset), (up, _), (down, _) = (_folded(experts, name, layer) for name in PROJECTIONS)
+    stacked = Matrices(gate, up, down, offset)
     y, z = expert_mlp(dispatch(x, own, copies), sent, stacked, Sites(*map(site.get, PROJECTIONS)), own)
     return combine(y, gates, own), None if z is None else combine(z, gates, own)
