@@ -23,6 +23,7 @@ from pefx.losses import balance, cross_entropy, token_logprobs
 from pefx.mesh import DATA, by_page, by_row, by_slot, over_shards, sharded, whole
 from pefx.model import AdapterBank, Base, Routes, forward, unembed
 from pefx.optim import Gradients, Hyper, OptState, adamw, update_slots
+from pefx.parcel import Parcel, unwrap
 from pefx.sampling import Sampling, sample
 
 BALANCE = 0.01  # weight of the routers' load balance when a base trains (Fedus et al. 2021)
@@ -214,10 +215,11 @@ def _decays(path, value) -> bool:
 
 @partial(jit, donate_argnames="state")
 def serve_step(
-    base: Base, bank: Bank | None, state: ServeState, plan: ServePlan
+    base: Base, bank: Bank | None, state: ServeState, plan: ServePlan | Parcel
 ) -> tuple[ServeState, Int32[Array, "Q"], Float[Array, "Q"], Int32[Array, "Lm T k"]]:
     """Prefill chunks and decodes of one batch. Returns the state, for each of `plan.rows` the token scored or sampled
-    and its log-probability under the model (nats, temperature 1; 0 for padding rows), and the routes taken.
+    and its log-probability under the model (nats, temperature 1; 0 for padding rows), and the routes taken. The plan
+    may come as a parcel.
     """
 
     def out(specs):
@@ -227,8 +229,10 @@ def serve_step(
     return run(base, bank, state, plan)
 
 
-def _serve_shard(base: Base, bank: Bank | None, state: ServeState, plan: ServePlan):
+def _serve_shard(base: Base, bank: Bank | None, state: ServeState, plan: ServePlan | Parcel):
     """`serve_step` on one shard's slots, pages and rows."""
+    if isinstance(plan, Parcel):
+        plan = cast(ServePlan, unwrap(plan))
     hidden, kv, routes = forward(base, bank, plan.batch, state.kv)
     row = jnp.maximum(plan.rows, 0)
     slots = jnp.where(plan.rows >= 0, plan.batch.slots[row], -1)

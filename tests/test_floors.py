@@ -14,7 +14,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("kernels", "pefx.config", "pefx.errors", "pefx.progress"),
     ("pefx.compiler", "pefx.mesh"),
     ("pefx.invariance",),
-    ("pefx.batch", "pefx.packing"),
+    ("pefx.batch", "pefx.packing", "pefx.parcel"),
     ("pefx.layers",),
     ("pefx.model",),
     ("pefx.adapters",),
