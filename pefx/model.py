@@ -127,15 +127,17 @@ def forward(
         else:
             replay = routes[own.start : own.stop]
         step = _LayerStep(config, bank, batch, rows, turn, places, segment.experts, dense)
+        together = layers_at_once()
         if SAVED[remat] is not None:
-            step = jax.checkpoint(step, policy=SAVED[remat])
+            # Where layers stand beside each other in the program, XLA would compute all of them again at once.
+            step, together = jax.checkpoint(step, policy=SAVED[remat]), 1
         first = jnp.asarray([run.start, own.start], jnp.int32)
         count = jnp.arange(len(run), dtype=jnp.int32)
         (x, kv), (ids, load) = jax.lax.scan(
             lambda carry, xs, step=step, first=first: step(carry, first, xs),
             (x, kv),
             (count, segment.block, scanned, replay),
-            unroll=min(len(run), layers_at_once()),
+            unroll=min(len(run), together),
         )
         if dense:
             dense_seen += len(run)

@@ -18,6 +18,7 @@ from pefx.serving.runner import Room, Runner, buckets, fit
 from pefx.serving.scheduler import Sampling, Scheduler, Sequence, Shard
 from pefx.steps import TrainBatch, score
 from pefx.store.residency import Residency
+from tests.compilations import compilations
 from tests.serving_fakes import revision
 from tests.serving_small import MODEL, random_adapter
 
@@ -105,6 +106,15 @@ def test_numbers_do_not_depend_on_chunks_or_company_and_equal_the_scored_ones(ba
             slot = -1 if sequence.revision is None else slots[sequence.revision.policy]
             served = np.array([*sequence.prompt_logprobs[1:], *sequence.generation.logprobs], np.float32)
             np.testing.assert_array_equal(served, teacher_forced(base, runner, sequence, slot))
+
+
+def test_after_each_shape_has_run_once_nothing_is_compiled(base: Base):
+    with on_mesh(SHARDS):
+        runner = make(base)
+        serve(runner, 32, [asked(0, 40, 3, "alice"), asked(1, 1, 2, None)])
+        with compilations() as found:
+            serve(runner, 32, [asked(i, 3 + 11 * i, 2 + i, ["alice", "bob", None][i % 3], 0.5) for i in range(5)])
+    assert not found
 
 
 def test_adapter_that_does_not_fit_leaves_the_bank_as_it_was(base: Base):

@@ -1,10 +1,16 @@
+from dataclasses import replace
+
 import jax
 import numpy as np
 from flax import nnx
 
+from pefx.adapters.bank import empty_bank, load_adapter
+from pefx.adapters.methods import init_adapter
+from pefx.config import AdapterSpec
 from pefx.model import Base
 from pefx.optim import Hyper, init_opt
 from pefx.steps import TrainHyper, init_pretrain, pretrain_step, score, train_step
+from tests.compilations import compilations
 from tests.laws.world import MODEL, Item, make_bank, make_base, random_sequences, train_batch
 
 TOKENS, PLACES = 256, 8
@@ -60,33 +66,36 @@ def test_a_base_learns():
     assert losses[-1] < losses[0]
 
 
-def test_layers_computed_again_save_memory_and_change_no_gradient():
-    base, batch = make_base(), train_batch(_items(4), TOKENS, PLACES)
+def test_layers_computed_again_save_memory_and_change_no_number():
+    model, spec = replace(MODEL, layers=4, dense_layers=()), AdapterSpec(rank=8)
+    base, batch = Base(model, nnx.Rngs(7)), train_batch(_items(4), TOKENS, PLACES)
 
     def step(remat):
-        bank = make_bank(4)
+        bank = load_adapter(empty_bank(model, spec, 4), 1, init_adapter(model, spec, 1), spec)
         args = (base, bank, init_opt(bank), batch, _hyper([0, 1, 2, 3]))
         memory = train_step.jitted().lower(*args, remat=remat).compile().memory_analysis().temp_size_in_bytes
         return memory, train_step(*args, remat=remat)
 
     (kept, (_, opt, metrics)), (less, (_, again_opt, again)) = step("none"), step("full")
-    assert less < kept
-    assert np.asarray(metrics.logprobs).tobytes() == np.asarray(again.logprobs).tobytes()
+    assert less < 0.7 * kept
+    np.testing.assert_allclose(metrics.logprobs, again.logprobs, rtol=1e-5, atol=1e-6)
     for one, two in zip(jax.tree.leaves(opt), jax.tree.leaves(again_opt), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-7)
 
 
 def test_steps_of_one_shape_are_compiled_once():
     base, bank = make_base(), make_bank(5)
-    opt, compiled = init_opt(bank), []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, duration_secs, **_: compiled.append(event))
-    try:
-        for slots in ([0, 1], [3, 2], [4, 5]):  # other slots, other lengths, padding
-            batch = train_batch(_items(len(slots))[: len(slots)], TOKENS, PLACES)
-            bank, opt, _ = train_step(base, bank, opt, batch, _hyper(slots))
-            score(base, bank, batch)
-            if slots == [0, 1]:
-                compiled.clear()
-    finally:
-        jax.monitoring.clear_event_listeners()
-    assert not [name for name in compiled if "backend_compile" in name]
+    opt = init_opt(bank)
+
+    def step(bank, opt, slots):
+        batch = train_batch(_items(len(slots)), TOKENS, PLACES)
+        bank, opt, _ = train_step(base, bank, opt, batch, _hyper(slots))
+        return bank, opt, score(base, bank, batch)
+
+    with compilations() as first:
+        bank, opt, _ = step(bank, opt, [0, 1])
+    assert first
+    with compilations() as later:
+        for slots in ([3, 2], [4, 5]):  # other slots, one of them past the end
+            bank, opt, _ = step(bank, opt, slots)
+    assert not later
