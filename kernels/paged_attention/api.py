@@ -13,11 +13,11 @@ def attend(
     q: Float[Array, "T H K"],
     k: Float[Array, "T G K"],
     v: Float[Array, "T G K"],
-    keys: Float[Array, "L P B G K"],
-    values: Float[Array, "L P B G K"],
+    keys: Float[Array, "L P G B K"],
+    values: Float[Array, "L P G B K"],
     layer: Int32[Array, ""],
     at: Layout,
-) -> tuple[Float[Array, "T H K"], Float[Array, "L P B G K"], Float[Array, "L P B G K"]]:
+) -> tuple[Float[Array, "T H K"], Float[Array, "L P G B K"], Float[Array, "L P G B K"]]:
     """Write this step's keys and values to their pages, then attend to every key at or before each query.
 
     Gradients reach q, k, v where every sequence lies whole in this batch, in tiles; the pool is data.
