@@ -31,10 +31,15 @@ class Layout(NamedTuple):
 
 def write(pool: Float[Array, "L P G B K"], new: Float[Array, "T G K"], layer, at: Layout):
     """Store each token's row at its sequence's page; padding is dropped."""
+    page, offset = places(pool, at)
+    return pool.at[layer, page, :, offset].set(new, mode="drop")
+
+
+def places(pool: Float[Array, "L P G B K"], at: Layout) -> tuple[Int32[Array, "T"], Int32[Array, "T"]]:
+    """The page of each token's row and its place in it; padding has a page that does not exist."""
     size = pool.shape[3]
     page = at.pages[jnp.maximum(at.rows.of_each(), 0), jnp.maximum(at.positions, 0) // size]
-    page = jnp.where((at.positions < 0) | (page < 0), pool.shape[1], page)
-    return pool.at[layer, page, :, at.positions % size].set(new, mode="drop")
+    return jnp.where((at.positions < 0) | (page < 0), pool.shape[1], page), at.positions % size
 
 
 def by_head(x: Float[Array, "NT Q H K"], groups: int) -> Float[Array, "NT G M K"]:
