@@ -5,7 +5,7 @@ next block, be it the first of the next place, is on its way from HBM while one 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -48,13 +48,15 @@ class Form:
 class Plan:
     """What a kernel reads and writes, by name.
 
-    `prefetched` are arrays of scalars; `operands` are (array, block), `results` (shape, block), `scratch` memory.
+    `prefetched` are arrays of scalars; `operands` are (array, block), `results` (shape, block), `scratch` memory;
+    `updated` names the result that takes an operand's place.
     """
 
     prefetched: dict[str, Any]
     operands: dict[str, tuple[Any, Any]]
     results: dict[str, tuple[Any, Any]]
     scratch: dict[str, Any]
+    updated: dict[str, str] = field(default_factory=dict)
 
 
 def call(form: Form, name: str, body, plan: Plan, cost: pl.CostEstimate) -> dict[str, Any]:
@@ -76,6 +78,10 @@ def call(form: Form, name: str, body, plan: Plan, cost: pl.CostEstimate) -> dict
             scratch_shapes=list(scratch.values()),
         ),
         out_shape=[shape for shape, _ in plan.results.values()],
+        input_output_aliases={
+            len(plan.prefetched) + list(plan.operands).index(before): list(plan.results).index(after)
+            for before, after in plan.updated.items()
+        },
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary", "arbitrary"), disable_bounds_checks=True
         ),
