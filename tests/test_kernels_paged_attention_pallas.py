@@ -129,23 +129,30 @@ def test_values_and_gradients_in_parts(parts):
     check_values_and_gradients(jit(with_gradients), Sizes(0, 2, 3, 4, PAGE, 2 * PAGE), jnp.bfloat16)
 
 
-def test_a_decode_has_the_bits_of_its_row_in_a_tile(small_blocks):
+def test_chunked_prefill_then_decode_gives_the_bits_of_the_whole(small_blocks):
     rng = np.random.default_rng(0)
-    full = spans_of([19, 8], rng)
-    # The last tokens again, each as a decode with all the rest as its history, and one from the middle.
-    decodes = [Span(np.zeros(1, np.int32), i, -1, span.pages) for span, i in zip(full * 2, (18, 7, 11), strict=False)]
-    spans = [*full, *decodes]
+    spans, step = spans_of([19, 8], rng), jit(attend)
+    q, k, v, _ = numbers(rng, BOTH.tokens, jnp.float32)
+    empty = jnp.full((LAYER + 1, PAGES, HEADS[1], PAGE, HEADS[2]), jnp.nan, q.dtype)
     layout, rows = layout_of(spans, BOTH), span_rows(spans, BOTH)
-    q, k, v, _ = (np.array(x) for x in numbers(rng, BOTH.tokens, jnp.float32))
-    sources = [rows[0] + 18, rows[1] + 7, rows[0] + 11]
-    for x in (q, k, v):
-        x[rows[2:]] = x[sources]
-    o, _ = in_the_interpreter(jit(attention), q, k, v, layout)
-    want, _ = oracle(q, k, v, np.asarray(layout.positions), np.asarray(layout.rows.of_each()), q)
-    np.testing.assert_array_equal(np.asarray(o[np.array(rows[2:])]), np.asarray(o[np.array(sources)]))
-    tiles = slice(BOTH.singles, None)
-    assert_close(o[tiles], want[tiles], jnp.float32)
-    assert not np.asarray(o, np.float32)[3].any()
+    layer = jnp.asarray(LAYER, jnp.int32)
+    o, *pool = in_the_interpreter(step, q, k, v, empty, empty, layer, layout)
+    want, _ = oracle(q, k, v, layout.positions, layout.rows.of_each(), q)
+    assert_close(o, want, jnp.float32)
+    keys, values = empty, empty
+    # Chunks that begin and end within pages, beside decodes; then a decode alone, and tiles of nobody.
+    for chunks in ([(0, 0, 5), (1, 0, 7)], [(0, 5, 18), (1, 7, 8)], [(0, 18, 19)]):
+        parts = [Span(np.zeros(end - start, np.int32), start, -1, spans[i].pages) for i, start, end in chunks]
+        here, source = np.zeros(BOTH.tokens, bool), np.zeros(BOTH.tokens, np.int64)
+        for (i, start, end), row in zip(chunks, span_rows(parts, BOTH), strict=True):
+            here[row : row + end - start] = True
+            source[row : row + end - start] = rows[i] + np.arange(start, end)
+        arrays = (x[source] for x in (q, k, v))
+        part, keys, values = in_the_interpreter(step, *arrays, keys, values, layer, layout_of(parts, BOTH))
+        np.testing.assert_array_equal(np.asarray(part)[here], np.asarray(o)[source[here]])
+        assert not np.asarray(part)[~here].any()
+    for got, wanted in zip((keys, values), pool, strict=True):
+        np.testing.assert_array_equal(np.asarray(got), np.asarray(wanted))
 
 
 def test_bits_do_not_depend_on_the_others_nor_on_the_place(small_blocks):

@@ -36,26 +36,30 @@ def cases() -> list[Case]:
 
 
 def _served(name, heads, dtype, singles: int, tokens: int, tile: int) -> Case:
-    kernels = (*(("paged_attention_rows",) if singles else ()), *(("paged_attention",) if tokens else ()))
+    kernels = (
+        *(("paged_attention_rows",) if singles else ()),
+        *(("paged_attention_write", "paged_attention") if tokens else ()),
+    )
     function = partial(_attend, (singles, tile))
     return Case("paged_attention", name, function, _arguments(heads, dtype, (singles, tokens, tile)), kernels)
 
 
 def _trained(name, heads, dtype, tile: int) -> Case:
-    arguments = _arguments(heads, dtype, (0, TOKENS, tile))
-    kernels = ("paged_attention", "paged_attention_dq", "paged_attention_dkv")
-    return Case("paged_attention", name, partial(_with_gradient, tile), (*arguments, arguments[0]), kernels)
+    q, k, v, _, _, layer, *layout = _arguments(heads, dtype, (0, TOKENS, tile))
+    kernels = ("paged_attention_write", "paged_attention", "paged_attention_dq", "paged_attention_dkv")
+    return Case("paged_attention", name, partial(_with_gradient, tile), (q, k, v, layer, *layout, q), kernels)
 
 
 def _attend(sizes, q, k, v, keys, values, layer, positions, owner, pages, lengths):
     return attend(q, k, v, keys, values, layer, Layout(positions, Rows(owner, *sizes), pages, lengths))
 
 
-def _with_gradient(tile: int, q, k, v, keys, values, layer, positions, owner, pages, lengths, do):
+def _with_gradient(tile: int, q, k, v, layer, positions, owner, pages, lengths, do):
     """What training computes: the pool is fresh, and nobody's afterwards."""
+    pool = jnp.zeros((1, TOKENS // PAGE, k.shape[1], PAGE, k.shape[2]), k.dtype)
 
     def run(q, k, v):
-        return _attend((0, tile), q, k, v, keys, values, layer, positions, owner, pages, lengths)[0]
+        return _attend((0, tile), q, k, v, pool, pool, layer, positions, owner, pages, lengths)[0]
 
     o, pull = jax.vjp(run, q, k, v)
     return o, pull(do)

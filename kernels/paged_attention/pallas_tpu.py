@@ -29,18 +29,23 @@ def unsupported(q, keys, at: Layout) -> str | None:
     return None
 
 
-def write(pool, new, layer, at: Layout):
-    """Store each token's row at its sequence's page; padding is dropped."""
+def write(pools, new, layer, at: Layout):
+    """Store each token's rows at its sequence's page; padding is dropped. `pools` are keys and values."""
     for rows, owners, tile in at.rows.parts():
+        own = [x[rows] for x in new]
         if tile == 1:
-            page, offset = (x[rows] for x in places(pool, at))
-            # Each head is an index too: the whole pool would otherwise be laid out anew, and back.
-            heads = jnp.arange(pool.shape[2], dtype=jnp.int32)[None]
-            pool = pool.at[layer, page[:, None], heads, offset[:, None]].set(new[rows], mode="drop")
+            pools = _write_rows(pools, own, layer, [x[rows, None] for x in places(pools[0], at)])
         else:
-            tiles = new[rows].reshape(-1, tile, *new.shape[1:]).transpose(0, 2, 1, 3)
-            pool = write_tiles(pool, tiles, layer, _tiles(at, rows, owners, tile))
-    return pool
+            tiles = [x.reshape(-1, tile, *x.shape[1:]).transpose(0, 2, 1, 3) for x in own]
+            pools = write_tiles(pools, tiles, layer, _tiles(at, rows, owners, tile))
+    return pools
+
+
+def _write_rows(pools, new, layer, places):
+    """Single rows. Each head is an index too: the whole pool would otherwise be laid out anew, and back."""
+    page, offset = places
+    heads = jnp.arange(pools[0].shape[2], dtype=jnp.int32)[None]
+    return [pool.at[layer, page, heads, offset].set(x, mode="drop") for pool, x in zip(pools, new, strict=True)]
 
 
 def forward(q, keys, values, layer, at: Layout):
