@@ -1,7 +1,7 @@
 """Paged attention at the shapes of two public bases: a prompt, decodes at a long context, and training.
 
-Prompts are one sequence of 4,096 tokens or sixteen of 256, decodes 64 rows that see 4,096 keys each. Pages of 32 tokens.
-The second base's keys and values are those of plain heads, as its prompts compute them.
+Prompts are 4,096 tokens, decodes 64 rows whose sequences have up to 4,096 tokens, in pages of 32. How they fall into
+sequences is data. The second base's keys and values are those of plain heads, as its prompts compute them.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ POOL = 2 << 30  # bytes of the largest pool of keys: a compiler refuses what no 
 
 
 def cases() -> list[Case]:
-    """Every base served and trained, in bfloat16; the first one in float32 too."""
+    """Both bases served and trained, in bfloat16; the first one in float32 too."""
     found = []
     for name, heads in HEADS.items():
         found.append(_served(f"{name} decode {SINGLES} x {CONTEXT}", heads, jnp.bfloat16, SINGLES, 0, 32))

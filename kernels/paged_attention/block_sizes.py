@@ -1,7 +1,7 @@
 """Sizes of the blocks in which the TPU's attention kernels walk keys and queries.
 
-Chosen so that every kernel fits 16 MiB of VMEM with double buffers (v4, v5e, v5p) at heads of 128 numbers, in groups of
-one query head to a key head up to sixteen.
+Chosen so that every kernel fits 16 MiB of VMEM with double buffers (v4, v5e, v5p) at heads of 128 numbers, from one to
+eight query heads to a key head.
 """
 
 LANES, SUBLANES = 128, 8

@@ -64,7 +64,7 @@ def _by_part(x, part: int, groups: int):
 
 
 def _of_queries(form: Form, given, first, length):
-    """dq `[tiles, G, M, K]`. Of each tile of keys, `first` is the position of its first row, `length` its sequence's."""
+    """dq `[tiles, G, M, K]`. Of each tile, `first` is the position of its first row, `length` that of its sequence."""
     tile = given["keys"].shape[2]
     split = form.tiles // first.shape[0]
     position = first[:, None] + jnp.arange(0, tile, tile // split, dtype=jnp.int32)[None]

@@ -1,7 +1,7 @@
 """What the TPU's attention kernels share: one place that calls Pallas, and one walk over blocks read ahead of use.
 
-A grid of (tiles, parts of the heads) is walked in order. At each place of it the kernel walks `counts[tile]` blocks; the
-next block, be it the first of the next place, is on its way from HBM while one is computed on.
+The places of a grid of (tiles, parts of the heads) are taken in order. At each, a kernel walks `counts[tile]` blocks;
+the next block, be it the first of the next place, is on its way from HBM while one is computed on.
 """
 
 from collections.abc import Callable
@@ -108,8 +108,11 @@ def walk(form: Form, ref: dict[str, Any], copies: Callable, compute: Callable) -
     t, part = pl.program_id(0), pl.program_id(1)
     count, follow, turn = ref["counts"][t], ref["follow"], ref["turn"]
 
+    def copy(source, buffer, slot):
+        return pltpu.make_async_copy(source, buffer, ref["arrived"].at[slot])
+
     def start(tile, part, j, slot):
-        copies(tile, part, j, slot, lambda *ends: pltpu.make_async_copy(*ends, ref["arrived"].at[slot]).start())
+        copies(tile, part, j, slot, lambda source, buffer: copy(source, buffer, slot).start())
 
     @pl.when((t == follow[form.tiles]) & (part == 0))
     def _first():
@@ -126,7 +129,7 @@ def walk(form: Form, ref: dict[str, Any], copies: Callable, compute: Callable) -
             next_part = jnp.where(inside, part, jnp.where(ended, 0, part + 1))
             start(tile, next_part, jnp.where(inside, j + 1, 0), 1 - slot)
 
-        copies(t, part, j, slot, lambda *ends: pltpu.make_async_copy(*ends, ref["arrived"].at[slot]).wait())
+        copies(t, part, j, slot, lambda source, buffer: copy(source, buffer, slot).wait())
         compute(j, slot)
         turn[0] = 1 - slot
         return carry

@@ -1,7 +1,7 @@
 """New keys or values of tiles of rows into the pages of their sequence, in place, on a TPU.
 
-The grid is one place a tile, in order. A page that a tile fills is written without looking; of one that it fills in part
-the rest is read first, when all that is on its way has arrived. Writes are waited for when their buffer is needed.
+The grid is one place a tile, in order. A page that a tile fills is written without looking; one that it fills in part
+is read first, when all that is on its way has arrived. Writes are waited for when their buffer is needed.
 """
 
 import jax
@@ -10,7 +10,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.paged_attention.pallas_blocks import BUFFERS, Form, Plan, call
-
 
 NAMES = ("keys", "values")
 
@@ -84,15 +83,17 @@ def _one_page(form: Form, ref, number, start) -> None:
     @pl.when(~full)
     def _rest():
         _finish(ref, 1 - slot)
-        copies = [pltpu.make_async_copy(*ends[::-1], ref["arrived"].at[slot]) for ends in _ends(ref, slot, number)]
+        copies = [
+            pltpu.make_async_copy(page, buffer, ref["arrived"].at[slot]) for buffer, page in _ends(ref, slot, number)
+        ]
         for copy in copies:
             copy.start()
         for copy in copies:
             copy.wait()
 
     _blend(form, ref, slot, start)
-    for ends in _ends(ref, slot, number):
-        pltpu.make_async_copy(*ends, ref["sent"].at[slot]).start()
+    for buffer, page in _ends(ref, slot, number):
+        pltpu.make_async_copy(buffer, page, ref["sent"].at[slot]).start()
     ref["under_way"][slot] = 1
     ref["turn"][0] = 1 - slot
 
@@ -107,8 +108,8 @@ def _finish(ref, slot) -> None:
 
     @pl.when(ref["under_way"][slot] == 1)
     def _wait():
-        for ends in _ends(ref, slot, 0):  # all pages have the same size, which is what is waited for
-            pltpu.make_async_copy(*ends, ref["sent"].at[slot]).wait()
+        for buffer, page in _ends(ref, slot, 0):  # all pages have the same size, which is what is waited for
+            pltpu.make_async_copy(buffer, page, ref["sent"].at[slot]).wait()
         ref["under_way"][slot] = 0
 
 
