@@ -28,7 +28,8 @@ BOTH = Sizes(4, 4, 6, 4, PAGE, PAGE)
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Blocks of two pages."""
-    monkeypatch.setattr(block_sizes, "KEYS", 2 * PAGE)
+    for name in ("KEYS", "KEYS_OF_GRADIENT"):
+        monkeypatch.setattr(block_sizes, name, 2 * PAGE)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ eight query heads to a key head.
 
 LANES, SUBLANES = 128, 8
 KEYS = 256  # of a block that is multiplied at once
+KEYS_OF_GRADIENT = 128  # whose gradient is summed at once
 # Of one product. A row's bits do not depend on it.
 ROWS = 256
 # Bytes that one block of keys has in VMEM, of all the key heads that a place of the grid takes.
