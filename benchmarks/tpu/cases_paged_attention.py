@@ -45,34 +45,32 @@ def _served(name, heads, dtype, singles: int, tokens: int, tile: int) -> Case:
 
 
 def _trained(name, heads, dtype, tile: int) -> Case:
-    q, k, v, _, _, layer, *layout = _arguments(heads, dtype, (0, TOKENS, tile))
+    q, k, v, _, layer, layout = _arguments(heads, dtype, (0, TOKENS, tile))
     kernels = ("paged_attention_write", "paged_attention", "paged_attention_dq", "paged_attention_dkv")
-    return Case("paged_attention", name, partial(_with_gradient, tile), (q, k, v, layer, *layout, q), kernels)
+    return Case("paged_attention", name, partial(_with_gradient, tile), (q, k, v, layer, layout, q), kernels)
 
 
-def _attend(sizes, q, k, v, keys, values, layer, positions, owner, pages, lengths):
-    return attend(q, k, v, keys, values, layer, Layout(positions, Rows(owner, *sizes), pages, lengths))
+def _attend(sizes, q, k, v, pool, layer, layout):
+    positions, owner, pages, lengths = layout
+    return attend(q, k, v, *pool, layer, Layout(positions, Rows(owner, *sizes), pages, lengths))
 
 
-def _with_gradient(tile: int, q, k, v, layer, positions, owner, pages, lengths, do):
+def _with_gradient(tile: int, q, k, v, layer, layout, do):
     """What training computes: the pool is fresh, and nobody's afterwards."""
     pool = jnp.zeros((1, TOKENS // PAGE, k.shape[1], PAGE, k.shape[2]), k.dtype)
-
-    def run(q, k, v):
-        return _attend((0, tile), q, k, v, pool, pool, layer, positions, owner, pages, lengths)[0]
-
-    o, pull = jax.vjp(run, q, k, v)
+    o, pull = jax.vjp(lambda q, k, v: _attend((0, tile), q, k, v, (pool, pool), layer, layout)[0], q, k, v)
     return o, pull(do)
 
 
 def _arguments(heads, dtype, sizes):
-    """q, k, v, keys, values, layer, positions, owner, pages, lengths as shapes."""
+    """q, k, v, (keys, values), layer, (positions, owner, pages, lengths) as shapes."""
     queries, groups, size = heads
     singles, tokens, tile = sizes
     rows, sequences = singles + tokens, max(singles, 16)
     page_bytes = LAYERS * groups * PAGE * size * jnp.dtype(dtype).itemsize
     pages = min(SINGLES * CONTEXT // PAGE, POOL // page_bytes)
-    pool, shape = (LAYERS, pages, groups, PAGE, size), jax.ShapeDtypeStruct
-    arrays = [(rows, queries, size), (rows, groups, size), (rows, groups, size), pool, pool]
-    integers = [(), (rows,), (singles + tokens // tile,), (sequences, CONTEXT // PAGE), (sequences,)]
-    return (*(shape(s, dtype) for s in arrays), *(shape(s, jnp.int32) for s in integers))
+    pool = jax.ShapeDtypeStruct((LAYERS, pages, groups, PAGE, size), dtype)
+    q, k = (jax.ShapeDtypeStruct((rows, heads, size), dtype) for heads in (queries, groups))
+    shapes = (rows,), (singles + tokens // tile,), (sequences, CONTEXT // PAGE), (sequences,)
+    layout = tuple(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes)
+    return q, k, k, (pool, pool), jax.ShapeDtypeStruct((), jnp.int32), layout
