@@ -3,8 +3,9 @@
 import jax
 from jaxtyping import Array, Float, Int32
 
-from kernels.expert_lora import xla
+from kernels.expert_lora import pallas_tpu, xla
 from kernels.factors import Factors
+from kernels.implementation import use_pallas
 from kernels.tiles import TileMap
 
 
@@ -27,14 +28,20 @@ def expert_lora(
     return _forward(x, z, w, factors, tiles, offset)[0]
 
 
+def _form(x, w, factors, tiles):
+    """The module that computes this: the portable form or the TPU's."""
+    return pallas_tpu if use_pallas("expert_lora", pallas_tpu.unsupported(x, w, factors, tiles)) else xla
+
+
 def _forward(x, z, w, factors, tiles, offset):
-    y, inner = xla.forward(x, z, w, factors, tiles, offset)
+    y, inner = _form(x, w, factors, tiles).forward(x, z, w, factors, tiles, offset)
     return (y, inner if factors.b is None else None), (x, w, factors, tiles, offset, inner)
 
 
 def _backward(residuals, cotangents):
     x, w, factors, tiles, offset, inner = residuals
-    dx, dz, da, db = xla.backward(x, w, factors, tiles, offset, inner, cotangents)
+    form = _form(x, w, factors, tiles)
+    dx, dz, da, db = form.backward(x, w, factors, tiles, offset, inner, cotangents)
     return dx, dz, None, Factors(da, db, None, None), None, None  # pyright: ignore[reportArgumentType]
 
 
