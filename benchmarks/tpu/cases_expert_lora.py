@@ -10,45 +10,45 @@ from benchmarks.tpu.cases_grouped_matmul import BASES, LAYERS, STEPS, tiles_of
 from kernels.expert_lora.api import expert_lora
 from kernels.factors import Factors
 
-# (rank, slots): one of each axis, the other in the middle.
-BANKS = ((1, 64), (16, 1), (16, 64), (16, 256), (64, 64))
+# (rank, slots) as served and as trained.
+SERVED, TRAINED = ((1, 1), (16, 64), (64, 256)), ((16, 64), (64, 16))
 FORMS = ("per_expert", "shared_hidden")
 
 
 def cases() -> list[Case]:
     """Both projections of both bases in both steps and forms, and the gradient of a prefill."""
     found = []
-    for base, (d, f, experts) in BASES.items():
+    for base, (d, f, *experts) in BASES.items():
         for site, size in {"up_proj": (d, f), "down_proj": (f, d)}.items():
-            for rank, slots in BANKS:
-                for form in FORMS:
-                    for step in STEPS:
-                        name = f"{base} {site} rank {rank} {slots} slots {form} {step}"
-                        found += _projection(name, (*size, experts), (rank, slots), form, step)
+            for form in FORMS:
+                name = f"{base} {site} {form}"
+                for bank in SERVED:
+                    found += [_projection(name, (*size, *experts), bank, step, False) for step in STEPS]
+                found += [_projection(name, (*size, *experts), bank, "prefill 4096", True) for bank in TRAINED]
     return found
 
 
-def _projection(name: str, size, bank, form: str, step: str) -> list[Case]:
-    """A projection at one step; a prefill also with gradients."""
-    (inner, outer, experts), (rank, slots) = size, bank
+def _projection(name: str, size, bank, step: str, gradient: bool) -> Case:
+    """A projection at one step, perhaps with gradients."""
+    (inner, outer, experts, copies), (rank, slots) = size, bank
     rows, adapters, sizes = STEPS[step]
-    tiles = tiles_of(rows, min(adapters, slots), experts, sizes)
+    tiles = tiles_of(rows * copies, min(adapters, slots), experts, sizes)
     places = tiles.source.shape[0]
     shape = partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
-    up, shared = "up_proj" in name, form == "shared_hidden"
+    up, shared = "up_proj" in name, "shared_hidden" in name
     a = None if up and shared else shape((LAYERS * slots, experts, rank, inner))
     b = None if not up and shared else shape((LAYERS * slots, experts, rank, outer))
     z = shape((places, rank)) if a is None else None
     factors = Factors(a, b, jax.ShapeDtypeStruct((slots,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
     w, x = shape((LAYERS * experts, inner, outer)), shape((places, inner))
     arguments = (x, z, w, factors, tiles, jax.ShapeDtypeStruct((), jnp.int32))
-    found = [Case("expert_lora", name, expert_lora, arguments, ("expert_lora",))]
-    if step.startswith("prefill"):
-        kernels = ["expert_lora", "expert_lora_backward"]
-        kernels += [f"expert_lora_sums_{key}" for key, factor in (("a", a), ("b", b)) if factor is not None]
-        cotangents = shape((places, outer)), shape((places, rank)) if b is None else None
-        found.append(Case("expert_lora", f"{name} gradient", _gradient, (*arguments, cotangents), tuple(kernels)))
-    return found
+    name = f"{name} rank {rank} {slots} slots {step}"
+    if not gradient:
+        return Case("expert_lora", name, expert_lora, arguments, ("expert_lora",))
+    kernels = ["expert_lora", "expert_lora_backward"]
+    kernels += [f"expert_lora_sums_{key}" for key, factor in (("a", a), ("b", b)) if factor is not None]
+    cotangents = shape((places, outer)), shape((places, rank)) if b is None else None
+    return Case("expert_lora", f"{name} gradient", _gradient, (*arguments, cotangents), tuple(kernels))
 
 
 def _gradient(x, z, w, factors, tiles, offset, cotangents):

@@ -1,9 +1,12 @@
 """An expert layer's projection with LoRA inside, keyed by (expert, slot)."""
 
+from collections.abc import Sequence
+
 import jax
 from jaxtyping import Array, Float, Int32
 
 from kernels.expert_lora import pallas_tpu, xla
+from kernels.expert_lora.block_sizes import CHUNKS, DECODE, TPU_CHUNKS, TPU_DECODE
 from kernels.factors import Factors
 from kernels.implementation import use_pallas
 from kernels.tiles import TileMap
@@ -30,7 +33,8 @@ def expert_lora(
 
 def _form(x, w, factors, tiles):
     """The module that computes this: the portable form or the TPU's."""
-    return pallas_tpu if use_pallas("expert_lora", pallas_tpu.unsupported(x, w, factors, tiles)) else xla
+    problem = pallas_tpu.unsupported(x, w, factors, (tiles.tile, tiles.subtile))
+    return pallas_tpu if use_pallas("expert_lora", problem) else xla
 
 
 def _forward(x, z, w, factors, tiles, offset):
@@ -46,3 +50,19 @@ def _backward(residuals, cotangents):
 
 
 expert_lora.defvjp(_forward, _backward)
+
+
+def tile_sizes(
+    x: Float[Array, "T D"], projections: Sequence[tuple[Float[Array, "_ _ _"], Factors | None]], singles: bool
+) -> tuple[int, int] | None:
+    """(tile, subtile) for rows x, single ones or runs, that go through these (matrices, adapters).
+
+    None where runs with adapters are better cut into windows (`kernels.expert_mlp`).
+    """
+    sizes = TPU_DECODE if singles else TPU_CHUNKS
+    problems = [pallas_tpu.unsupported(x, w, factors, sizes) for w, factors in projections]
+    if use_pallas("expert_lora", next((problem for problem in problems if problem), None)):
+        return sizes
+    if singles:
+        return DECODE
+    return CHUNKS if all(factors is None for _, factors in projections) else None

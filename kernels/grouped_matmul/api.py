@@ -21,7 +21,7 @@ def grouped_matmul(
 
 def _form(x, w, tiles):
     """The module that computes this: the portable form or the TPU's."""
-    return pallas_tpu if use_pallas("grouped_matmul", pallas_tpu.unsupported(x, w, tiles)) else xla
+    return pallas_tpu if use_pallas("grouped_matmul", pallas_tpu.unsupported(x, w, tiles.tile)) else xla
 
 
 def _forward(x, w, tiles, offset):

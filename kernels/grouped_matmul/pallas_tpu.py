@@ -83,10 +83,10 @@ def form_of(x, w, tiles: TileMap, transpose: bool = False) -> Form:
     return Form(tiles.tile, tiles.group.shape[0], inner, outer, width, x.dtype, transpose)
 
 
-def unsupported(x, w, tiles: TileMap) -> str | None:
-    """Why this kernel and its gradient's cannot take these shapes, or None."""
-    if tiles.tile % SUBLANES:
-        return f"tiles of {tiles.tile} rows (a multiple of {SUBLANES} is needed)"
+def unsupported(x, w, tile: int) -> str | None:
+    """Why this kernel and its gradient's cannot take rows x in such tiles by these matrices, or None."""
+    if tile % SUBLANES:
+        return f"tiles of {tile} rows (a multiple of {SUBLANES} is needed)"
     if x.dtype != w.dtype or x.dtype not in (jnp.float32, jnp.bfloat16):
         return f"rows of {x.dtype} and matrices of {w.dtype} (both float32 or both bfloat16 are needed)"
     for inner, outer in (w.shape[1:], w.shape[:0:-1]):

@@ -5,7 +5,7 @@ few rows is what streams through it. A row is a column of that product, so its b
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -138,6 +138,7 @@ class Plan:
     updated: dict[str, str]
 
 
+@runtime_checkable
 class Grid(Protocol):
     """What is walked: `groups` of rows, in `steps` turns each."""
 
