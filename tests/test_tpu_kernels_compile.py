@@ -1,0 +1,57 @@
+"""Every kernel, forward and backward, compiles at real shapes for TPUs that are not there.
+
+Here one case of each; `studies/compile_for_tpus.py` compiles all of them.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.tpu.cases import all_cases, one_of_each
+from benchmarks.tpu.chips import CHIPS
+from benchmarks.tpu.compiling import big_copies, kernel_names
+
+ROOT = Path(__file__).resolve().parent.parent
+HLO = """
+  %copy.1 = bf16[3072,16,2048]{2,1,0:T(8,128)(2,1)} copy(%a), backend_config={}
+  %copy.2 = f32[64,128]{1,0:T(8,128)} copy(%y)
+  %lora_rows.1 = (f32[64,768]{1,0}, bf16[64,16]{1,0}) custom-call(%x), custom_call_target="tpu_custom_call"
+  %lora_rows = f32[64,768]{1,0} custom-call(%x), custom_call_target="tpu_custom_call"
+  %other = s32[64]{0} custom-call(%i), custom_call_target="AssumeGatherIndicesInBound"
+"""
+
+
+@pytest.mark.parametrize("chip", CHIPS)
+def test_one_case_of_each_kernel(chip, tmp_path):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu, which compiles for TPUs, is not installed here")
+    found = tmp_path / "found.json"
+    command = [sys.executable, "-m", "benchmarks.tpu.compiling", "--chip", chip, "--one-of-each", "--json", str(found)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    # The messages name chip, kernel and case; what libtpu itself logs is left out.
+    wrong = [line for line in done.stderr.splitlines() if line.startswith(f"{chip}: ")]
+    assert done.returncode == 0, "\n".join(wrong) or done.stderr[-4000:]
+    results = json.loads(found.read_text())
+    assert set(results) == {f"{case.kernel}/{case.name}" for case in one_of_each(all_cases())}
+    copied = {key: result["big_copies"] for key, result in results.items() if result["big_copies"]}
+    assert not copied, f"{chip}: operands are copied on their way to a kernel: {copied}"
+
+
+def test_every_kernel_has_cases():
+    kernels = {path.parent.name for path in (ROOT / "kernels").glob("*/pallas_tpu.py")}
+    assert kernels <= {case.kernel for case in all_cases()}
+
+
+def test_case_names_are_plain():
+    for case in all_cases():
+        assert re.fullmatch(r"[a-z0-9_/]+", case.name), case.name
+
+
+def test_what_is_read_of_a_program():
+    assert kernel_names(HLO) == ["lora_rows", "lora_rows"]
+    assert big_copies(HLO) == ["bf16[3072,16,2048]"]
