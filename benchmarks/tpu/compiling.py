@@ -63,7 +63,7 @@ def on_chip(chip: Chip, dump: Path | None = None) -> Iterator[Mesh]:
 
 @contextmanager
 def operands_in_hbm() -> Iterator[None]:
-    """Arrays go to kernels from HBM. XLA may otherwise bring a small one to VMEM before, and the kernel moves nothing."""
+    """Arrays go to kernels from HBM. XLA may otherwise bring a small one to VMEM, and the kernel then moves nothing."""
     plain = pl.pallas_call
 
     def pinned(array: jax.Array) -> Any:
@@ -87,7 +87,7 @@ def compile_case(case: Case, mesh: Mesh) -> Any:
     with implementation("pallas_tpu"), operands_in_hbm(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Some donated buffers were not usable")
         compiled = jax.jit(case.function, donate_argnums=everything).lower(*arguments).compile()
-    found = kernel_names(compiled.as_text())
+    found = kernel_names(compiled.as_text() or "")
     if sorted(found) != sorted(case.kernels):
         raise ValueError(f"kernels in the program are {sorted(found)}; the case names {sorted(case.kernels)}")
     return compiled

@@ -168,8 +168,9 @@ def _spans(bundles: list[_Bundle], delay: int) -> list[tuple[int, int, Kind]]:
         if not any(a < first < z for a, z in loops.items()):
             body = next(((a, z) for a, z in branches if first <= a and z <= last), None)
             branches = [span for span in branches if span != body]
-    spans: list[tuple[int, int, Kind]] = [(start, end, "loop") for start, end in loops.items()]
-    spans += [(first, end, "branch") for first, end in branches]
+    spans: list[tuple[int, int, Kind]] = []
+    spans.extend((start, end, "loop") for start, end in loops.items())
+    spans.extend((first, end, "branch") for first, end in branches)
     spans.sort(key=lambda span: (span[0], -span[1], span[2] == "branch"))
     kept: list[tuple[int, int, Kind]] = []
     for first, end, kind in spans:

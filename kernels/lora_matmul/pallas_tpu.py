@@ -178,4 +178,6 @@ def _unpadded(rows: Rows, *arrays):
     gap = _whole(rows.singles) - rows.singles
     if not gap:
         return arrays
-    return tuple(None if a is None else jnp.concatenate([a[: rows.singles], a[rows.singles + gap :]]) for a in arrays)
+    return tuple(
+        None if a is None else jnp.concatenate([a[: rows.singles], a[rows.singles + gap :]]) for a in arrays
+    )
