@@ -1,6 +1,6 @@
 """LoRA factors as kernels read them, in place in a bank of many slots and layers."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Int32
 
@@ -10,10 +10,10 @@ class Factors(NamedTuple):
 
     `a [G, R, in]`, `b [G, R, out]`; at an expert site `[G, E, R, .]`, or without E where the layer's experts share it
     (`shared_hidden`). A bank of all layers folded to `G = L * N` is read in place with `offset = layer * N`. An
-    operation that reads one factor only takes None for the other.
+    operation that reads one factor only is given None for the other.
     """
 
-    a: Array | None
-    b: Array | None
+    a: Any
+    b: Any
     scales: Float[Array, "N"]
     offset: Int32[Array, ""]

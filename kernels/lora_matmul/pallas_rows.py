@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.lora_matmul.pallas_blocks import Form, call, dot
+from kernels.lora_matmul.pallas_blocks import Form, call, chunks, dot
 
-PREFETCHED = 2
+PREFETCHED = 3
+ROW_CHUNK = 1024  # columns of eight rows at once
 
 
 def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, total=None):
@@ -34,6 +35,7 @@ def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None
     inner = pl.BlockSpec((form.tile, form.rank), lambda g, *_: (g, 0))
     outer = form.rows_block(form.outer, outer_block)
     bank = pl.BlockSpec(memory_space=pl.ANY)
+    full = jnp.all(at.reshape(form.groups, form.tile) >= 0, axis=1).astype(jnp.int32)
     operands = {
         "x": (x, form.rows_block(form.inner, inner_block)),
         "a": (a, bank),
@@ -47,12 +49,12 @@ def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None
         shape = y.shape if y is not None else (total, form.outer.total)
         results["out"] = (jax.ShapeDtypeStruct(shape, jnp.float32), outer)
         scratch["b_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.outer.width), b.dtype)
-        scratch["b_arrived"] = pltpu.SemaphoreType.DMA((2, form.tile))
+        scratch["b_arrived"] = pltpu.SemaphoreType.DMA((2,))
     if x is not None:
         shape = (form.groups * form.tile, form.rank)
         results["z_out"] = (jax.ShapeDtypeStruct(shape, form.dtype), inner)
         scratch["a_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.inner.width), a.dtype)
-        scratch["a_arrived"] = pltpu.SemaphoreType.DMA((2, form.tile))
+        scratch["a_arrived"] = pltpu.SemaphoreType.DMA((2,))
         scratch["partial"] = pltpu.VMEM((form.tile * form.rank, form.tile), jnp.float32)
     found = call(
         partial(_body, form, (*operands, *results, *scratch)),
@@ -67,12 +69,12 @@ def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None
         [shape for shape, _ in results.values()],
         {PREFETCHED + n: 0 for n, name in enumerate(operands) if name == "y"},
         form.cost(1, x, y, results.get("out", (None,))[0]),
-    )(at, scale, *(array for array, _ in operands.values()))
+    )(at, scale, full, *(array for array, _ in operands.values()))
     found = dict(zip(results, found, strict=True))
     return found.get("out"), found.get("z_out")
 
 
-def _body(form, names, at, scale, *refs):
+def _body(form, names, at, scale, full, *refs):
     """One step of one group of rows."""
     ref = dict(zip(names, refs, strict=True))
     g, j = pl.program_id(0), pl.program_id(1)
@@ -81,7 +83,7 @@ def _body(form, names, at, scale, *refs):
         @pl.when(j < form.inner.blocks)
         def _shrink():
             item = g * form.inner.blocks + j
-            factor = _arrived(form, form.inner, at, item, ref["a"], ref["a_blocks"], ref["a_arrived"])
+            factor = _arrived(form, form.inner, at, full, item, ref["a"], ref["a_blocks"], ref["a_arrived"])
             factor = factor[...].astype(form.dtype).reshape(form.tile * form.rank, form.inner.width)
             _accumulate(form, g, j, dot(factor, ref["x"][...], (1, 1)), at, scale, ref)
 
@@ -90,42 +92,62 @@ def _body(form, names, at, scale, *refs):
         @pl.when(j >= form.steps - form.outer.blocks)
         def _expand():
             item = g * form.outer.blocks + j - form.steps + form.outer.blocks
-            factor = _arrived(form, form.outer, at, item, ref["b"], ref["b_blocks"], ref["b_arrived"])
+            factor = _arrived(form, form.outer, at, full, item, ref["b"], ref["b_blocks"], ref["b_arrived"])
             z = ref["z_out" if "x" in ref else "z"][...]
-            row = jax.lax.broadcasted_iota(jnp.int32, (form.tile, form.outer.width), 0)
-            total = ref["y"][...] if "y" in ref else jnp.zeros((form.tile, form.outer.width), jnp.float32)
-            result = total
-            for i in range(form.tile):
-                delta = dot(z, factor[i].astype(form.dtype), (1, 0))
-                own = (row == i) & (at[g * form.tile + i] >= 0)
-                result = jnp.where(own, total + delta if "y" in ref else delta, result)
-            ref["out"][...] = result
+            for c in chunks(form.outer.width, ROW_CHUNK):
+                row = jax.lax.broadcasted_iota(jnp.int32, (form.tile, c.stop - c.start), 0)
+                before = ref["y"][:, c] if "y" in ref else None
+                result = jnp.zeros(row.shape, jnp.float32) if before is None else before
+                for i in range(form.tile):
+                    delta = dot(z, factor[i, :, c].astype(form.dtype), (1, 0))
+                    own = (row == i) & (at[g * form.tile + i] >= 0)
+                    result = jnp.where(own, delta if before is None else before + delta, result)
+                ref["out"][:, c] = result
 
 
-def _arrived(form, axis, at, item, bank, blocks, semaphores):
+def _arrived(form, axis, at, full, item, bank, blocks, semaphores):
     """The factors' blocks of `item` (group times blocks of the axis, plus block), having asked for the next item's."""
 
-    def transfers(item, act):
-        group, block = item // axis.blocks, item % axis.blocks
-        for i in range(form.tile):
-            slot = at[group * form.tile + i]
+    def copy(item, i):
+        block = item % axis.blocks
+        row = bank.at[at[item // axis.blocks * form.tile + i]]
+        source = row if axis.blocks == 1 else row.at[:, pl.ds(block * axis.width, axis.width)]
+        return pltpu.make_async_copy(source, blocks.at[item % 2, i], semaphores.at[item % 2])
 
-            @pl.when(slot >= 0)
-            def _one(i=i, slot=slot):
-                columns = pl.ds(block * axis.width, axis.width)
-                source = bank.at[slot] if axis.blocks == 1 else bank.at[slot, :, columns]
-                act(pltpu.make_async_copy(source, blocks.at[item % 2, i], semaphores.at[item % 2, i]))
+    def whole(item):
+        return full[item // axis.blocks] != 0
+
+    def ask(item):
+        @pl.when(whole(item))
+        def _all():
+            for i in range(form.tile):
+                copy(item, i).start()
+
+        @pl.when(~whole(item))
+        def _some():
+            for i in range(form.tile):
+                pl.when(at[item // axis.blocks * form.tile + i] >= 0)(lambda i=i: copy(item, i).start())
 
     @pl.when(item == 0)
     def _first():
-        transfers(item, lambda copy: copy.start())
+        ask(item)
 
     @pl.when(item + 1 < form.groups * axis.blocks)
     def _next():
-        transfers(item + 1, lambda copy: copy.start())
+        ask(item + 1)
 
-    transfers(item, lambda copy: copy.wait())
-    return blocks.at[item % 2]
+    here = blocks.at[item % 2]
+
+    @pl.when(whole(item))
+    def _all():  # one wait for as many bytes as eight copies bring
+        pltpu.make_async_copy(here, here, semaphores.at[item % 2]).wait()
+
+    @pl.when(~whole(item))
+    def _some():
+        for i in range(form.tile):
+            pl.when(at[item // axis.blocks * form.tile + i] >= 0)(lambda i=i: copy(item, i).wait())
+
+    return here
 
 
 def _accumulate(form, g, j, part, at, scale, ref):

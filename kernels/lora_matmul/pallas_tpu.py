@@ -86,7 +86,7 @@ def _product(rows: Rows, factors: Factors, x=None, z=None, y=None):
         own = jnp.pad(at[: rows.singles], (0, gap), constant_values=-1), jnp.pad(scale[: rows.singles], (0, gap))
         part = None if z is None else z[:singles]
         total = singles + rows.tiles * rows.tile
-        groups = form(0, SUBLANES, singles // SUBLANES)
+        groups = form(0, SUBLANES, singles // SUBLANES, block_sizes.OUTER_SINGLE)
         out, inner = single_rows(groups, *own, x=x, a=a, z=part, b=b, y=y, total=total)
         found.append(inner)
     if rows.tiles:
@@ -135,10 +135,10 @@ def _looked_up(rows: Rows, factors: Factors):
     return at, factors.scales[jnp.maximum(rows.owner, 0)]
 
 
-def _form(a, b, x, first: int, tile: int, groups: int) -> Form:
-    """One kernel's form, of rows of x's dtype and padded factors."""
+def _form(a, b, x, first: int, tile: int, groups: int, most: int = block_sizes.OUTER) -> Form:
+    """One kernel's form, of rows of x's dtype and padded factors; blocks of b of at most `most` columns."""
     rank = (a if a is not None else b).shape[1]
-    inner, outer = axis_of(a, block_sizes.INNER), axis_of(b, block_sizes.OUTER)
+    inner, outer = axis_of(a, block_sizes.INNER), axis_of(b, most)
     return Form(first, tile, groups, rank, x.dtype, inner, outer)
 
 
@@ -178,6 +178,4 @@ def _unpadded(rows: Rows, *arrays):
     gap = _whole(rows.singles) - rows.singles
     if not gap:
         return arrays
-    return tuple(
-        None if a is None else jnp.concatenate([a[: rows.singles], a[rows.singles + gap :]]) for a in arrays
-    )
+    return tuple(None if a is None else jnp.concatenate([a[: rows.singles], a[rows.singles + gap :]]) for a in arrays)
