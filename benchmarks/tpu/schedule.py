@@ -55,6 +55,16 @@ class Part:
         """Everything once."""
         return sum((part.all() for part in self.inner), start=self.own)
 
+    @property
+    def products(self) -> list["Part"]:
+        """The branches inside that hold matrix products, in order."""
+        found = []
+        for part in self.inner:
+            if part.kind == "branch" and part.all().vmatmul:
+                found.append(part)
+            found += part.products
+        return found
+
     def turn(self, trips: Sequence[float] = (), shares: Sequence[float] | None = None) -> Counts:
         """One turn with what is inside.
 

@@ -1,0 +1,62 @@
+"""The kernels of one layer of Qwen3-30B-A3B at the shapes of a decode of 64 rows and of a prefill of 4,096 tokens."""
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.tpu.case import Case
+from benchmarks.tpu.layer import HIDDEN, LAYERS, PREFILL_TILE, RANK, SITES, SLOTS
+from kernels.factors import Factors
+from kernels.lora_matmul.api import expand, lora_matmul, shrink
+from kernels.rows import Rows
+
+KINDS = {"decode": (64, 0), "prefill": (0, 4096)}  # single rows, rows in tiles
+
+
+def array(shape: tuple[int, ...], kind=jnp.bfloat16) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, kind)
+
+
+def _rows(kind: str) -> tuple[Rows, int]:
+    """Rows owned by slots, and their number."""
+    singles, tiled = KINDS[kind]
+    owner = array((singles + tiled // PREFILL_TILE,), jnp.int32)
+    return Rows(owner, singles, PREFILL_TILE), singles + tiled  # pyright: ignore[reportArgumentType]
+
+
+def _factors(inner: int | None, outer: int | None) -> Factors:
+    """One site's factors of all layers and slots, a missing one None."""
+    a, b = (None if width is None else array((LAYERS * SLOTS, RANK, width)) for width in (inner, outer))
+    return Factors(a, b, array((SLOTS,), jnp.float32), array((), jnp.int32))  # pyright: ignore[reportArgumentType]
+
+
+def _lora(kind: str, site: str) -> Case:
+    rows, count = _rows(kind)
+    inner, outer = SITES[site]
+    arguments = (array((count, outer), jnp.float32), array((count, inner)), _factors(inner, outer), rows)
+    name = "lora_rows" if kind == "decode" else "lora_run"
+    return Case("layer", f"{kind}/{site}", lora_matmul, arguments, (name,))
+
+
+def _halves(kind: str) -> list[Case]:
+    """The halves of the product at an expert site whose hidden-side factor is shared."""
+    rows, count = _rows(kind)
+    name = "lora_rows" if kind == "decode" else "lora_run"
+    return [
+        Case(
+            "layer",
+            f"{kind}/shrink",
+            shrink,
+            (array((count, HIDDEN)), _factors(HIDDEN, None), rows),
+            (f"{name}_shrink",),
+        ),
+        Case(
+            "layer",
+            f"{kind}/expand",
+            expand,
+            (array((count, RANK)), _factors(None, HIDDEN), rows),
+            (f"{name}_expand",),
+        ),
+    ]
+
+
+CASES = [case for kind in KINDS for case in (*(_lora(kind, site) for site in ("q", "k", "o")), *_halves(kind))]

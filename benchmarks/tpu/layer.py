@@ -1,0 +1,98 @@
+"""One layer of Qwen3-30B-A3B as a mixed step runs it: which kernels at which shapes, and how often each turns.
+
+Numbers of experts hit, tiles and visits come from a seeded draw of routes through the real grouping, not from averages.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.tpu.bound import Term, static_grid
+from benchmarks.tpu.schedule import Schedule
+from kernels.lora_matmul import block_sizes
+
+HIDDEN, HEADS, KEY_HEADS, HEAD, EXPERTS, CHOSEN, EXPERT_HIDDEN, LAYERS = 2048, 32, 4, 128, 128, 8, 768, 48
+RANK, SLOTS = 16, 64
+PREFILL_TILE = 128  # rows of one sequence that lie together
+# Projections of attention: input and output width.
+SITES = {
+    "q": (HIDDEN, HEADS * HEAD),
+    "k": (HIDDEN, KEY_HEADS * HEAD),
+    "v": (HIDDEN, KEY_HEADS * HEAD),
+    "o": (HEADS * HEAD, HIDDEN),
+}
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """`tokens` rows with `adapters` distinct adapters among them: decodes over `context` earlier tokens, or a prefill."""
+
+    tokens: int
+    adapters: int
+    decode: bool
+    context: int = 0
+
+    @property
+    def name(self) -> str:
+        if self.decode:
+            return f"decode {self.tokens} rows, {self.adapters} adapters, context {self.context}"
+        return f"prefill {self.tokens} tokens, {self.adapters} adapters"
+
+
+STEPS = (
+    Step(64, 64, True, 0),
+    Step(64, 64, True, 4096),
+    *(Step(4096, adapters, False) for adapters in (1, 2, 8, 64)),
+)
+
+
+def routes(step: Step) -> np.ndarray:
+    """`[T, k]` distinct experts of each token, drawn evenly."""
+    generator = np.random.default_rng(SEED)
+    return np.argsort(generator.random((step.tokens, EXPERTS)), axis=1)[:, :CHOSEN].astype(np.int32)
+
+
+def slots(step: Step) -> np.ndarray:
+    """`[T]` the slot of each token: an adapter's tokens lie together."""
+    return (np.arange(step.tokens) * step.adapters // step.tokens).astype(np.int32)
+
+
+def dense(step: Step) -> list[Term]:
+    """Projections of attention and the router, as XLA computes them: weights, rows in, float32 rows out."""
+    widths = {**SITES, "router": (HIDDEN, EXPERTS)}
+    return [
+        Term(
+            f"{name} product",
+            bytes=2 * inner * outer + step.tokens * (2 * inner + 4 * outer),
+            flops=2 * step.tokens * inner * outer,
+        )
+        for name, (inner, outer) in widths.items()
+    ]
+
+
+def blocks(width: int, most: int) -> int:
+    """Blocks in which `lora_matmul` walks a factor's long axis."""
+    found = block_sizes.width_of_block(width, RANK, most)
+    assert found is not None
+    return width // found
+
+
+def lora(step: Step, name: str, widths: tuple[int, int], schedule: Schedule) -> Term:
+    """`lora_matmul`, or with a width of 0 one of its halves: rows in and out, and each adapter's factors.
+
+    Single rows fetch factors of their own; tiles fetch a factor when the slot changes, or at every tile where it takes
+    several blocks.
+    """
+    inner, outer = widths
+    a_blocks = blocks(inner, block_sizes.INNER) if inner else 0
+    b_blocks = blocks(outer, block_sizes.OUTER_SINGLE if step.decode else block_sizes.OUTER) if outer else 0
+    fetches = step.tokens // PREFILL_TILE
+    changes = min(step.adapters, fetches)
+    a, b = (step.tokens if step.decode else changes if n == 1 else fetches for n in (a_blocks, b_blocks))
+    # x, or z instead; y in float32, read and written where x is there too, else written only.
+    rows = 2 * (inner or RANK) + 2 * RANK * bool(inner) + 4 * outer * (2 if inner else 1)
+    moved = step.tokens * rows + 2 * RANK * (a * inner + b * outer)
+    steps = max(a_blocks + b_blocks - bool(inner and outer), 1)
+    shares = [n / steps for n in (a_blocks, b_blocks) if n]
+    return Term(name, bytes=moved, turns=static_grid(schedule, shares))
