@@ -8,7 +8,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Case:
     """`function(*arguments)` is traced with `jax.ShapeDtypeStruct` leaves. `kernels` are the `pallas_call` names in it,
-    each run once.
+    each run once; there are none where XLA's own operations are looked at.
     """
 
     kernel: str

@@ -1,12 +1,11 @@
 """The TPUs kernels are compiled for, as data. A device is what jax calls one: what a program without sharding runs on.
 
-Clocks follow from the published bfloat16 peaks (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm): peak =
-clock * cores * matrix units * size^2 * 2 with units of 128 x 128 (v4, v5e, v5p) or 256 x 256 (v6e, tpu7x). Published
-figures are of a chip; a chip of v4 and of tpu7x is two devices, and its HBM bandwidth is halved here. A chip of v5p is
-one device of two cores: XLA's own products use both, a kernel whose grid is walked in order uses one.
-Cycles of a vmatmul (eight rows of 32 bits through one unit) were read off schedules that do little else, and agree with
-the peaks, except that of tpu7x, which is inferred from its peak alone. Scoped VMEM is what one kernel may use.
-The bundles that run after a jump were read off schedules too.
+Published figures (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm) are of a chip; a chip of v4 and of
+tpu7x is two devices, and its HBM bandwidth is halved here. A chip of v5p is one device of two cores: XLA's own products
+use both, a kernel whose grid is walked in order uses one. A vmatmul sends 16 rows of bfloat16 through one matrix unit
+of 128 x 128 (v4, v5e, v5p) or 256 x 256 (v6e, tpu7x); clocks and the cycles it takes give the published peaks together,
+clock * cores * units * size^2 * 2 * 16 / cycles, and that of tpu7x is known from its peak only. Scoped VMEM is what one
+kernel may use. The bundles that run after a jump were read off schedules.
 """
 
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ class Chip:
     @property
     def peak(self) -> float:
         """bfloat16 operations per second of all cores."""
-        return 2 * self.clock * self.cores * self.mxus * self.mxu_size**2
+        return 2 * 16 / self.cycles_per_vmatmul * self.clock * self.cores * self.mxus * self.mxu_size**2
 
 
 MIB = 1 << 20

@@ -122,6 +122,9 @@ def report(case: Case, mesh: Mesh, chip: Chip, dump: Path | None) -> dict[str, A
         "code_bytes": memory.generated_code_size_in_bytes,
         "big_copies": big_copies(text),
     }
+    if not case.kernels:  # XLA knows what its own operations cost
+        cost = compiled.cost_analysis()
+        result |= {"flops": cost.get("flops", 0.0), "bytes_accessed": cost["bytes accessed"]}
     if dump is not None:
         result["schedules"] = {
             name: asdict(schedule) for name, schedule in read_dump(dump, case.kernels, chip.delay).items()

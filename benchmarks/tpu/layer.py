@@ -5,11 +5,13 @@ Numbers of experts hit, tiles and visits come from a seeded draw of routes throu
 
 from dataclasses import dataclass
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.tpu.bound import Term, static_grid
 from benchmarks.tpu.schedule import Schedule
 from kernels.lora_matmul import block_sizes
+from kernels.tiles import tile_map
 
 HIDDEN, HEADS, KEY_HEADS, HEAD, EXPERTS, CHOSEN, EXPERT_HIDDEN, LAYERS = 2048, 32, 4, 128, 128, 8, 768, 48
 RANK, SLOTS = 16, 64
@@ -26,7 +28,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Step:
-    """`tokens` rows with `adapters` distinct adapters among them: decodes over `context` earlier tokens, or a prefill."""
+    """`tokens` rows of `adapters` distinct adapters: decodes over `context` earlier tokens, or a prefill."""
 
     tokens: int
     adapters: int
@@ -56,6 +58,33 @@ def routes(step: Step) -> np.ndarray:
 def slots(step: Step) -> np.ndarray:
     """`[T]` the slot of each token: an adapter's tokens lie together."""
     return (np.arange(step.tokens) * step.adapters // step.tokens).astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """What the grouping of a step's copies of tokens by expert, or by (expert, slot), comes to."""
+
+    places: int  # rows of the buffer, dead ones too
+    tiles: int  # live ones
+    subtiles: int  # live ones
+    experts: int  # that have a row
+    pairs: int  # (expert, slot) that have a row
+
+
+def grouping(step: Step, tile: int, subtile: int | None = None) -> Grouping:
+    """By expert in tiles of `tile` rows; with `subtile`, by (expert, slot) in subtiles inside them."""
+    ids = routes(step)
+    slot = np.repeat(slots(step), CHOSEN)
+    group = jnp.asarray(ids.reshape(-1))
+    if subtile is None:
+        tiles = tile_map(group, groups=EXPERTS, tile=tile)
+    else:
+        # Subgroup 0 is the bare base.
+        sizes = {"groups": EXPERTS, "subgroups": step.adapters + 1, "tile": tile, "subtile": subtile}
+        tiles = tile_map(group, jnp.asarray(slot + 1), **sizes)
+    pairs = np.unique(np.stack([ids.reshape(-1), slot]), axis=1).shape[1]
+    owned = int(np.sum(np.asarray(tiles.subgroup) >= 0))
+    return Grouping(tiles.source.shape[0], int(tiles.live), owned, np.unique(ids).size, pairs)
 
 
 def dense(step: Step) -> list[Term]:

@@ -1,0 +1,135 @@
+"""What the kernels and one layer of a mixed step must take on TPUs at least, from schedules and arithmetic, without one.
+
+    python benchmarks/tpu_static.py --chips v5e v5p v6e --out docs/tpu_static.md
+
+Each kernel is compiled for each chip by libtpu (the `test` extra); nothing runs on a TPU, and nothing here is a time
+that was measured.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.tpu.bound import Term, total  # noqa: E402
+from benchmarks.tpu.chips import CHIPS, Chip  # noqa: E402
+from benchmarks.tpu.layer import FORMS, STEPS, Step, layer_terms  # noqa: E402
+from benchmarks.tpu.schedule import Schedule, part_of  # noqa: E402
+
+# The mixed layer's bound over the bare base's that the design asks for, by form and adapters of a step.
+TARGETS = {
+    ("per_expert", "decode"): 1.16,
+    ("shared_hidden", "decode"): 1.10,
+    ("per_expert", 1): 1.10,
+    ("per_expert", 2): 1.10,
+    ("shared_hidden", 1): 1.10,
+    ("shared_hidden", 2): 1.10,
+    ("shared_hidden", 8): 1.12,
+}
+METHOD = """\
+Bounds, not measurements: no TPU ran anything. A kernel's cycles are counted in the schedule that libtpu wrote for that
+chip: bundles of one step of its grid (branches with matrix products as often as they are taken, all other branches as
+if always taken), or the matrix units' time if that is longer, times the steps. Steps, visits and bytes are arithmetic
+on routes drawn evenly with a fixed seed and grouped by the kernels' own grouping. Products that XLA computes (q, k, v,
+o, router) are their operations at the chip's peak or their bytes. Within an operation moving and computing overlap
+perfectly; operations follow each other. Each is max(cycles / clock, operations / peak, bytes / bandwidth).
+
+Not in these bounds: the latency of a transfer and what of it a kernel does not hide; waiting for matrix units beyond
+their throughput; the start of a kernel; norms, rotary embedding, residual sums, softmax of the router and sorting
+(the same with and without adapters, so that leaving them out raises the ratios). Real routes are less even than drawn
+ones. Published measurements put an empty grid step at about 0.35 us; what of it is bundles is counted here, the rest
+is not. A v5p device has two cores: XLA's products are counted on both, a kernel on one.
+"""
+
+
+def compiled(chip: Chip, folder: Path) -> dict[str, Schedule]:
+    """Schedules of the layer's kernels on one chip, by case. Raises RuntimeError where one does not compile."""
+    found = folder / f"{chip.name}.json"
+    command = [sys.executable, "-m", "benchmarks.tpu.compiling", "--chip", chip.name, "--cases", "layer/.*"]
+    command += ["--schedules", str(folder / chip.name), "--json", str(found)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
+    schedules = {}
+    for key, result in json.loads(found.read_text()).items():
+        (schedule,) = result["schedules"].values()
+        name = key.removeprefix("layer/")
+        schedules[name] = Schedule(part_of(schedule["whole"]), schedule["matrix_slots"])
+    return schedules
+
+
+def kernel_rows(step: Step, chip: Chip, schedules: dict[str, Schedule]) -> list[str]:
+    """A line of the table of kernels for each one the step runs, in any form."""
+    terms: dict[str, Term] = {}
+    for form in FORMS:
+        for term in layer_terms(step, form, schedules):
+            if term.turns:
+                terms.setdefault(term.name, term)
+    rows = []
+    for term in terms.values():
+        turns = term.turns
+        assert turns
+        moving, computing = term.moving(chip) * 1e6, term.computing(chip) * 1e6
+        rows.append(
+            f"| {term.name} | {chip.name} | {turns.steps:,.0f} | {turns.turn.bundles:,.0f} | "
+            f"{100 * turns.matrix_use:.0f} % | {turns.turn.spill:.0f} | {term.bytes / 1e6:,.1f} | {computing:,.1f} | "
+            f"{moving:,.1f} | {term.seconds(chip) * 1e6:,.1f} |"
+        )
+    return rows
+
+
+def ratio_row(step: Step, chip: Chip, schedules: dict[str, Schedule]) -> str:
+    """A line of the table of layers: the base's bound, and each form's over it with what dominates the difference."""
+    base = layer_terms(step, "base", schedules)
+    seconds = total(base, chip)
+    cells = [step.name, chip.name, f"{seconds * 1e6:,.0f}"]
+    for form in FORMS[1:]:
+        mixed = layer_terms(step, form, schedules)
+        ratio = total(mixed, chip) / seconds
+        target = TARGETS.get((form, "decode" if step.decode else step.adapters))
+        missed = target is not None and ratio > target + 5e-4
+        cells.append(f"{ratio:.3f}" + ("" if target is None else f" ({'above' if missed else 'within'} {target:.2f})"))
+        own = {term.name: term.seconds(chip) for term in base}
+        more = {term.name: term.seconds(chip) - own.pop(term.name, 0.0) for term in mixed}
+        worst = sorted(more.items(), key=lambda pair: -pair[1])[:3]
+        cells.append(", ".join(f"{name} +{extra / seconds:.3f}" for name, extra in worst))
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(chips: list[Chip], schedules: dict[str, dict[str, Schedule]]) -> str:
+    """The whole page."""
+    lines = ["# Static bounds on TPUs", "", "`python benchmarks/tpu_static.py` makes this page.", "", METHOD]
+    lines += ["## A mixed layer over the bare base's", ""]
+    lines += ["One layer of Qwen3-30B-A3B (vocabulary left out), rank 16, 64 slots resident; microseconds are the base's.", ""]
+    lines += ["| step | chip | base, us | per_expert | most of it | shared_hidden | most of it |", "|-|-|-|-|-|-|-|"]
+    lines += [ratio_row(step, chip, schedules[chip.name]) for step in STEPS for chip in chips]
+    lines += ["", "## Kernels", ""]
+    lines += ["Steps, MB and moving are arithmetic; bundles, slot use, spills and computing are read from schedules.", ""]
+    head = "kernel | chip | steps | bundles a step | matrix slots used | spills a step | MB | computing, us | moving, us | bound, us"
+    for step in STEPS:
+        lines += [f"### {step.name}", "", f"| {head} |", "|" + "-|" * 10]
+        lines += [row for chip in chips for row in kernel_rows(step, chip, schedules[chip.name])] + [""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the page, and writes it where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--chips", nargs="+", choices=CHIPS, default=["v5e", "v5p", "v6e"])
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    chips = [CHIPS[name] for name in asked.chips]
+    with tempfile.TemporaryDirectory() as folder:
+        page = table(chips, {chip.name: compiled(chip, Path(folder)) for chip in chips})
+    print(page)
+    if asked.out:
+        asked.out.write_text(page + "\n")
+
+
+if __name__ == "__main__":
+    main()
