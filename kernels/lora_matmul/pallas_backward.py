@@ -17,12 +17,13 @@ from kernels.lora_matmul.pallas_blocks import CHUNK, Form, call, chunks, dot
 PREFETCHED = 4
 
 
-def run_backward(form: Form, at, scale, *, x=None, a=None, dz=None, z=None, b=None, dy=None):
+def run_backward(form: Form, at, scale, *, x=None, a=None, dz=None, z=None, b=None, dy=None, onto=(None, None)):
     """(dx, da, dz, db): what there is of them, from x, a and dz, or z, b and dy, or all but dz.
 
     `x [T, D]` and `dy [T, F]` are of all rows, `z` and `dz [groups * tile, R]` of these. `at [groups]` is each tile's
     row of the bank, -1 for none. dx is that of these rows only, zeros where there is no slot; da and db are float32,
-    of the whole bank. dz is given without x only: float32, zeros where there is no slot, before the scale.
+    of the whole bank. dz is given without x only: float32, zeros where there is no slot, before the scale. da and
+    db are added to those of `onto` where it is given, in order.
     """
     order = jnp.argsort(jnp.where(at < 0, jnp.iinfo(jnp.int32).max, at), stable=True).astype(jnp.int32)
     at, scale = at[order], scale[order]
@@ -46,8 +47,10 @@ def run_backward(form: Form, at, scale, *, x=None, a=None, dz=None, z=None, b=No
 
     given = pl.BlockSpec((form.tile, form.rank), lambda *p: (p[5][p[0]], 0))
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
-    da = None if a is None else jnp.zeros(a.shape, jnp.float32)
-    db = None if b is None else jnp.zeros(b.shape, jnp.float32)
+    da, db = (
+        None if factor is None else jnp.zeros(factor.shape, jnp.float32) if before is None else before
+        for factor, before in zip((a, b), onto, strict=True)
+    )
     operands = {
         "x": (x, form.rows_block(form.inner, inner_block)),
         "a": (a, factor(form.inner, inner_block)),
@@ -55,8 +58,8 @@ def run_backward(form: Form, at, scale, *, x=None, a=None, dz=None, z=None, b=No
         "z": (z, given),
         "b": (b, factor(form.outer, outer_block)),
         "dy": (dy, form.rows_block(form.outer, outer_block)),
-        "da_zeros": (da, anywhere),
-        "db_zeros": (db, anywhere),
+        "da_before": (da, anywhere),
+        "db_before": (db, anywhere),
     }
     operands = {name: pair for name, pair in operands.items() if pair[0] is not None}
     rows = form.groups * form.tile
@@ -68,14 +71,14 @@ def run_backward(form: Form, at, scale, *, x=None, a=None, dz=None, z=None, b=No
     else:
         dz_block = pl.BlockSpec((form.tile, form.rank), lambda *p: (p[4][p[0]], 0))
         results["dz"] = (jax.ShapeDtypeStruct((rows, form.rank), jnp.float32), dz_block)
-    for name, axis, zeros in (("da", form.inner, da), ("db", form.outer, db)):
-        if zeros is not None:
-            aliases[PREFETCHED + list(operands).index(name + "_zeros")] = len(results)
-            results[name] = (jax.ShapeDtypeStruct(zeros.shape, jnp.float32), anywhere)
+    for name, axis, before in (("da", form.inner, da), ("db", form.outer, db)):
+        if before is not None:
+            aliases[PREFETCHED + list(operands).index(name + "_before")] = len(results)
+            results[name] = (jax.ShapeDtypeStruct(before.shape, jnp.float32), anywhere)
             scratch[name + "_sums"] = pltpu.VMEM((axis.blocks, form.rank, axis.width), jnp.float32)
             scratch[name + "_sent"] = pltpu.SemaphoreType.DMA((axis.blocks,))
     found = call(
-        partial(_body, form, (*operands, *results, *scratch)),
+        partial(_body, form, onto != (None, None), (*operands, *results, *scratch)),
         "lora_run" + ("" if form.both else "_expand" if x is None else "_shrink") + "_backward",
         pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=PREFETCHED,
@@ -92,7 +95,7 @@ def run_backward(form: Form, at, scale, *, x=None, a=None, dz=None, z=None, b=No
     return tuple(found.get(name) for name in ("dx", "da", "dz", "db"))
 
 
-def _body(form, names, at, scale, _order, _source, *refs):
+def _body(form, onto, names, at, scale, _order, _source, *refs):
     """One step of one tile."""
     ref = dict(zip(names, refs, strict=True))
     t, j = pl.program_id(0), pl.program_id(1)
@@ -105,7 +108,7 @@ def _body(form, names, at, scale, _order, _source, *refs):
             part = dot(ref["b"][0].astype(form.dtype), dy, (1, 1))
             _through_expand(form, j, part, scale[t], ref)
             z = ref["z"][...]
-            _add(form, at, j, lambda c: dot(z, dy[:, c], (0, 0)), ref["db_sums"], ref["db"], ref["db_sent"])
+            _add(form, onto, at, j, lambda c: dot(z, dy[:, c], (0, 0)), _target(ref, "db"))
 
     if "x" in ref:
         block = j - form.steps + form.inner.blocks
@@ -120,7 +123,7 @@ def _body(form, names, at, scale, _order, _source, *refs):
             dz, a, x = ref["dz_scaled"][...], ref["a"], ref["x"]
             for c in chunks(form.inner.width, CHUNK):
                 ref["dx"][:, c] = dot(dz, a[0, :, c].astype(form.dtype), (0, 0)).astype(ref["dx"].dtype)
-            _add(form, at, block, lambda c: dot(dz, x[:, c], (1, 0)), ref["da_sums"], ref["da"], ref["da_sent"])
+            _add(form, onto, at, block, lambda c: dot(dz, x[:, c], (1, 0)), _target(ref, "da"))
 
     @pl.when(~live)
     def _absent():
@@ -132,7 +135,7 @@ def _body(form, names, at, scale, _order, _source, *refs):
         for name in ("da", "db"):
             if name in ref:
                 for block in range(ref[name + "_sums"].shape[0]):
-                    _sending(ref[name + "_sums"], ref[name], ref[name + "_sent"], 0, block).wait()
+                    _sending(*_target(ref, name), 0, block).wait()
 
 
 def _through_expand(form, j, part, scale, ref):
@@ -162,8 +165,9 @@ def _through_expand(form, j, part, scale, ref):
         finish(total[...])
 
 
-def _add(form, at, block, product, sums, bank, semaphores):
+def _add(form, onto, at, block, product, target):
     """Add this tile's part of a factor's gradient to the sums of its slot; after the slot's last tile, send them off."""
+    sums = target[0]
     t, own = pl.program_id(0), at[pl.program_id(0)]
     before = jnp.maximum(t - 1, 0)
     first = (t == 0) | (at[before] != own)
@@ -172,19 +176,35 @@ def _add(form, at, block, product, sums, bank, semaphores):
 
     @pl.when(first & (t > 0))
     def _free():
-        _sending(sums, bank, semaphores, at[before], block).wait()
+        _sending(*target, at[before], block).wait()
+
+    fresh = first
+    if onto:
+        fresh = False
+
+        @pl.when(first)
+        def _fetch():
+            copy = _sending(*target, own, block, back=True)
+            copy.start()
+            copy.wait()
 
     for c in chunks(sums.shape[2], CHUNK):
         part = product(c)
-        sums[block, :, c] = jnp.where(first, part, sums[block, :, c] + part)
+        sums[block, :, c] = jnp.where(fresh, part, sums[block, :, c] + part)
 
     @pl.when(last)
     def _send():
-        _sending(sums, bank, semaphores, own, block).start()
+        _sending(*target, own, block).start()
 
 
-def _sending(sums, bank, semaphores, own, block):
-    """The copy of a block of sums to its place in the bank's gradient."""
+def _target(ref, name):
+    """Where a factor's gradient is summed, and where it goes."""
+    return ref[name + "_sums"], ref[name], ref[name + "_sent"]
+
+
+def _sending(sums, bank, semaphores, own, block, back=False):
+    """The copy of a block of sums to its place in the bank's gradient, or back."""
     width = sums.shape[2]
     place = bank.at[own] if sums.shape[0] == 1 else bank.at[own, :, pl.ds(block * width, width)]
-    return pltpu.make_async_copy(sums.at[block], place, semaphores.at[block])
+    ends = (place, sums.at[block]) if back else (sums.at[block], place)
+    return pltpu.make_async_copy(*ends, semaphores.at[block])

@@ -12,18 +12,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.lora_matmul.pallas_blocks import Form, call, chunks, dot
+from kernels.lora_matmul.pallas_blocks import Axis, Form, call, chunks, dot
 
 PREFETCHED = 3
 ROW_CHUNK = 1024  # columns of eight rows at once
 
 
-def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, total=None):
-    """(y plus deltas, z): what there is of them, from x and a, or z, and b if there is one.
+def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None):
+    """(y plus deltas `[T, F]`, z `[T, R]`): what there is of them, from x and a, or z, and b if there is one.
 
-    `at [groups * tile]` is each row's row of the bank, -1 for none, and `scale` its scale. `y [T, F]` is updated in
-    place; without it deltas are written into the first rows of a new array of `total` rows, with zeros where there is
-    no slot. z is `[groups * tile, R]`, zeros where there is no slot.
+    `at [groups * tile]` is each row's row of the bank, -1 for none, and `scale` its scale. y is updated in place;
+    without it deltas are written with zeros where there is no slot, as z is. Only these first rows are written.
     """
 
     def inner_block(g, j, *_):
@@ -32,7 +31,7 @@ def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None
     def outer_block(g, j, *_):
         return g, jnp.maximum(j - form.steps + form.outer.blocks, 0)
 
-    inner = pl.BlockSpec((form.tile, form.rank), lambda g, *_: (g, 0))
+    inner = form.rows_block(Axis(form.rank, 1), lambda g, *_: (g, 0))
     outer = form.rows_block(form.outer, outer_block)
     bank = pl.BlockSpec(memory_space=pl.ANY)
     full = jnp.all(at.reshape(form.groups, form.tile) >= 0, axis=1).astype(jnp.int32)
@@ -44,15 +43,13 @@ def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None
         "y": (y, outer),
     }
     operands = {name: pair for name, pair in operands.items() if pair[0] is not None}
-    results, scratch = {}, {}
+    results, scratch, rows = {}, {}, (x if x is not None else z).shape[0]
     if b is not None:
-        shape = y.shape if y is not None else (total, form.outer.total)
-        results["out"] = (jax.ShapeDtypeStruct(shape, jnp.float32), outer)
+        results["out"] = (jax.ShapeDtypeStruct((rows, form.outer.total), jnp.float32), outer)
         scratch["b_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.outer.width), b.dtype)
         scratch["b_arrived"] = pltpu.SemaphoreType.DMA((2,))
     if x is not None:
-        shape = (form.groups * form.tile, form.rank)
-        results["z_out"] = (jax.ShapeDtypeStruct(shape, form.dtype), inner)
+        results["z_out"] = (jax.ShapeDtypeStruct((rows, form.rank), form.dtype), inner)
         scratch["a_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.inner.width), a.dtype)
         scratch["a_arrived"] = pltpu.SemaphoreType.DMA((2,))
         scratch["partial"] = pltpu.VMEM((form.tile * form.rank, form.tile), jnp.float32)

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.lora_matmul.pallas_blocks import CHUNK, Form, call, chunks, dot
+from kernels.lora_matmul.pallas_blocks import CHUNK, Axis, Form, call, chunks, dot
 
 PREFETCHED = 4
 
 
-def run(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, into=None):
-    """(y plus deltas, z): what there is of them, from x and a, or z, and b if there is one.
+def run(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, into=(None, None)):
+    """(y plus deltas `[T, F]`, z `[T, R]`): what there is of them, from x and a, or z, and b if there is one.
 
-    `at [groups]` is each tile's row of the bank, -1 for none, and `scale [groups]` its scale. `y [T, F]` is updated in
-    place; without it deltas are written into the rows of `into [T, F]`, or of a new array, with zeros where there is no
-    slot. z is `[groups * tile, R]`, zeros where there is no slot if it is all that is asked for.
+    `at [groups]` is each tile's row of the bank, -1 for none, and `scale [groups]` its scale. y is updated in place;
+    without it deltas are written with zeros where there is no slot. So is z if it is all that is asked for. Only these
+    tiles' rows are written, those of `into`, a pair like the result, where it is given.
     """
 
     def read(t, j, _at, _scale, visit, hold):
@@ -35,26 +35,29 @@ def run(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, into=N
         return pl.BlockSpec((1, form.rank, width), lambda *p: (jnp.maximum(p[2][p[4][p[0]]], 0), 0, read(*p)[axis]))
 
     def inner(position):
-        return pl.BlockSpec((form.tile, form.rank), lambda *p: (position(*p)[0], 0))
+        return form.rows_block(Axis(form.rank, 1), lambda *p: (position(*p)[0], 0))
 
+    anywhere = pl.BlockSpec(memory_space=pl.ANY)
     operands = {
         "x": (x, form.rows_block(form.inner, lambda *p: read(*p)[:2])),
         "a": (a, factor(form.inner.width, 1)),
         "z": (z, inner(read)),
         "b": (b, factor(form.outer.width, 2)),
         "y": (y, form.rows_block(form.outer, lambda *p: read(*p)[::2])),
-        "into": (into, pl.BlockSpec(memory_space=pl.ANY)),
+        "into": (into[0] if y is None else None, anywhere),
+        "z_into": (into[1], anywhere),
     }
     operands = {name: pair for name, pair in operands.items() if pair[0] is not None}
-    results = {}
+    results, rows = {}, (x if x is not None else z).shape[0]
     if b is not None:
-        below = form.first + form.groups * form.tile
-        shape = next((array.shape for array in (y, into) if array is not None), (below, form.outer.total))
         block = form.rows_block(form.outer, lambda *p: write(*p)[::2])
-        results["out"] = (jax.ShapeDtypeStruct(shape, jnp.float32), block)
+        results["out"] = (jax.ShapeDtypeStruct((rows, form.outer.total), jnp.float32), block)
     if x is not None:
-        shape = (form.groups * form.tile, form.rank)
-        results["z_out"] = (jax.ShapeDtypeStruct(shape, form.dtype), inner(write))
+        results["z_out"] = (jax.ShapeDtypeStruct((rows, form.rank), form.dtype), inner(write))
+    updated = {"y": "out", "into": "out", "z_into": "z_out"}
+    aliases = {
+        PREFETCHED + n: list(results).index(updated[name]) for n, name in enumerate(operands) if name in updated
+    }
     found = call(
         partial(_body, form, (*operands, *results)),
         "lora_run" + ("" if form.both else "_expand" if x is None else "_shrink"),
@@ -66,7 +69,7 @@ def run(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, into=N
             scratch_shapes=[pltpu.VMEM((form.rank, form.tile), jnp.float32)],
         ),
         [shape for shape, _ in results.values()],
-        {PREFETCHED + n: 0 for n, name in enumerate(operands) if name in ("y", "into")},
+        aliases,
         form.cost(1, x, a, b, y, results.get("out", (None,))[0]),
     )(at, scale, *stops(at, form.steps), *(array for array, _ in operands.values()))
     found = dict(zip(results, found, strict=True))

@@ -80,22 +80,17 @@ def _product(rows: Rows, factors: Factors, x=None, z=None, y=None):
     at, scale = _looked_up(rows, factors)
     singles = _whole(rows.singles)
     form = partial(_form, a, b, x if x is not None else z)
-    out, found = y, []
+    found = (y, None)
     if singles:
         gap = singles - rows.singles
         own = jnp.pad(at[: rows.singles], (0, gap), constant_values=-1), jnp.pad(scale[: rows.singles], (0, gap))
-        part = None if z is None else z[:singles]
-        total = singles + rows.tiles * rows.tile
         groups = form(0, SUBLANES, singles // SUBLANES, block_sizes.OUTER_SINGLE)
-        out, inner = single_rows(groups, *own, x=x, a=a, z=part, b=b, y=y, total=total)
-        found.append(inner)
+        found = single_rows(groups, *own, x=x, a=a, z=z, b=b, y=y)
     if rows.tiles:
-        part = None if z is None else z[singles:]
-        target = {"y": out} if y is not None else {"into": out}
         own = at[rows.singles :], scale[rows.singles :]
-        out, inner = run(form(singles, rows.tile, rows.tiles), *own, x=x, a=a, z=part, b=b, **target)
-        found.append(inner)
-    return out, jnp.concatenate(found) if x is not None else None
+        y = None if y is None else found[0]
+        found = run(form(singles, rows.tile, rows.tiles), *own, x=x, a=a, z=z, b=b, y=y, into=found)
+    return found
 
 
 def _gradients(rows: Rows, factors: Factors, x=None, dz=None, z=None, dy=None):
@@ -104,29 +99,27 @@ def _gradients(rows: Rows, factors: Factors, x=None, dz=None, z=None, dy=None):
     b = _pad(factors.b, 1) if dy is not None else None
     at, scale = _looked_up(rows, factors)
     form = partial(_form, a, b, x if x is not None else z)
-    found = []
-    if rows.singles:
+    sums, of_rows = (None, None), []
+    for r, g, tile in rows.parts():
+        own = {name: _tiles_of(array, r, tile) for name, array in (("x", x), ("dz", dz), ("z", z), ("dy", dy))}
+        groups = form(0, max(tile, SUBLANES), g.stop - g.start)
+        dx, da, dz_part, db = run_backward(groups, at[g], scale[g], a=a, b=b, onto=sums, **own)
+        part = dx if x is not None else dz_part
+        of_rows.append(part[::SUBLANES] if tile == 1 else part)
+        sums = (da, db)
+    joined = jnp.concatenate(of_rows)
+    return (joined, sums[0], None, sums[1]) if x is not None else (None, None, joined, sums[1])
 
-        def spread(array):
-            if array is None:
-                return None
-            head = array[: rows.singles]
-            tiles = jnp.zeros((rows.singles, SUBLANES, head.shape[1]), head.dtype).at[:, 0].set(head)
-            return tiles.reshape(-1, head.shape[1])
 
-        alone = {"x": spread(x), "dz": spread(dz), "z": spread(z), "dy": spread(dy)}
-        own = at[: rows.singles], scale[: rows.singles]
-        dx, da, dz_alone, db = run_backward(form(0, SUBLANES, rows.singles), *own, a=a, b=b, **alone)
-        found.append((*(None if r is None else r[::SUBLANES] for r in (dx, dz_alone)), da, db))
-    if rows.tiles:
-        own = at[rows.singles :], scale[rows.singles :]
-        tail = {n: None if r is None else r[rows.singles :] for n, r in {"x": x, "dz": dz, "z": z, "dy": dy}.items()}
-        dx, da, dz_tiles, db = run_backward(form(0, rows.tile, rows.tiles), *own, a=a, b=b, **tail)
-        found.append((dx, dz_tiles, da, db))
-    joined = [parts if parts[0] is not None else None for parts in zip(*found, strict=True)]
-    dx, dz = (None if parts is None else jnp.concatenate(parts) for parts in joined[:2])
-    da, db = (None if parts is None else sum(parts[1:], parts[0]) for parts in joined[2:])
-    return dx, da, dz, db
+def _tiles_of(array, rows: slice, tile: int):
+    """These rows; single ones each followed by zeros that fill a tile."""
+    if array is None:
+        return None
+    part = array[rows]
+    if tile > 1:
+        return part
+    tiles = jnp.zeros((part.shape[0], SUBLANES, part.shape[1]), part.dtype).at[:, 0].set(part)
+    return tiles.reshape(-1, part.shape[1])
 
 
 def _looked_up(rows: Rows, factors: Factors):
