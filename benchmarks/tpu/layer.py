@@ -15,7 +15,7 @@ from kernels.tiles import tile_map
 
 HIDDEN, HEADS, KEY_HEADS, HEAD, EXPERTS, CHOSEN, EXPERT_HIDDEN, LAYERS = 2048, 32, 4, 128, 128, 8, 768, 48
 RANK, SLOTS = 16, 64
-PREFILL_TILE = 128  # rows of one sequence that lie together
+PREFILL_TILE = 64  # tokens of a sequence of a prefill, all of which lie together in one tile: the least attention
 # Projections of attention: input and output width.
 SITES = {
     "q": (HIDDEN, HEADS * HEAD),
@@ -24,6 +24,9 @@ SITES = {
     "o": (HEADS * HEAD, HIDDEN),
 }
 SEED = 0
+FORMS = ("base", "per_expert", "shared_hidden")
+# Projections of an expert: input and output width.
+EXPERT_SITES = {"gate": (HIDDEN, EXPERT_HIDDEN), "up": (HIDDEN, EXPERT_HIDDEN), "down": (EXPERT_HIDDEN, HIDDEN)}
 
 
 @dataclass(frozen=True)
@@ -125,3 +128,53 @@ def lora(step: Step, name: str, widths: tuple[int, int], schedule: Schedule) -> 
     steps = max(a_blocks + b_blocks - bool(inner and outer), 1)
     shares = [n / steps for n in (a_blocks, b_blocks) if n]
     return Term(name, bytes=moved, turns=static_grid(schedule, shares))
+
+
+def layer_terms(step: Step, form: str, schedules: dict[str, Schedule]) -> list[Term]:
+    """What one layer runs, in order. `form` is one of `FORMS`; `schedules` are by name of the case."""
+    kind = "decode" if step.decode else "prefill"
+    same = {"v": "k"}  # shapes
+    terms = [*dense(step), attention(step, schedules)]
+    if form != "base":
+        terms += [lora(step, f"{site} LoRA", SITES[site], schedules[f"{kind}/{same.get(site, site)}"]) for site in SITES]
+    if form == "shared_hidden":
+        shrink, expand = schedules[f"{kind}/shrink"], schedules[f"{kind}/expand"]
+        terms += [lora(step, f"{site} shrink", (HIDDEN, 0), shrink) for site in ("gate", "up")]
+        terms += [lora(step, "down expand", (0, HIDDEN), expand)]
+    return terms + experts(step, form, schedules) + around_experts(step, form)
+
+
+def attention(step: Step, schedules: dict[str, Schedule]) -> Term:
+    """Queries in, outputs out, keys and values of every earlier token of each sequence."""
+    keys = step.tokens * ((step.context + 1) if step.decode else 1)
+    seen = step.tokens * (step.context + 1 if step.decode else (PREFILL_TILE + 1) / 2)
+    moved = step.tokens * 2 * 2 * HEADS * HEAD + keys * 2 * 2 * KEY_HEADS * HEAD
+    return Term("attention", bytes=moved, flops=seen * 4 * HEADS * HEAD)
+
+
+def experts(step: Step, form: str, schedules: dict[str, Schedule]) -> list[Term]:
+    """The three projections of the experts: matrices of every expert hit, rows in and out, factors of every pair."""
+    tile, subtile = (8, 8) if step.decode else (128, 16)
+    found = grouping(step, tile, subtile if form != "base" else None)
+    terms = []
+    for site, (inner, outer) in EXPERT_SITES.items():
+        rows = found.tiles * tile
+        moved = 2 * found.experts * inner * outer + 2 * rows * (inner + outer)
+        if form == "per_expert":
+            moved += 2 * found.pairs * RANK * (inner + outer)
+        if form == "shared_hidden":
+            moved += 2 * found.pairs * RANK * EXPERT_HIDDEN + 2 * rows * RANK
+        terms.append(Term(f"experts {site}", bytes=moved, flops=2 * rows * inner * outer))
+    return terms
+
+
+def around_experts(step: Step, form: str) -> list[Term]:
+    """Rows to their places, the gated activation, and back to the tokens, as few bytes as they can be."""
+    tile, subtile = (8, 8) if step.decode else (128, 16)
+    found = grouping(step, tile, subtile if form != "base" else None)
+    copies = step.tokens * CHOSEN
+    return [
+        Term("dispatch", bytes=2 * HIDDEN * (step.tokens + found.places)),
+        Term("activation", bytes=2 * 3 * EXPERT_HIDDEN * found.places),
+        Term("combine", bytes=HIDDEN * (2 * copies + 4 * step.tokens)),
+    ]
