@@ -82,8 +82,9 @@ def grouping(step: Step, tile: int, subtile: int | None = None) -> Grouping:
     if subtile is None:
         tiles = tile_map(group, groups=EXPERTS, tile=tile)
     else:
-        # Subgroup 0 is the bare base.
-        sizes = {"groups": EXPERTS, "subgroups": step.adapters + 1, "tile": tile, "subtile": subtile}
+        # Subgroup 0 is the bare base. A compiled step has room for as many adapters as it may hold, not as it holds.
+        room = min(SLOTS, step.tokens if step.decode else step.tokens // PREFILL_TILE)
+        sizes = {"groups": EXPERTS, "subgroups": room + 1, "tile": tile, "subtile": subtile}
         tiles = tile_map(group, jnp.asarray(slot + 1), **sizes)
     pairs = np.unique(np.stack([ids.reshape(-1), slot]), axis=1).shape[1]
     owned = int(np.sum(np.asarray(tiles.subgroup) >= 0))
@@ -152,10 +153,17 @@ def attention(step: Step, schedules: dict[str, Schedule]) -> Term:
     return Term("attention", bytes=moved, flops=seen * 4 * HEADS * HEAD)
 
 
+DECODE_SIZES, PREFILL_SIZES = (8, 8), (128, 16)
+
+
+def sizes(step: Step, form: str) -> Grouping:
+    tile, subtile = DECODE_SIZES if step.decode else PREFILL_SIZES
+    return grouping(step, tile, subtile if form != "base" else None), tile
+
+
 def experts(step: Step, form: str, schedules: dict[str, Schedule]) -> list[Term]:
     """The three projections of the experts: matrices of every expert hit, rows in and out, factors of every pair."""
-    tile, subtile = (8, 8) if step.decode else (128, 16)
-    found = grouping(step, tile, subtile if form != "base" else None)
+    found, tile = sizes(step, form)
     terms = []
     for site, (inner, outer) in EXPERT_SITES.items():
         rows = found.tiles * tile
@@ -170,8 +178,7 @@ def experts(step: Step, form: str, schedules: dict[str, Schedule]) -> list[Term]
 
 def around_experts(step: Step, form: str) -> list[Term]:
     """Rows to their places, the gated activation, and back to the tokens, as few bytes as they can be."""
-    tile, subtile = (8, 8) if step.decode else (128, 16)
-    found = grouping(step, tile, subtile if form != "base" else None)
+    found, tile = sizes(step, form)
     copies = step.tokens * CHOSEN
     return [
         Term("dispatch", bytes=2 * HIDDEN * (step.tokens + found.places)),
