@@ -7,6 +7,7 @@ tile holds depends on that group's own rows alone. Rows of group -1 get no place
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +87,17 @@ def sums_before(x: Int32[Array, "*rows n"]) -> Int32[Array, "*rows n"]:
     return jnp.sum(jnp.where(place[None] < place[:, None], x[..., None, :], 0), axis=-1, dtype=jnp.int32)
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """Rows in a buffer: `source[b]` is the row at place b, past the end for none; `place[m]` the place of row m."""
+
+    @property
+    def source(self) -> Int32[Array, "NB"]: ...
+
+    @property
+    def place(self) -> Int32[Array, "M"]: ...
+
+
 def take_rows(x: Array, index: Array) -> Array:
     """Rows `x[index]`, zeros where the index is past the end."""
     padded = jnp.concatenate([x, jnp.zeros((1, *x.shape[1:]), x.dtype)])
@@ -93,7 +105,7 @@ def take_rows(x: Array, index: Array) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def dispatch(x: Float[Array, "T D"], tiles: TileMap, copies: int) -> Float[Array, "NB D"]:
+def dispatch(x: Float[Array, "T D"], tiles: Placed, copies: int) -> Float[Array, "NB D"]:
     """Bring each token's row to its `copies` places; row `t * copies + j` of the map is copy j of token t."""
     return take_rows(x, tiles.source // copies)
 
@@ -112,7 +124,7 @@ dispatch.defvjp(_dispatch_forward, _dispatch_backward)
 
 
 @jax.custom_vjp
-def combine(buffer: Float[Array, "NB D"], gates: Float[Array, "T k"], tiles: TileMap) -> Float[Array, "T D"]:
+def combine(buffer: Float[Array, "NB D"], gates: Float[Array, "T k"], tiles: Placed) -> Float[Array, "T D"]:
     """Return rows to their tokens and add the `k` copies, weighted by float32 gates, in order; float32."""
     back = take_rows(buffer, tiles.place).reshape(*gates.shape, -1)
     return _in_order(back.astype(jnp.float32) * gates[..., None])

@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from kernels.expert_lora.block_sizes import block_sizes
 from kernels.rows import Rows
 from pefx.batch import KVPool, TokenBatch
 from pefx.compiler import layers_at_once
@@ -20,7 +19,7 @@ from pefx.config import ModelConfig
 from pefx.layers.attention import Attention, attention
 from pefx.layers.linear import Adapters, linear
 from pefx.layers.mlp import Mlp, mlp
-from pefx.layers.moe import Experts, Router, group_by_expert, moe, route
+from pefx.layers.moe import Experts, Region, Router, moe, regions, route
 from pefx.layers.norm import rms_norm
 from pefx.layers.parameter import ones, weight
 from pefx.layers.rope import angles
@@ -103,8 +102,7 @@ def forward(
     """
     config = base.config
     rows = None if bank is None else batch.by_slot()
-    tile, subtile = block_sizes(batch.singles, batch.tokens.shape[0])
-    sizes = (config.experts, 0 if bank is None else bank.slots, tile, subtile)
+    places = batch.positions, regions(batch.by_slot(), 0 if bank is None else bank.slots)
     turn = angles(batch.positions, config.head_size, config.rope_theta)
     x = jnp.take(base.embed[...], batch.tokens, axis=0)
     tokens, copies = batch.tokens.shape[0], config.experts_per_token
@@ -118,7 +116,7 @@ def forward(
             replay = jnp.full((len(run), tokens, copies), -1, jnp.int32)
         else:
             replay = routes[own.start : own.stop]
-        step = _LayerStep(config, bank, batch, rows, turn, sizes, segment.experts, dense)
+        step = _LayerStep(config, bank, batch, rows, turn, places, segment.experts, dense)
         first = jnp.asarray([run.start, own.start], jnp.int32)
         count = jnp.arange(len(run), dtype=jnp.int32)
         (x, kv), (ids, load) = jax.lax.scan(
@@ -149,7 +147,7 @@ class _LayerStep:
     batch: TokenBatch
     rows: Rows | None
     turn: tuple[Array, Array]
-    sizes: tuple[int, int, int, int]
+    places: tuple[Array, list[Region]]
     experts: Experts | None
     dense: bool
 
@@ -169,8 +167,7 @@ class _LayerStep:
             y = mlp(y, block.feed, sites, self.rows)
             return (x + y.astype(x.dtype), pool), (replay, jnp.zeros(c.experts, jnp.float32))
         routing = route(y, block.feed, c, replay)
-        tiles = group_by_expert(routing.ids, self.batch.positions, self.batch.slots, self.sizes)
-        y = moe(y, self.experts, index, routing, sites, tiles)
+        y = moe(y, self.experts, index, routing, sites, self.places)
         load = jnp.sum(jnp.where((self.batch.positions >= 0)[:, None], routing.scores, 0.0), axis=0)
         return (x + y.astype(x.dtype), pool), (routing.ids, load)
 

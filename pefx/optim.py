@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float, Int32
 
-from pefx.adapters.bank import Bank, FactorTree, put_slot, put_slots, room, slot_at
+from pefx.adapters.bank import Bank, FactorTree, put_slot, slot_at
 from pefx.batch import Array
 
 
@@ -82,22 +82,23 @@ def update_slots(
     One slot after another: a slot has its own norm, rate, decay and count, and no other slot's numbers come near it.
     A slot past the end is padding. Returns factors, state and the norm of each slot's mean gradient.
     """
-    count = slots.shape[0]
-    old = (factors, opt)
+    last = opt.count.shape[0] - 1
 
     def one(i, carry):
-        done, norms = carry
-        param, state = slot_at(old, slots[i])
-        new, after, norm = _update(param, state, slot_at(gradients, i), _scalars(hyper, i), apply[i])
-        return put_slot(done, i, (new, after)), norms.at[i].set(norm)
+        held, norms = carry
+        place = jnp.minimum(slots[i], last)
+        # A branch of its own reads copies and is over before anything is written: so the bank is updated in place.
+        live, old = slots[i] <= last, slot_at(held, place)
+        parts = (*old, slot_at(gradients, i), _scalars(hyper, i), apply[i])
+        new, norm = jax.lax.cond(live, _update, lambda *parts: (parts[:2], jnp.zeros((), jnp.float32)), *parts)
+        return put_slot(held, place, new), norms.at[i].set(norm)
 
-    # One loop that only reads the bank and one that only writes it: in a single one XLA would copy it at every turn.
-    done, norms = jax.lax.fori_loop(0, count, one, (room(old, count), jnp.zeros(count, jnp.float32)))
-    return *put_slots(old, slots, done), norms
+    (factors, opt), norms = jax.lax.fori_loop(0, slots.shape[0], one, ((factors, opt), jnp.zeros(slots.shape)))
+    return factors, opt, norms
 
 
 def _update(param: FactorTree, opt: OptState, gradients: Gradients, hyper: Hyper, apply: Bool[Array, ""]):
-    """One slot's part of `update_slots`; trees are `[L, 1, ...]`."""
+    """One slot's part of `update_slots`: ((factors, state), norm of its mean gradient); trees are `[L, 1, ...]`."""
     total, weight = gradients.sums, opt.weight + gradients.weight
     if opt.gradient is not None:
         total = jax.tree.map(jnp.add, opt.gradient, total)
@@ -122,7 +123,7 @@ def _update(param: FactorTree, opt: OptState, gradients: Gradients, hyper: Hyper
         jnp.zeros_like(weight) if opt.gradient is None else jnp.where(apply, 0.0, weight),
         jnp.where(apply, jnp.reshape(adam.count, (1,)), opt.count),
     )
-    return choose(optax.apply_updates(param, updates), param), state, optax.tree.norm(mean)
+    return (choose(optax.apply_updates(param, updates), param), state), optax.tree.norm(mean)
 
 
 def _scalars(hyper: Hyper, index: Int32[Array, ""]) -> Hyper:

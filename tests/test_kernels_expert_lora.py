@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.expert_lora.api import expert_lora
-from kernels.expert_lora.block_sizes import block_sizes
+from kernels.expert_lora.block_sizes import CHUNKS, DECODE, WINDOW
 from kernels.expert_lora.reference import expert_lora as reference
 from kernels.factors import Factors
 from kernels.grouped_matmul.api import grouped_matmul
@@ -17,35 +17,38 @@ from kernels.tiles import take_rows, tile_map
 from pefx.compiler import jit
 
 ROWS, EXPERTS, SLOTS, LAYERS, D, F = 41, 5, 6, 2, 9, 13
-TILE, SUBTILE = 8, 2
-# Whether a and b have an expert axis: per_expert, and the two sides of shared_hidden.
-FORMS = {"per_expert": (True, True), "shared_a": (False, True), "shared_b": (True, False)}
+TILE, SUBTILE = 8, 1
+# Whether a and b are inside; a factor that experts share stays outside, and the rows come or leave shrunk.
+FORMS = {"both": (True, True), "expands": (False, True), "shrinks": (True, False)}
 
 
 @jit
-def _kernel(x, w, factors, expert, slots, dy):
+def _kernel(x, z, w, factors, expert, slots, cotangents):
     tiles = tile_map(expert, slots + 1, groups=EXPERTS, subgroups=SLOTS + 1, tile=TILE, subtile=SUBTILE)
 
-    def product(x, a, b):
+    def product(x, z, a, b):
         offset = jnp.asarray(EXPERTS, jnp.int32)  # of the second of two layers
-        y = expert_lora(take_rows(x, tiles.source), w, factors._replace(a=a, b=b), tiles, offset)
-        return take_rows(y, tiles.place)
+        given = None if z is None else take_rows(z, tiles.source)
+        found = expert_lora(take_rows(x, tiles.source), given, w, factors._replace(a=a, b=b), tiles, offset)
+        return tuple(None if rows is None else take_rows(rows, tiles.place) for rows in found)
 
-    y, pull = jax.vjp(product, x, factors.a, factors.b)
-    return y, *pull(dy.astype(y.dtype))
+    found, pull = jax.vjp(product, x, z, factors.a, factors.b)
+    return *found, *pull(jax.tree.map(lambda d, y: d.astype(y.dtype), cotangents, found))
 
 
 @jit
-def _oracle(x, w, factors, expert, slots, dy):
+def _oracle(x, z, w, factors, expert, slots, cotangents):
     folded = jnp.where(slots < 0, -1, factors.offset + slots)
     every = jnp.tile(factors.scales, LAYERS)
 
-    def product(x, a, b):
+    def product(x, z, a, b):
         base = grouped_reference(x, w[EXPERTS:].astype(jnp.float32), expert)
-        return base + reference(x, a, b, every, expert, folded)
+        delta, inner = reference(x, z, factors._replace(a=a, b=b, scales=every), expert, folded)
+        return base + delta, (None if b is not None else inner)
 
-    y, pull = jax.vjp(product, x.astype(jnp.float32), factors.a, factors.b)
-    return y, *pull(dy)
+    wide = [None if rows is None else rows.astype(jnp.float32) for rows in (x, z)]
+    found, pull = jax.vjp(product, *wide, factors.a, factors.b)
+    return *found, *pull(cotangents)
 
 
 def draw_case(data: st.DataObject, form: str, rank: int, dtype):
@@ -62,25 +65,27 @@ def draw_case(data: st.DataObject, form: str, rank: int, dtype):
         pair = rng.permutation(EXPERTS * SLOTS)
         expert[:], slots[:] = -1, -1
         expert[: len(pair)], slots[: len(pair)] = pair // SLOTS, pair % SLOTS
-    split_a, split_b = FORMS[form]
-    a = rng.normal(size=(LAYERS * SLOTS, *((EXPERTS,) if split_a else ()), rank, D)).astype(np.float32)
-    b = rng.normal(size=(LAYERS * SLOTS, *((EXPERTS,) if split_b else ()), rank, F)).astype(np.float32)
-    x, w = (jnp.asarray(rng.normal(size=s), dtype) for s in ((ROWS, D), (2 * EXPERTS, D, F)))
-    dy = jnp.asarray(rng.normal(size=(ROWS, F)), dtype).astype(jnp.float32)
+    inside = FORMS[form]
+    pair = [rng.normal(size=(LAYERS * SLOTS, EXPERTS, rank, width)).astype(np.float32) for width in (D, F)]
+    a, b = (jnp.asarray(f) if here else None for f, here in zip(pair, inside, strict=True))
+    x, w, z = (jnp.asarray(rng.normal(size=s), dtype) for s in ((ROWS, D), (2 * EXPERTS, D, F), (ROWS, rank)))
+    dy, dz = (jnp.asarray(rng.normal(size=(ROWS, n)), dtype).astype(jnp.float32) for n in (F, rank))
     scales = rng.uniform(0.5, 2, SLOTS).astype(np.float32)
     offset = np.int32(SLOTS * rng.integers(LAYERS))
-    factors = Factors(*map(jnp.asarray, (a, b, scales, offset)))
-    return x, w, factors, expert.astype(np.int32), slots.astype(np.int32), dy
+    factors = Factors(a, b, jnp.asarray(scales), jnp.asarray(offset))
+    given, back = (z if a is None else None), (dz if b is None else None)
+    return x, given, w, factors, expert.astype(np.int32), slots.astype(np.int32), (dy, back)
 
 
 @pytest.mark.parametrize(
     ("form", "rank", "dtype"),
     [
-        ("per_expert", 8, jnp.float32),
-        ("per_expert", 64, jnp.float32),
-        ("per_expert", 8, jnp.bfloat16),
-        ("shared_a", 8, jnp.float32),
-        ("shared_b", 24, jnp.float32),
+        ("both", 8, jnp.float32),
+        ("both", 64, jnp.float32),
+        ("both", 8, jnp.bfloat16),
+        ("expands", 8, jnp.float32),
+        ("shrinks", 24, jnp.float32),
+        ("shrinks", 8, jnp.bfloat16),
     ],
     ids=str,
 )
@@ -89,14 +94,14 @@ def draw_case(data: st.DataObject, form: str, rank: int, dtype):
 def test_values_and_gradients_are_those_of_the_reference(form, rank, dtype, data):
     case = draw_case(data, form, rank, dtype)
     got, want = _kernel(*case), _oracle(*case)
-    assert [g.dtype for g in got] == [dtype, dtype, jnp.float32, jnp.float32]
-    for g, w in zip(got, want, strict=True):
+    for g, w in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert g.dtype == (jnp.float32 if g.shape[0] == LAYERS * SLOTS else dtype)
         g, w = np.asarray(g, np.float32), np.asarray(w, np.float32)
         tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
         np.testing.assert_allclose(g, w, rtol=0, atol=tolerance * max(1.0, np.abs(w).max()))
-    nowhere = case[3] < 0
+    nowhere = case[4] < 0
     assert not np.asarray(got[0], np.float32)[nowhere].any()
-    assert not np.asarray(got[1], np.float32)[nowhere].any()
+    assert not np.asarray(got[2], np.float32)[nowhere].any()
 
 
 @jit
@@ -110,38 +115,40 @@ def _bare(x, w, expert):
 @settings(max_examples=10)
 @given(data=st.data())
 def test_rows_of_the_bare_base_keep_its_bits(dtype, data):
-    case = draw_case(data, "per_expert", 8, dtype)
-    x, w, _, expert, slots, _ = case
+    case = draw_case(data, "both", 8, dtype)
+    x, _, w, _, expert, slots, _ = case
     bare = slots < 0
     got, want = np.asarray(_kernel(*case)[0], np.float32), np.asarray(_bare(x, w, expert), np.float32)
     assert got[bare].tobytes() == want[bare].tobytes()
 
 
-@pytest.mark.parametrize("form", ["per_expert", "shared_a"])
+@pytest.mark.parametrize("form", sorted(FORMS))
 @settings(max_examples=15)
 @given(data=st.data())
 def test_a_slots_bits_do_not_depend_on_the_others(form, data):
-    x, w, factors, expert, slots, dy = draw_case(data, form, 8, jnp.float32)
+    x, z, w, factors, expert, slots, back = draw_case(data, form, 8, jnp.float32)
     slot = data.draw(st.integers(0, SLOTS - 1))
     slots[:5] = slot
     mine = slots == slot
     company = np.where(mine, expert, np.random.default_rng(0).integers(-1, EXPERTS, ROWS)).astype(np.int32)
     alone = np.where(mine, slot, -1).astype(np.int32)
     at = int(factors.offset) + slot
+
     # What the others hold must not matter, not even where it is no number.
-    own = np.arange(LAYERS * SLOTS) == at
-    spoiled = [np.where(own.reshape(-1, *(1,) * (f.ndim - 1)), f, np.float32(np.nan)) for f in factors[:2]]
-    together = _kernel(x, w, factors, expert, slots, dy)
-    noise = jnp.where(mine[:, None], x, jnp.nan)
-    others = factors._replace(a=spoiled[0], b=spoiled[1])
-    apart = _kernel(noise, w, others, company, alone, jnp.where(mine[:, None], dy, jnp.nan))
-    for t, s, index in zip(together, apart, (mine, mine, at, at), strict=True):
+    def spoiled(tree, own):
+        return jax.tree.map(lambda f: jnp.where(own.reshape(-1, *(1,) * (f.ndim - 1)), f, jnp.nan), tree)
+
+    together = _kernel(x, z, w, factors, expert, slots, back)
+    others = spoiled(factors._replace(scales=None, offset=None), np.arange(LAYERS * SLOTS) == at)
+    others = others._replace(scales=factors.scales, offset=factors.offset)
+    apart = _kernel(*spoiled((x, z), mine), w, others, company, alone, spoiled(back, mine))
+    for t, s in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        index = at if t.shape[0] == LAYERS * SLOTS else mine
         np.testing.assert_array_equal(np.asarray(t)[index], np.asarray(s)[index])
 
 
 def test_block_sizes_keep_within_the_rows_that_keep_their_bits():
-    for singles, tokens in ((0, 64), (64, 64), (8, 72)):
-        tile, subtile = block_sizes(singles, tokens)
-        assert 2 <= subtile <= tile <= 32
+    for tile, subtile in (DECODE, CHUNKS):
+        assert 2 <= tile <= 32
         assert tile % subtile == 0
-    assert block_sizes(64, 64) < block_sizes(0, 64)
+    assert 2 <= WINDOW <= 32

@@ -1,5 +1,7 @@
 """Routing and expert layers: the formula, replay with live gates, padding that goes nowhere, gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 from flax import nnx
 
 from kernels.factors import Factors
+from kernels.rows import rows_of
 from pefx.compiler import jit
-from pefx.layers.moe import Experts, Router, Routing, group_by_expert, moe, route
+from pefx.layers.moe import Experts, Router, Routing, moe, regions, route
 from tests.model_small import MODEL, variant
 
-ROWS, SLOTS, D = 11, 3, 33
+SINGLES, TILE, SLOTS, D = 3, 4, 3, 33
+ROWS = SINGLES + 3 * TILE
 ROUTER = jax.tree.map(lambda w: w[0], Router(MODEL, 1, nnx.Rngs(0)))
 EXPERTS = Experts(MODEL, 2, nnx.Rngs(1))
 X = np.random.default_rng(0).normal(size=(ROWS, D)).astype(np.float32)
@@ -53,23 +57,27 @@ def test_a_replayed_expert_is_taken_and_its_gate_stays_live():
     assert np.abs(jax.grad(gate)(jnp.asarray(X))[3]).max() > 1e-4
 
 
-FACTORS = {
-    "gate_proj": ((SLOTS, 5, 8, D), (SLOTS, 5, 8, 13)),
-    "up_proj": ((SLOTS, 8, D), (SLOTS, 5, 8, 13)),  # the factor on the hidden side shared
-    "down_proj": ((SLOTS, 5, 8, 13), (SLOTS, 8, D)),
-}
+def shapes(name: str, shared: bool) -> list[tuple[int, ...]]:
+    """Shapes of a site's two factors; `shared` is the one on the hidden side."""
+    reads, writes = (13, D) if name == "down_proj" else (D, 13)
+    out = [(SLOTS, 5, 8, reads), (SLOTS, 5, 8, writes)]
+    if shared:
+        side = 1 if name == "down_proj" else 0
+        out[side] = (SLOTS, *out[side][2:])
+    return out
 
 
 @jit
 def _layer(x, ids, gates, positions, slots, factors, cotangent):
-    tiles = group_by_expert(ids, positions, slots, (5, SLOTS, 8, 2))
+    places = positions, regions(rows_of(slots, SINGLES, TILE), SLOTS)
     zero = jnp.asarray(0, jnp.int32)
-    sites = {"experts." + name: Factors(pair[0], pair[1], jnp.full(SLOTS, 0.5), zero) for name, pair in factors.items()}
 
-    def run(x, gates):
-        return moe(x, EXPERTS, jnp.asarray(1, jnp.int32), Routing(ids, gates, jnp.zeros((ROWS, 5))), sites, tiles)
+    def run(x, gates, factors):
+        half = jnp.full(SLOTS, 0.5)
+        sites = {"experts." + name: Factors(pair[0], pair[1], half, zero) for name, pair in factors.items()}
+        return moe(x, EXPERTS, jnp.asarray(1, jnp.int32), Routing(ids, gates, jnp.zeros((ROWS, 5))), sites, places)
 
-    y, pull = jax.vjp(run, x, gates)
+    y, pull = jax.vjp(run, x, gates, factors)
     return y, *pull(cotangent)
 
 
@@ -78,9 +86,11 @@ def _dense(x, gates, ids, live, slots, factors):
     slot = np.broadcast_to(slots[:, None], ids.shape)
 
     def project(y, name):
+        base = jnp.einsum("tkd,tkdf->tkf", y, getattr(EXPERTS, name)[...][1, ids])
+        if name not in factors:
+            return base
         a, b = (f[slot, ids] if f.ndim == 4 else f[slot] for f in factors[name])
         delta = 0.5 * jnp.einsum("tkr,tkrf->tkf", jnp.einsum("tkd,tkrd->tkr", y, a), b)
-        base = jnp.einsum("tkd,tkdf->tkf", y, getattr(EXPERTS, name)[...][1, ids])
         return base + jnp.where((slot >= 0)[..., None], delta, 0)
 
     copies = jnp.repeat(x[:, None], 2, axis=1)
@@ -88,30 +98,55 @@ def _dense(x, gates, ids, live, slots, factors):
     return jnp.where(live[:, None], jnp.sum(out * gates[..., None], axis=1), 0)
 
 
-def test_the_layer_and_its_gradients_are_those_of_each_row_alone():
+# Sites with adapters, and whether the factor on the hidden side is shared.
+MIXES = {
+    "per_expert": {"gate_proj": False, "up_proj": False, "down_proj": False},
+    "shared_hidden": {"gate_proj": True, "up_proj": True, "down_proj": True},
+    "some of both": {"gate_proj": False, "up_proj": True},
+    "down alone": {"down_proj": True},
+    "none": {},
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_the_layer_and_its_gradients_are_those_of_each_row_alone(mix):
     rng = np.random.default_rng(2)
     ids = np.stack([rng.permutation(5)[:2] for _ in range(ROWS)]).astype(np.int32)
     gates = rng.random((ROWS, 2)).astype(np.float32)
-    positions, slots = np.arange(ROWS, dtype=np.int32), rng.integers(-1, SLOTS, ROWS).astype(np.int32)
-    positions[-2:], slots[-2:] = -1, -1
-    factors = {name: [rng.normal(size=s).astype(np.float32) * 0.2 for s in shapes] for name, shapes in FACTORS.items()}
+    positions = np.arange(ROWS, dtype=np.int32)
+    slots = np.array([2, -1, 0, *np.repeat([1, -1, 2], TILE)], np.int32)
+    positions[[0, -1]] = -1  # padding, alone and at the end of a tile
+    factors = {
+        name: [rng.normal(size=s).astype(np.float32) * 0.2 for s in shapes(name, shared)]
+        for name, shared in MIXES[mix].items()
+    }
     cotangent = rng.normal(size=(ROWS, D)).astype(np.float32)
     got = _layer(X, ids, gates, positions, slots, factors, cotangent)
 
-    def dense(x, gates):
+    def dense(x, gates, factors):
         return _dense(x, gates, ids, positions >= 0, slots, factors)
 
-    y, pull = jax.vjp(jax.jit(dense), jnp.asarray(X), jnp.asarray(gates))
-    for one, want in zip(got, (y, *pull(jnp.asarray(cotangent))), strict=True):
+    y, pull = jax.vjp(jax.jit(dense), jnp.asarray(X), jnp.asarray(gates), factors)
+    for one, want in zip(jax.tree.leaves(got), jax.tree.leaves((y, *pull(jnp.asarray(cotangent)))), strict=True):
         np.testing.assert_allclose(one, want, rtol=1e-4, atol=2e-5)
-    assert not np.asarray(got[0])[-2:].any()
+    assert not np.asarray(got[0])[[0, -1]].any()
 
 
-def test_without_a_bank_rows_are_grouped_by_expert_alone():
-    ids = np.array([[0, 1], [1, 2], [3, 4]], np.int32)
-    positions = np.array([0, 1, -1], np.int32)
-    group = jit(lambda ids, positions, slots: group_by_expert(ids, positions, slots, (5, 0, 8, 2)))
-    tiles = group(ids, positions, np.full(3, -1, np.int32))
-    assert int(tiles.live) == 3
-    np.testing.assert_array_equal(tiles.group[:3], [0, 1, 2])
-    np.testing.assert_array_equal(tiles.place[4:], [len(tiles.source)] * 2)
+@functools.partial(jit, static_argnums=1)
+def _numbered(slots, bank_slots):
+    return [(region.slots, region.index) for region in regions(rows_of(slots, SINGLES, TILE), bank_slots)]
+
+
+def test_adapters_are_numbered_among_those_present():
+    owners = np.array([7, -1, 7, *np.repeat([4, -1, 9], TILE)], np.int32)
+    (single, of_single), (tiled, of_tiled) = _numbered(owners, 10)
+    np.testing.assert_array_equal(single[:2], [-1, 7])
+    np.testing.assert_array_equal(tiled[:3], [-1, 4, 9])
+    np.testing.assert_array_equal(of_single, [1, 0, 1])
+    np.testing.assert_array_equal(of_tiled, np.repeat([1, 0, 2], TILE))
+
+
+def test_without_a_bank_all_rows_are_the_bases():
+    found = _numbered(np.full(ROWS, 3, np.int32), 0)
+    assert [slots.shape[0] for slots, _ in found] == [1, 1]
+    assert not any(np.asarray(index).any() for _, index in found)

@@ -3,19 +3,29 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from kernels.factors import Factors
+
 
 def expert_lora(
     x: Float[Array, "M D"],
-    a: Float[Array, "G E R D"] | Float[Array, "G R D"],
-    b: Float[Array, "G E R F"] | Float[Array, "G R F"],
-    scales: Float[Array, "G"],
+    z: Float[Array, "M R"] | None,
+    factors: Factors,
     expert: Int32[Array, "M"],
     slots: Int32[Array, "M"],
-) -> Float[Array, "M F"]:
-    """`y[m] = scales[s] (x[m] a[s, e]^T) b[s, e]`; a factor without an expert axis is shared by the experts."""
+) -> tuple[Float[Array, "M F"] | Float[Array, ""], Float[Array, "M R"]]:
+    """`z[m] = scales[s] (x[m] a[s, e]^T)` unless given, and `z[m] b[s, e]` (0 without b); zeros without a slot. Float32.
+
+    A factor without an expert axis is shared by the experts. `factors.offset` is not looked at.
+    """
     s, e = jnp.maximum(slots, 0), jnp.maximum(expert, 0)
-    am = a[s, e] if a.ndim == 4 else a[s]
-    bm = b[s, e] if b.ndim == 4 else b[s]
-    z = jnp.einsum("md,mrd->mr", x, am, preferred_element_type=jnp.float32)
-    y = jnp.einsum("mr,mrf->mf", z, bm.astype(jnp.float32)) * scales[s][:, None]
-    return jnp.where(((slots >= 0) & (expert >= 0))[:, None], y, 0.0)
+    adapted = ((slots >= 0) & (expert >= 0))[:, None]
+
+    def of_rows(factor):
+        return (factor[s, e] if factor.ndim == 4 else factor[s]).astype(jnp.float32)
+
+    if factors.a is not None:
+        z = jnp.einsum("md,mrd->mr", x, of_rows(factors.a)) * factors.scales[s][:, None]
+    z = jnp.where(adapted, z, 0.0)
+    if factors.b is None:
+        return jnp.zeros(()), z
+    return jnp.where(adapted, jnp.einsum("mr,mrf->mf", z, of_rows(factors.b)), 0.0), z

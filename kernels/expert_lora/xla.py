@@ -1,62 +1,59 @@
-"""Portable expert projection with LoRA: the grouped matmul, and batched small matmuls over subtiles of one
-(expert, slot) each. The buffer and its grouping are those of the expert matmul itself; nothing is sorted again.
+"""Portable expert projection with LoRA: the grouped matmul over tiles, and the adapters row by row.
+
+Made for decodes, where hardly two rows have one (expert, slot). Runs of rows go through `kernels.expert_mlp`.
 """
 
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from kernels.factors import Factors
-from kernels.grouped_matmul import xla as grouped
-from kernels.tiles import TileMap, sum_by_group
+from kernels.grouped_matmul import xla as grouped_matmul
+from kernels.lora_matmul import xla as lora_matmul
+from kernels.rows import Rows
+from kernels.tiles import TileMap, take_rows
 
 
-def _indices(tiles: TileMap):
-    """(slot or -1, expert) of each subtile; subgroup 0 is the bare base, subgroup s + 1 is slot s."""
-    expert = jnp.repeat(tiles.group, tiles.tile // tiles.subtile)
-    slot = jnp.where(expert < 0, -1, tiles.subgroup - 1)
-    return jnp.maximum(slot, -1), jnp.maximum(expert, 0)
+def by_pair(factors: Factors, tiles: TileMap) -> tuple[Factors, Rows]:
+    """The factors with slots and experts in one row, and the map's `M` rows, each owned by its own (slot, expert)."""
+    experts = next(f.shape[1] for f in factors[:2] if f is not None)
+    place = jnp.minimum(tiles.place, tiles.source.shape[0] - 1)
+    expert, slot = tiles.group[place // tiles.tile], tiles.subgroup[place // tiles.subtile] - 1
+    owner = jnp.where((tiles.place == place) & (slot >= 0), slot * experts + expert, -1)
+
+    def folded(factor: Array | None) -> Array | None:
+        return None if factor is None else factor.reshape(-1, *factor.shape[2:])
+
+    flat = Factors(folded(factors.a), folded(factors.b), jnp.repeat(factors.scales, experts), factors.offset * experts)
+    return flat, Rows(owner, owner.shape[0], 2)
 
 
-def _factor(factor, offset, slot, expert):
-    """Fold an expert axis away: (`[G', R, D]`, index of each subtile)."""
-    index = offset + jnp.maximum(slot, 0)
-    if factor.ndim == 3:
-        return factor, index
-    groups, experts, *rest = factor.shape
-    return factor.reshape(groups * experts, *rest), index * experts + expert
+def forward(x, z, w, factors: Factors, tiles: TileMap, offset):
+    """The projection of the buffer and its shrunk, scaled rows `z [NB, R]`, in x's type."""
+    y = grouped_matmul.forward(x, w, tiles, offset)
+    pairs, rows = by_pair(factors, tiles)
+    if factors.a is not None:
+        z = take_rows(lora_matmul.shrink(take_rows(x, tiles.place), pairs, rows), tiles.source)
+    if factors.b is not None:
+        delta = lora_matmul.products(take_rows(z, tiles.place), pairs, rows)
+        adapted = take_rows(rows.owner >= 0, tiles.source)[:, None]
+        y = jnp.where(adapted, y + take_rows(delta, tiles.source), y)
+    return y.astype(x.dtype), z
 
 
-def _dot(equation, left, right):
-    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
-
-
-def forward(x, w, factors: Factors, tiles: TileMap, offset):
-    """The projection of the buffer (in x's type) and the shrunk, scaled subtiles `z [NS, m, R]`."""
-    y = grouped.forward(x, w, tiles, offset)
-    slot, expert = _indices(tiles)
-    (a, ia), (b, ib) = (_factor(f, factors.offset, slot, expert) for f in factors[:2])
-    xt = x.reshape(-1, tiles.subtile, x.shape[-1])
-    # The scale goes between the two products: beside the sum that follows it could be contracted into that sum.
-    z = _dot("smd,srd->smr", xt, a[ia].astype(x.dtype)) * factors.scales[jnp.maximum(slot, 0)][:, None, None]
-    z = z.astype(x.dtype)
-    delta = _dot("smr,srf->smf", z, b[ib].astype(x.dtype)).reshape(y.shape)
-    adapted = jnp.repeat(slot >= 0, tiles.subtile)[:, None]
-    return jnp.where(adapted, y + delta, y).astype(x.dtype), z
-
-
-def backward(x, w, factors: Factors, tiles: TileMap, offset, inner, dy):
-    """Gradients of x, a and b. `inner` is what `forward` gave."""
-    slot, expert = _indices(tiles)
-    (a, ia), (b, ib) = (_factor(f, factors.offset, slot, expert) for f in factors[:2])
-    xt = x.reshape(-1, tiles.subtile, x.shape[-1])
-    dyt = dy.reshape(-1, tiles.subtile, dy.shape[-1])
-    none = slot < 0
-    dz = _dot("smf,srf->smr", dyt, b[ib].astype(x.dtype)) * factors.scales[jnp.maximum(slot, 0)][:, None, None]
-    # Chosen, not multiplied by zero: what a slot holds must not reach a row that is not its own, not even as NaN.
-    dz = jnp.where(none[:, None, None], 0.0, dz).astype(x.dtype)
-    delta = jnp.where(none[:, None, None], 0.0, _dot("smr,srd->smd", dz, a[ia].astype(x.dtype)))
-    dx = (grouped.forward(dy, w, tiles, offset, transpose=True) + delta.reshape(x.shape)).astype(x.dtype)
-    da, db = _dot("smr,smd->srd", dz, xt), _dot("smr,smf->srf", inner, dyt)
-    (da,) = sum_by_group([da], jnp.where(none, -1, ia), a.shape[0])
-    (db,) = sum_by_group([db], jnp.where(none, -1, ib), b.shape[0])
-    da, db = da.reshape(factors.a.shape), db.reshape(factors.b.shape)
-    return dx, da.astype(factors.a.dtype), db.astype(factors.b.dtype)
+def backward(x, w, factors: Factors, tiles: TileMap, offset, z, cotangents):
+    """Gradients of x, z, a and b, None for what was not given. `z` is what `forward` returned."""
+    pairs, rows = by_pair(factors, tiles)
+    mine, shrunk = take_rows(x, tiles.place), take_rows(z, tiles.place)
+    dy, dz = (None if d is None else take_rows(d, tiles.place) for d in cotangents)
+    dx, da, db = grouped_matmul.forward(cotangents[0], w, tiles, offset, transpose=True), None, None
+    if factors.a is None:
+        dz, db = lora_matmul.expand_backward(shrunk, pairs, rows, dy)
+        dz = take_rows(dz, tiles.source)
+    else:
+        if factors.b is None:
+            delta, da = lora_matmul.shrink_backward(mine, pairs, rows, dz)
+        else:
+            delta, da, db = lora_matmul.backward(mine, pairs, rows, shrunk, dy)
+        dx, dz = dx + take_rows(delta, tiles.source).astype(jnp.float32), None
+    shaped = (None if g is None else g.reshape(f.shape) for g, f in zip((da, db), factors[:2], strict=True))
+    return dx.astype(x.dtype), dz, *shaped

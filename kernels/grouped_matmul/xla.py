@@ -7,6 +7,7 @@ costs nothing. Tiles past the live ones are left as zeros.
 import jax
 import jax.numpy as jnp
 
+from kernels.fresh import fresh
 from kernels.tiles import TileMap
 
 
@@ -26,7 +27,8 @@ def forward(x, w, tiles: TileMap, offset, transpose: bool = False):
         )
         return jax.lax.dynamic_update_slice_in_dim(y, part, i * tiles.tile, 0)
 
-    return jax.lax.fori_loop(0, tiles.live, one, jnp.zeros((x.shape[0], width), jnp.float32))
+    start = fresh((x.shape[0], width), w[0, 0, :1].astype(jnp.float32))
+    return jax.lax.fori_loop(0, tiles.live, one, start)
 
 
 def weight_gradient(x, dy, tiles: TileMap, offset, groups: int):

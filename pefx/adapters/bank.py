@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from kernels.factors import Factors
+from kernels.fresh import fresh
 from pefx.adapters.methods import Adapter, scale
 from pefx.adapters.sites import SITES, factor_shapes
 from pefx.compiler import jit
@@ -92,23 +93,17 @@ def put_slot(tree: Any, slot: Int32[Array, ""], part: Any) -> Any:
     return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, slot, by_slot(x)), tree, part)
 
 
-def room(tree: Any, slots: int) -> Any:
-    """Zeros for `slots` slots of every array."""
-
-    def one(x: Array) -> Array:
-        axis = by_slot(x)
-        return jnp.zeros((*x.shape[:axis], slots, *x.shape[axis + 1 :]), x.dtype)
-
-    return jax.tree.map(one, tree)
-
-
 def take_slots(tree: Any, slots: Int32[Array, "A"]) -> Any:
     """A copy of these slots of every array; past the end, of the last. A slot at a time: a gather is slower on CPU."""
 
     def one(i, out):
         return put_slot(out, i, slot_at(tree, slots[i]))
 
-    return jax.lax.fori_loop(0, slots.shape[0], one, room(tree, slots.shape[0]))
+    def room(x: Array) -> Array:
+        axis = by_slot(x)
+        return fresh((*x.shape[:axis], slots.shape[0], *x.shape[axis + 1 :]), x)
+
+    return jax.lax.fori_loop(0, slots.shape[0], one, jax.tree.map(room, tree))
 
 
 def put_slots(tree: Any, slots: Int32[Array, "A"], parts: Any) -> Any:

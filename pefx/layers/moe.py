@@ -1,5 +1,6 @@
 """Mixture of experts: a router, tokens grouped by (expert, slot), experts with adapters, copies summed in order."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -8,11 +9,20 @@ from flax import nnx
 from jaxtyping import Array, Float, Int32
 
 from kernels.expert_lora.api import expert_lora
+from kernels.expert_lora.block_sizes import CHUNKS, DECODE, WINDOW
+from kernels.expert_mlp.api import expert_mlp
+from kernels.expert_mlp.xla import Matrices, Sites
+from kernels.factors import Factors
 from kernels.grouped_matmul.api import grouped_matmul
-from kernels.tiles import TileMap, combine, dispatch, tile_map
+from kernels.lora_matmul.api import expand, shrink
+from kernels.rows import Rows
+from kernels.tiles import combine, dispatch, tile_map
+from kernels.windows import windows
 from pefx.config import ModelConfig
 from pefx.layers.linear import Adapters, dot
 from pefx.layers.parameter import weight
+
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Router(nnx.Module):
@@ -54,20 +64,33 @@ def route(x: Float[Array, "T D"], weights: Router, config: ModelConfig, replay: 
     return Routing(ids, gates.astype(x.dtype).astype(jnp.float32), scores)
 
 
-def group_by_expert(
-    ids: Int32[Array, "T k"], positions: Int32[Array, "T"], slots: Int32[Array, "T"], sizes: tuple[int, int, int, int]
-) -> TileMap:
-    """Tiles of one expert, subtiles of one (expert, slot); padding tokens go nowhere.
+class Region(NamedTuple):
+    """Rows of a step that go through the experts together: single rows, or tiles.
 
-    `sizes` are experts, bank slots, rows of a tile and rows of a subtile.
+    `place` says which rows they are; `rows` are owned by slots. `index` numbers the adapter of each row among those
+    present (0: the bare base), whose slots in the bank are `slots`.
     """
-    experts, bank_slots, tile, subtile = sizes
-    copies = ids.shape[1]
-    expert = jnp.where((positions >= 0)[:, None], ids, -1).reshape(-1)
-    if bank_slots == 0:
-        return tile_map(expert, groups=experts, tile=tile)
-    slot = jnp.repeat(slots + 1, copies)
-    return tile_map(expert, slot, groups=experts, subgroups=bank_slots + 1, tile=tile, subtile=subtile)
+
+    place: slice
+    rows: Rows
+    index: Int32[Array, "T"]
+    slots: Int32[Array, "n"]
+
+
+def regions(rows: Rows, bank_slots: int) -> list[Region]:
+    """The regions of a step whose rows are owned by slots of a bank; made once for all layers."""
+    found = []
+    for place, groups, size in rows.parts():
+        owner = rows.owner[groups]
+        if bank_slots == 0:
+            owner = jnp.full_like(owner, -1)
+        most = min(owner.shape[0], bank_slots)
+        # Numbered among those present, so that grouping does not grow with the bank. -1 comes first.
+        slots = jnp.unique(jnp.append(owner, -1), size=most + 1, fill_value=bank_slots).astype(jnp.int32)
+        index = jnp.searchsorted(slots, owner).astype(jnp.int32)
+        own = Rows(owner, owner.shape[0] if size == 1 else 0, rows.tile)
+        found.append(Region(place, own, jnp.repeat(index, size), slots))
+    return found
 
 
 def moe(
@@ -76,19 +99,78 @@ def moe(
     layer: Int32[Array, ""],
     routing: Routing,
     adapters: Adapters,
-    tiles: TileMap,
+    places: tuple[Int32[Array, "T"], list[Region]],
 ) -> Float[Array, "T D"]:
-    """The layer's routed experts, `layer` counted among the stacked ones. Float32 output."""
-    copies = routing.ids.shape[1]
+    """The layer's routed experts, `layer` counted among the stacked ones; `places` are positions (-1: padding, which
+    goes nowhere) and regions. Float32 output.
+    """
+    positions, found = places
+    ids = jnp.where((positions >= 0)[:, None], routing.ids, -1)
+    site = {name.removeprefix("experts."): f for name, f in adapters.items() if name.startswith("experts.")}
+    return jnp.concatenate(
+        [_region(x[r.place], experts, layer, site, (ids[r.place], routing.gates[r.place], r)) for r in found]
+    )
+
+
+def _region(x, experts: Experts, layer, site: dict[str, Factors], where) -> Float[Array, "T D"]:
+    """One region's rows through the experts. Factors that a layer's experts share meet each row once, outside them."""
+    ids, gates, region = where
+    inside = {name: Factors(_split(f.a), _split(f.b), f.scales, f.offset) for name, f in site.items()}
+    shrunk = {name: shrink(x, f._replace(b=None), region.rows) for name, f in site.items() if inside[name].a is None}
+    run = _windowed if site and not region.rows.singles else _tiled
+    y, z = run(x, shrunk, experts, layer, inside, (ids, gates, region))
+    if z is None:
+        return y
+    delta = expand(z.astype(x.dtype), site["down_proj"]._replace(a=None), region.rows)
+    return jnp.where((region.rows.of_each() >= 0)[:, None], y + delta, y)
+
+
+def _split(factor: Array) -> Array | None:
+    """A factor with an expert axis, None for one that experts share."""
+    return factor if factor.ndim == 4 else None
+
+
+def _folded(experts: Experts, name: str, layer: Int32[Array, ""]) -> tuple[Array, Int32[Array, ""]]:
+    """A projection's matrices of all layers in one row, and where this layer's begin."""
+    stacked = getattr(experts, name)[...]
+    return stacked.reshape(-1, *stacked.shape[2:]), layer * stacked.shape[1]
+
+
+def _tiled(x, shrunk, experts: Experts, layer, site: dict[str, Factors], where):
+    """Rows in tiles of one expert: the bare base, and decodes, which share no (expert, adapter) with each other."""
+    ids, gates, region = where
+    copies, count = ids.shape[1], experts.gate_proj.shape[1]
+    tile, subtile = DECODE if region.rows.singles else CHUNKS
+    if site:
+        adapter = jnp.repeat(region.index, copies)
+        sizes = {"subgroups": region.slots.shape[0], "tile": tile, "subtile": subtile}
+        tiles = tile_map(ids.reshape(-1), adapter, groups=count, **sizes)
+        tiles = replace(tiles, subgroup=jnp.where(tiles.subgroup < 0, 0, region.slots[tiles.subgroup] + 1))
+    else:
+        tiles = tile_map(ids.reshape(-1), groups=count, tile=tile)
+    sent = {name: dispatch(z, tiles, copies) for name, z in shrunk.items()}
 
     def project(rows, name: str):
-        stacked = getattr(experts, name)[...]
-        folded = stacked.reshape(-1, *stacked.shape[2:])
-        offset, factors = layer * stacked.shape[1], adapters.get("experts." + name)
-        if factors is None:
-            return grouped_matmul(rows, folded, tiles, offset)
-        return expert_lora(rows, folded, factors, tiles, offset)
+        matrices, offset = _folded(experts, name, layer)
+        if name not in site:
+            return grouped_matmul(rows, matrices, tiles, offset), None
+        return expert_lora(rows, sent.get(name), matrices, site[name], tiles, offset)
 
     rows = dispatch(x, tiles, copies)
-    hidden = jax.nn.silu(project(rows, "gate_proj")) * project(rows, "up_proj")
-    return combine(project(hidden, "down_proj"), routing.gates, tiles)
+    (gate, _), (up, _) = project(rows, "gate_proj"), project(rows, "up_proj")
+    y, z = project(jax.nn.silu(gate) * up, "down_proj")
+    return combine(y, gates, tiles), None if z is None else combine(z, gates, tiles)
+
+
+def _windowed(x, shrunk, experts: Experts, layer, site: dict[str, Factors], where):
+    """Runs of rows with one adapter: prompts and training."""
+    ids, gates, region = where
+    copies, count = ids.shape[1], experts.gate_proj.shape[1]
+    adapter = jnp.repeat(region.index, copies)
+    own = windows(ids.reshape(-1), adapter, groups=count, subgroups=region.slots.shape[0], size=WINDOW)
+    own = replace(own, pairs=own.pairs._replace(subgroup=region.slots[own.pairs.subgroup] + 1))
+    sent = Sites(*(dispatch(shrunk[name], own, copies) if name in shrunk else None for name in PROJECTIONS))
+    matrices = [_folded(experts, name, layer) for name in PROJECTIONS]
+    stacked = Matrices(*(m for m, _ in matrices), matrices[0][1])
+    y, z = expert_mlp(dispatch(x, own, copies), sent, stacked, Sites(*map(site.get, PROJECTIONS)), own)
+    return combine(y, gates, own), None if z is None else combine(z, gates, own)

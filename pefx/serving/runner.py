@@ -17,7 +17,7 @@ from pefx.packing import Sizes, beside, pack, span_rows, whole_pages
 from pefx.serving.scheduler import StepPlan, Wanted
 from pefx.steps import ServePlan, ServeState, serve_step
 
-SMALLEST = 8  # single rows of the smallest step
+SMALLEST = 4  # single rows of the smallest step
 
 
 def buckets(largest: int, smallest: int) -> list[int]:
