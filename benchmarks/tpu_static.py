@@ -1,4 +1,4 @@
-"""What the kernels and one layer of a mixed step must take on TPUs at least, from schedules and arithmetic, without one.
+"""What kernels and one layer of a mixed step must take on TPUs at least, from schedules and arithmetic, without one.
 
     python benchmarks/tpu_static.py --chips v5e v5p v6e --out docs/tpu_static.md
 
@@ -32,18 +32,28 @@ TARGETS = {
     ("shared_hidden", 8): 1.12,
 }
 METHOD = """\
-Bounds, not measurements: no TPU ran anything. A kernel's cycles are counted in the schedule that libtpu wrote for that
-chip: bundles of one step of its grid (branches with matrix products as often as they are taken, all other branches as
-if always taken), or the matrix units' time if that is longer, times the steps. Steps, visits and bytes are arithmetic
-on routes drawn evenly with a fixed seed and grouped by the kernels' own grouping. Products that XLA computes (q, k, v,
-o, router) are their operations at the chip's peak or their bytes. Within an operation moving and computing overlap
-perfectly; operations follow each other. Each is max(cycles / clock, operations / peak, bytes / bandwidth).
+Bounds, not measurements: no TPU ran anything.
+
+Read from schedules: the cycles of LoRA at q, k, v and o, and of shrink and expand beside the experts. A kernel's cycles
+are counted in the schedule that libtpu wrote for that chip: bundles of one step of its grid (branches with matrix
+products as often as they are taken, all other branches as if always taken), or the matrix units' time if that is longer,
+times the steps.
+
+Arithmetic: all bytes; the products that XLA computes (q, k, v, o, router: their operations at the chip's peak); paged
+attention and the experts' matrices with LoRA inside (operations of the matrices at the peak; the few of LoRA are left
+out: on these chips the bytes take longer), since those kernels have no schedule yet; rows to the experts, the gated
+activation and back. Experts hit, rows and pairs of (expert, slot) are not averages: routes are drawn evenly with a
+fixed seed and go through the layer's own grouping. Prefills are sequences of 64 tokens, where attention is least.
+
+Within an operation moving and computing overlap perfectly; operations follow each other. Each takes max(cycles / clock,
+operations / peak, bytes / bandwidth).
 
 Not in these bounds: the latency of a transfer and what of it a kernel does not hide; waiting for matrix units beyond
-their throughput; the start of a kernel; norms, rotary embedding, residual sums, softmax of the router and sorting
-(the same with and without adapters, so that leaving them out raises the ratios). Real routes are less even than drawn
-ones. Published measurements put an empty grid step at about 0.35 us; what of it is bundles is counted here, the rest
-is not. A v5p device has two cores: XLA's products are counted on both, a kernel on one.
+their throughput (loading them is not counted); the start of a kernel; of the roughly 0.35 us that a grid step is said to
+cost at least, what is not bundles; norms, rotary embedding, residual sums, softmax of the router and sorting; what XLA
+moves around the experts beyond the least. These are nearly the same with and without adapters, so leaving them out
+raises the ratios. Real routes are less even than drawn ones. A v5p device has two cores: XLA's products are counted on
+both, a kernel on one.
 """
 
 
@@ -105,12 +115,19 @@ def table(chips: list[Chip], schedules: dict[str, dict[str, Schedule]]) -> str:
     """The whole page."""
     lines = ["# Static bounds on TPUs", "", "`python benchmarks/tpu_static.py` makes this page.", "", METHOD]
     lines += ["## A mixed layer over the bare base's", ""]
-    lines += ["One layer of Qwen3-30B-A3B (vocabulary left out), rank 16, 64 slots resident; microseconds are the base's.", ""]
+    lines += [
+        "One layer of Qwen3-30B-A3B (vocabulary left out), rank 16, 64 slots resident; microseconds are the base's.",
+        "",
+    ]
     lines += ["| step | chip | base, us | per_expert | most of it | shared_hidden | most of it |", "|-|-|-|-|-|-|-|"]
     lines += [ratio_row(step, chip, schedules[chip.name]) for step in STEPS for chip in chips]
     lines += ["", "## Kernels", ""]
-    lines += ["Steps, MB and moving are arithmetic; bundles, slot use, spills and computing are read from schedules.", ""]
-    head = "kernel | chip | steps | bundles a step | matrix slots used | spills a step | MB | computing, us | moving, us | bound, us"
+    lines += [
+        "Steps, bundles, slot use, spills and computing are read from schedules; MB and moving are arithmetic.",
+        "",
+    ]
+    head = "kernel | chip | steps | bundles a step | matrix slots used | spills a step | MB"
+    head += " | computing, us | moving, us | bound, us"
     for step in STEPS:
         lines += [f"### {step.name}", "", f"| {head} |", "|" + "-|" * 10]
         lines += [row for chip in chips for row in kernel_rows(step, chip, schedules[chip.name])] + [""]

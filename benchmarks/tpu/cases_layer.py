@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.tpu.case import Case
+from benchmarks.tpu.cases import LAYER
 from benchmarks.tpu.layer import HIDDEN, LAYERS, PREFILL_TILE, RANK, SITES, SLOTS
 from kernels.factors import Factors
 from kernels.lora_matmul.api import expand, lora_matmul, shrink
@@ -34,7 +35,7 @@ def _lora(kind: str, site: str) -> Case:
     inner, outer = SITES[site]
     arguments = (array((count, outer), jnp.float32), array((count, inner)), _factors(inner, outer), rows)
     name = "lora_rows" if kind == "decode" else "lora_run"
-    return Case("layer", f"{kind}/{site}", lora_matmul, arguments, (name,))
+    return Case(LAYER, f"{kind}/{site}", lora_matmul, arguments, (name,))
 
 
 def _halves(kind: str) -> list[Case]:
@@ -43,14 +44,14 @@ def _halves(kind: str) -> list[Case]:
     name = "lora_rows" if kind == "decode" else "lora_run"
     return [
         Case(
-            "layer",
+            LAYER,
             f"{kind}/shrink",
             shrink,
             (array((count, HIDDEN)), _factors(HIDDEN, None), rows),
             (f"{name}_shrink",),
         ),
         Case(
-            "layer",
+            LAYER,
             f"{kind}/expand",
             expand,
             (array((count, RANK)), _factors(None, HIDDEN), rows),
@@ -59,4 +60,6 @@ def _halves(kind: str) -> list[Case]:
     ]
 
 
-CASES = [case for kind in KINDS for case in (*(_lora(kind, site) for site in ("q", "k", "o")), *_halves(kind))]
+def cases() -> list[Case]:
+    """Shapes of the projections (v's are k's) and of the halves, as decodes and as a prefill."""
+    return [case for kind in KINDS for case in (*(_lora(kind, site) for site in ("q", "k", "o")), *_halves(kind))]

@@ -3,6 +3,7 @@
 Numbers of experts hit, tiles and visits come from a seeded draw of routes through the real grouping, not from averages.
 """
 
+import functools
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ import numpy as np
 
 from benchmarks.tpu.bound import Term, static_grid
 from benchmarks.tpu.schedule import Schedule
+from kernels.expert_lora.block_sizes import CHUNKS, DECODE, WINDOW
 from kernels.lora_matmul import block_sizes
 from kernels.tiles import tile_map
+from kernels.windows import windows
 
 HIDDEN, HEADS, KEY_HEADS, HEAD, EXPERTS, CHOSEN, EXPERT_HIDDEN, LAYERS = 2048, 32, 4, 128, 128, 8, 768, 48
 RANK, SLOTS = 16, 64
@@ -68,27 +71,31 @@ class Grouping:
     """What the grouping of a step's copies of tokens by expert, or by (expert, slot), comes to."""
 
     places: int  # rows of the buffer, dead ones too
-    tiles: int  # live ones
-    subtiles: int  # live ones
+    rows: int  # that go through the experts' matrices, with those that fill tiles
     experts: int  # that have a row
     pairs: int  # (expert, slot) that have a row
 
 
-def grouping(step: Step, tile: int, subtile: int | None = None) -> Grouping:
-    """By expert in tiles of `tile` rows; with `subtile`, by (expert, slot) in subtiles inside them."""
-    ids = routes(step)
-    slot = np.repeat(slots(step), CHOSEN)
-    group = jnp.asarray(ids.reshape(-1))
-    if subtile is None:
-        tiles = tile_map(group, groups=EXPERTS, tile=tile)
+@functools.cache
+def grouping(step: Step, mixed: bool) -> Grouping:
+    """As the layer groups them: in tiles of one expert; runs of rows with adapters in windows, without gaps."""
+    ids, slot = routes(step).reshape(-1), np.repeat(slots(step), CHOSEN)
+    group = jnp.asarray(ids)
+    # Subgroup 0 is the bare base. A compiled step has room for as many adapters as it may hold, not as it holds.
+    room = 1 + min(SLOTS, step.tokens if step.decode else step.tokens // PREFILL_TILE)
+    if mixed and not step.decode:
+        cut = windows(group, jnp.asarray(slot + 1), groups=EXPERTS, subgroups=room, size=WINDOW)
+        places, rows = cut.source.shape[0], int(cut.groups.live) * WINDOW
     else:
-        # Subgroup 0 is the bare base. A compiled step has room for as many adapters as it may hold, not as it holds.
-        room = min(SLOTS, step.tokens if step.decode else step.tokens // PREFILL_TILE)
-        sizes = {"groups": EXPERTS, "subgroups": room + 1, "tile": tile, "subtile": subtile}
-        tiles = tile_map(group, jnp.asarray(slot + 1), **sizes)
-    pairs = np.unique(np.stack([ids.reshape(-1), slot]), axis=1).shape[1]
-    owned = int(np.sum(np.asarray(tiles.subgroup) >= 0))
-    return Grouping(tiles.source.shape[0], int(tiles.live), owned, np.unique(ids).size, pairs)
+        tile, subtile = DECODE if step.decode else CHUNKS
+        if mixed:
+            sizes = {"subgroups": room, "tile": tile, "subtile": subtile}
+            tiles = tile_map(group, jnp.asarray(slot + 1), groups=EXPERTS, **sizes)
+        else:
+            tiles = tile_map(group, groups=EXPERTS, tile=tile)
+        places, rows = tiles.source.shape[0], int(tiles.live) * tile
+    pairs = np.unique(np.stack([ids, slot]), axis=1).shape[1]
+    return Grouping(places, rows, np.unique(ids).size, pairs)
 
 
 def dense(step: Step) -> list[Term]:
@@ -135,17 +142,19 @@ def layer_terms(step: Step, form: str, schedules: dict[str, Schedule]) -> list[T
     """What one layer runs, in order. `form` is one of `FORMS`; `schedules` are by name of the case."""
     kind = "decode" if step.decode else "prefill"
     same = {"v": "k"}  # shapes
-    terms = [*dense(step), attention(step, schedules)]
+    terms = [*dense(step), attention(step)]
     if form != "base":
-        terms += [lora(step, f"{site} LoRA", SITES[site], schedules[f"{kind}/{same.get(site, site)}"]) for site in SITES]
+        terms += [
+            lora(step, f"{site} LoRA", SITES[site], schedules[f"{kind}/{same.get(site, site)}"]) for site in SITES
+        ]
     if form == "shared_hidden":
         shrink, expand = schedules[f"{kind}/shrink"], schedules[f"{kind}/expand"]
         terms += [lora(step, f"{site} shrink", (HIDDEN, 0), shrink) for site in ("gate", "up")]
         terms += [lora(step, "down expand", (0, HIDDEN), expand)]
-    return terms + experts(step, form, schedules) + around_experts(step, form)
+    return terms + experts(step, form) + around_experts(step, form)
 
 
-def attention(step: Step, schedules: dict[str, Schedule]) -> Term:
+def attention(step: Step) -> Term:
     """Queries in, outputs out, keys and values of every earlier token of each sequence."""
     keys = step.tokens * ((step.context + 1) if step.decode else 1)
     seen = step.tokens * (step.context + 1 if step.decode else (PREFILL_TILE + 1) / 2)
@@ -153,35 +162,33 @@ def attention(step: Step, schedules: dict[str, Schedule]) -> Term:
     return Term("attention", bytes=moved, flops=seen * 4 * HEADS * HEAD)
 
 
-DECODE_SIZES, PREFILL_SIZES = (8, 8), (128, 16)
+def experts(step: Step, form: str) -> list[Term]:
+    """The three projections of the experts: matrices of every expert hit, rows in and out, factors of every pair.
 
-
-def sizes(step: Step, form: str) -> Grouping:
-    tile, subtile = DECODE_SIZES if step.decode else PREFILL_SIZES
-    return grouping(step, tile, subtile if form != "base" else None), tile
-
-
-def experts(step: Step, form: str, schedules: dict[str, Schedule]) -> list[Term]:
-    """The three projections of the experts: matrices of every expert hit, rows in and out, factors of every pair."""
-    found, tile = sizes(step, form)
-    terms = []
+    Arithmetic: the products of LoRA inside are left out, which the matrix units would do beside the matrices' own.
+    """
+    found, terms = grouping(step, form != "base"), []
     for site, (inner, outer) in EXPERT_SITES.items():
-        rows = found.tiles * tile
-        moved = 2 * found.experts * inner * outer + 2 * rows * (inner + outer)
+        moved = 2 * found.experts * inner * outer + 2 * found.rows * (inner + outer)
         if form == "per_expert":
             moved += 2 * found.pairs * RANK * (inner + outer)
         if form == "shared_hidden":
-            moved += 2 * found.pairs * RANK * EXPERT_HIDDEN + 2 * rows * RANK
-        terms.append(Term(f"experts {site}", bytes=moved, flops=2 * rows * inner * outer))
+            moved += 2 * found.pairs * RANK * EXPERT_HIDDEN + 2 * found.rows * RANK
+        terms.append(Term(f"experts {site}", bytes=moved, flops=2 * found.rows * inner * outer))
     return terms
 
 
 def around_experts(step: Step, form: str) -> list[Term]:
-    """Rows to their places, the gated activation, and back to the tokens, as few bytes as they can be."""
-    found, tile = sizes(step, form)
-    copies = step.tokens * CHOSEN
+    """Rows to their places, the gated activation, and back to the tokens, in as few bytes as can be.
+
+    Where the hidden-side factor is shared, the shrunk rows of gate and up go along, those of down come back, and the
+    expanded ones of down are added to the sum.
+    """
+    found, copies = grouping(step, form != "base"), step.tokens * CHOSEN
+    shared = form == "shared_hidden"
+    shrunk = RANK * shared
     return [
-        Term("dispatch", bytes=2 * HIDDEN * (step.tokens + found.places)),
+        Term("dispatch", bytes=2 * (HIDDEN + 2 * shrunk) * (step.tokens + found.places)),
         Term("activation", bytes=2 * 3 * EXPERT_HIDDEN * found.places),
-        Term("combine", bytes=HIDDEN * (2 * copies + 4 * step.tokens)),
+        Term("combine", bytes=(HIDDEN + shrunk) * (2 * copies + 4 * step.tokens) + 4 * HIDDEN * step.tokens * shared),
     ]
