@@ -9,6 +9,8 @@ from typing import Literal
 Precision = Literal["float32", "bfloat16"]
 ExpertForm = Literal["per_expert", "shared_hidden"]
 Method = Literal["lora", "rslora"]
+# What a backward pass computes again instead of keeping it: nothing, or every layer from its input.
+Remat = Literal["none", "full"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,7 @@ class TrainConfig:
     evaluate_every: int = 0
     page_size: int = 32
     precision: Precision = "float32"
+    remat: Remat = "none"
     seed: int = 0
 
 

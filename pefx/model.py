@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int32
 from kernels.rows import Rows
 from pefx.batch import KVPool, TokenBatch
 from pefx.compiler import layers_at_once
-from pefx.config import ModelConfig
+from pefx.config import ModelConfig, Remat
 from pefx.layers.attention import Attention, attention
 from pefx.layers.linear import Adapters, linear
 from pefx.layers.mlp import Mlp, mlp
@@ -44,6 +44,10 @@ class AdapterBank(Protocol):
     def scanned(self, sites: range, kind: str) -> dict[str, dict[str, Array]]: ...
 
     def at(self, layer: Int32[Array, ""], kind: str, scanned: dict[str, dict[str, Array]]) -> Adapters: ...
+
+
+# What the backward pass finds of a layer besides its input, by `Remat`; None: whatever it asks for.
+SAVED = {"none": None, "full": jax.checkpoint_policies.nothing_saveable}
 
 
 class Block(nnx.Module):
@@ -94,11 +98,17 @@ def abstract_base(config: ModelConfig) -> Base:
 
 
 def forward(
-    base: Base, bank: AdapterBank | None, batch: TokenBatch, kv: KVPool, routes: Int32[Array, "Lm T k"] | None = None
+    base: Base,
+    bank: AdapterBank | None,
+    batch: TokenBatch,
+    kv: KVPool,
+    routes: Int32[Array, "Lm T k"] | None = None,
+    remat: Remat = "none",
 ) -> tuple[Float[Array, "T D"], KVPool, Routes]:
     """Final hidden states of every token, the pool with this step's keys and values, and the routes taken.
 
-    `routes` are recorded expert ids to replay (-1: route live). A bank of None is the bare base.
+    `routes` are recorded expert ids to replay (-1: route live). A bank of None is the bare base. `remat` says what a
+    backward pass computes again instead of keeping it.
     """
     config = base.config
     rows = None if bank is None else batch.by_slot()
@@ -117,6 +127,8 @@ def forward(
         else:
             replay = routes[own.start : own.stop]
         step = _LayerStep(config, bank, batch, rows, turn, places, segment.experts, dense)
+        if SAVED[remat] is not None:
+            step = jax.checkpoint(step, policy=SAVED[remat])
         first = jnp.asarray([run.start, own.start], jnp.int32)
         count = jnp.arange(len(run), dtype=jnp.int32)
         (x, kv), (ids, load) = jax.lax.scan(
@@ -138,7 +150,7 @@ def forward(
     return hidden, kv, Routes(jnp.concatenate(taken), jnp.concatenate(loads))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _LayerStep:
     """The body scanned over the layers of a segment, with what all of them share."""
 

@@ -61,7 +61,7 @@ def tile_of(page_size: int) -> int:
 
 
 def span_rows(spans: Sequence[Span], sizes: Sizes) -> list[int]:
-    """First batch row of each span: spans of one token first fill the singles. Raises PefxError where they do not fit."""
+    """First batch row of each span: spans of one token fill the singles first. Raises PefxError if they do not fit."""
     rows, single, at = [], 0, sizes.singles
     for span in spans:
         if len(span.tokens) == 1 and single < sizes.singles:

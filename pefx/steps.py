@@ -18,6 +18,7 @@ from kernels.rows import rows_of
 from pefx.adapters.bank import ActiveSlots, Bank
 from pefx.batch import Array, KVPool, TokenBatch
 from pefx.compiler import jit
+from pefx.config import Remat
 from pefx.losses import balance, cross_entropy, token_logprobs
 from pefx.mesh import DATA, by_page, by_row, by_slot, over_shards, sharded, whole
 from pefx.model import AdapterBank, Base, Routes, forward, unembed
@@ -109,8 +110,10 @@ def _fresh_pool(base: Base, batch: TokenBatch) -> KVPool:
     return KVPool.zeros(base.config, batch.tokens.shape[0] // batch.page_size, batch.page_size)
 
 
-def _teacher_forced(base: Base, bank: AdapterBank | None, batch: TrainBatch) -> tuple[Float[Array, "T"], Routes]:
-    hidden, _, routes = forward(base, bank, batch.tokens, _fresh_pool(base, batch.tokens))
+def _teacher_forced(
+    base: Base, bank: AdapterBank | None, batch: TrainBatch, remat: Remat = "none"
+) -> tuple[Float[Array, "T"], Routes]:
+    hidden, _, routes = forward(base, bank, batch.tokens, _fresh_pool(base, batch.tokens), remat=remat)
     logits = unembed(base, bank, hidden, batch.tokens.by_slot())
     return token_logprobs(logits, batch.targets), routes
 
@@ -125,27 +128,29 @@ def score(base: Base, bank: Bank | None, batch: TrainBatch) -> Float[Array, "T"]
     return sharded(on_shard, (whole, by_slot, by_row), lambda specs: P(DATA))(base, bank, batch)
 
 
-@partial(jit, donate_argnames=("bank", "opt"))
+@partial(jit, donate_argnames=("bank", "opt"), static_argnames="remat")
 def train_step(
-    base: Base, bank: Bank, opt: OptState, batch: TrainBatch, hyper: TrainHyper
+    base: Base, bank: Bank, opt: OptState, batch: TrainBatch, hyper: TrainHyper, *, remat: Remat = "none"
 ) -> tuple[Bank, OptState, TrainMetrics]:
     """One step of every active adapter on its own rows, with its own loss, clip, rate and count.
 
     `batch.tokens.slots` index `hyper.slots`. Each adapter's gradient sum joins what its slot has accumulated; where
     `hyper.apply`, the slot is updated by the mean over the accumulated weight. Other slots do not change by a bit.
-    On a mesh all slots are counted within their shard.
+    On a mesh all slots are counted within their shard. `remat` trades time for memory: see `pefx.config.Remat`.
     """
-    run = sharded(_train_shard, (whole, by_slot, by_slot, by_row, by_row), lambda specs: (*specs[1:3], P(DATA)))
+    run = sharded(
+        partial(_train_shard, remat), (whole, by_slot, by_slot, by_row, by_row), lambda specs: (*specs[1:3], P(DATA))
+    )
     return run(base, bank, opt, batch, hyper)
 
 
-def _train_shard(base: Base, bank: Bank, opt: OptState, batch: TrainBatch, hyper: TrainHyper):
+def _train_shard(remat: Remat, base: Base, bank: Bank, opt: OptState, batch: TrainBatch, hyper: TrainHyper):
     """`train_step` on one shard's slots and rows."""
     asked, hyper = hyper.slots.shape[0], _never_one(hyper, bank.slots)
     active, count = bank.take(hyper.slots), hyper.slots.shape[0]
 
     def loss(factors):
-        logprobs, _ = _teacher_forced(base, ActiveSlots(factors, active.scales), batch)
+        logprobs, _ = _teacher_forced(base, ActiveSlots(factors, active.scales), batch, remat)
         sums, weight = cross_entropy(logprobs, batch.weights, batch.tokens.slots, count)
         return jnp.sum(sums), (sums, weight, logprobs)
 
@@ -164,13 +169,13 @@ def _never_one(hyper: TrainHyper, slots: int) -> TrainHyper:
     return replace(two, slots=two.slots.at[1].set(slots))
 
 
-@partial(jit, donate_argnames=("base", "opt"))
+@partial(jit, donate_argnames=("base", "opt"), static_argnames="remat")
 def pretrain_step(
-    base: Base, opt: optax.OptState, batch: TrainBatch, hyper: Hyper
+    base: Base, opt: optax.OptState, batch: TrainBatch, hyper: Hyper, *, remat: Remat = "none"
 ) -> tuple[Base, optax.OptState, PretrainMetrics]:
     """One AdamW step of the base itself (`opt` from `init_pretrain`); only matrices decay. `hyper` holds scalars."""
 
-    run = sharded(_pretrain_shard, (whole, by_row), lambda specs: (specs[0], P()))
+    run = sharded(partial(_pretrain_shard, remat), (whole, by_row), lambda specs: (specs[0], P()))
     gradient, metrics = run(base, batch)
     with jax.numpy_dtype_promotion("standard"):  # as in pefx.optim
         updates, opt = _pretrain_optimizer(hyper).update(gradient, opt, cast(optax.Params, base))
@@ -178,13 +183,13 @@ def pretrain_step(
     return base, opt, metrics
 
 
-def _pretrain_shard(base: Base, batch: TrainBatch) -> tuple[Base, PretrainMetrics]:
+def _pretrain_shard(remat: Remat, base: Base, batch: TrainBatch) -> tuple[Base, PretrainMetrics]:
     """The gradient of the whole batch's mean, from one shard's rows and those of the others."""
     total = jnp.maximum(over_shards(jnp.sum(batch.weights)), 1e-30)
     shards = over_shards(jnp.ones((), jnp.float32))
 
     def loss(base):
-        logprobs, routes = _teacher_forced(base, None, batch)
+        logprobs, routes = _teacher_forced(base, None, batch, remat)
         nats = -jnp.sum(logprobs * batch.weights) / total
         even = balance(routes.load, routes.ids, (batch.tokens.positions >= 0).astype(jnp.float32)) / shards
         return nats + BALANCE * even, (nats, even)

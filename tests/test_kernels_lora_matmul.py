@@ -8,69 +8,39 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.factors import Factors
-from kernels.lora_matmul.api import lora_matmul
-from kernels.lora_matmul.reference import lora_matmul as reference
-from kernels.rows import rows_of
+from kernels.lora_matmul import reference
+from kernels.lora_matmul.api import expand, shrink
 from pefx.adapters.bank import padded_rank
 from pefx.compiler import jit
+from tests.lora_cases import Layout, assert_close, assert_like_the_reference, assert_same_bits_of, oracle
 
-SINGLES, TILES, TILE, SLOTS, LAYERS = 13, 8, 4, 50, 2
-ROWS = SINGLES + TILES * TILE
+LAYOUT = Layout(singles=13, tiles=8, tile=4, slots=50)
 # (in, out, padded rank): odd widths, wide to narrow and back.
 SIZES = [(33, 17, 8), (7, 65, 24), (5, 3, 64)]
 
-
-@jit
-def _kernel(y, x, a, b, scales, slots, offset, dy):
-    rows = rows_of(slots, SINGLES, TILE)
-    y, pull = jax.vjp(lambda y, x, a, b: lora_matmul(y, x, Factors(a, b, scales, offset), rows), y, x, a, b)
-    return y, *pull(dy)
+_kernel, _oracle = jit(LAYOUT.kernel), jit(oracle)
 
 
 @jit
-def _oracle(y, x, a, b, scales, slots, offset, dy):
+def _halves(y, x, a, b, scales, slots, offset, dy):
+    """The product as its two halves: z, the sum, and the gradients of x, a and b."""
+    rows = LAYOUT.rows_of(slots)
+    z, pull_z = jax.vjp(lambda x, a: shrink(x, Factors(a, None, scales, offset), rows), x, a)
+    delta, pull = jax.vjp(lambda z, b: expand(z, Factors(None, b, scales, offset), rows), z, b)
+    dz, db = pull(dy)
+    return z, delta, jnp.where((slots >= 0)[:, None], y + delta, y), *pull_z(dz), db
+
+
+@jit
+def _oracle_of_halves(x, a, b, scales, slots, offset):
     folded = jnp.where(slots < 0, -1, offset + slots)
-    every = jnp.tile(scales, a.shape[0] // scales.shape[0])
-    run = lambda y, x, a, b: y + reference(x, a, b, every, folded)  # noqa: E731
-    y, pull = jax.vjp(run, y, x.astype(jnp.float32), a, b)
-    return y, *pull(dy)
-
-
-def draw_slots(data: st.DataObject) -> np.ndarray:
-    """Slot of every row: empty slots, one giant slot, all singletons, or any; some rows of nobody."""
-    groups = SINGLES + TILES
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), "slots"))
-    kind = data.draw(st.sampled_from(["any", "giant", "singletons", "few", "nobody"]))
-    if kind == "singletons":
-        return spread(rng.permutation(SLOTS)[:groups])
-    some = {"any": SLOTS, "few": 3, "giant": 1, "nobody": 0}[kind]
-    slots = rng.choice(np.append(rng.permutation(SLOTS)[:some], -1 if kind == "nobody" else []), groups)
-    return spread(np.where(rng.random(groups) < (0.0 if kind == "giant" else 0.15), -1, slots))
-
-
-def spread(owners: np.ndarray) -> np.ndarray:
-    """The owner of every row, from those of single rows and tiles."""
-    return np.append(owners[:SINGLES], np.repeat(owners[SINGLES:], TILE)).astype(np.int32)
+    z = reference.shrink(x, a, jnp.tile(scales, a.shape[0] // scales.shape[0]), folded)
+    return z, reference.expand(z, b, folded)
 
 
 def draw_case(data: st.DataObject, size, dtype):
-    d, f, padded = size
-    rank = data.draw(st.sampled_from([r for r in range(1, 65) if padded_rank(r) == padded]), "rank")
-    rng = np.random.default_rng(data.draw(st.integers(0, 99), "numbers"))
-    a = rng.normal(size=(LAYERS * SLOTS, padded, d)).astype(np.float32)
-    b = rng.normal(size=(LAYERS * SLOTS, padded, f)).astype(np.float32)
-    a[:, rank:], b[:, rank:] = 0, 0
-    x, (y, dy) = rng.normal(size=(ROWS, d)), rng.normal(size=(2, ROWS, f)).astype(np.float32)
-    scales = rng.uniform(0.5, 2, SLOTS).astype(np.float32)
-    offset = np.int32(SLOTS * data.draw(st.integers(0, LAYERS - 1), "layer"))
-    return rank, (y, jnp.asarray(x, dtype), a, b, scales, draw_slots(data), offset, dy)
-
-
-def assert_close(got, want, dtype):
-    """Within rounding of the largest entry."""
-    got, want = np.asarray(got, np.float32), np.asarray(want, np.float32)
-    tolerance = 1e-5 if dtype == jnp.float32 else 3e-2
-    np.testing.assert_allclose(got, want, rtol=0, atol=tolerance * max(1.0, np.abs(want).max()))
+    rank = data.draw(st.sampled_from([r for r in range(1, 65) if padded_rank(r) == size[2]]), "rank")
+    return rank, LAYOUT.draw_numbers(data, size, rank, dtype)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
@@ -79,35 +49,35 @@ def assert_close(got, want, dtype):
 @given(data=st.data())
 def test_values_and_gradients_are_those_of_the_reference(dtype, size, data):
     rank, case = draw_case(data, size, dtype)
-    got, want = _kernel(*case), _oracle(*case)
-    assert [g.dtype for g in got] == [jnp.float32, jnp.float32, dtype, jnp.float32, jnp.float32]
-    for g, w in zip(got, want, strict=True):
-        assert_close(g, w, dtype)
-    y, _, dx, da, db = (np.asarray(g, np.float32) for g in got)
-    slots, offset = case[5], int(case[6])
-    np.testing.assert_array_equal(y[slots < 0], case[0][slots < 0])
-    assert not dx[slots < 0].any()
-    idle = np.setdiff1d(np.arange(LAYERS * SLOTS), offset + slots[slots >= 0])
-    assert not da[idle].any()
-    assert not db[idle].any()
-    assert not da[:, rank:].any()
-    assert not db[:, rank:].any()
+    assert_like_the_reference(_kernel(*case), _oracle(*case), case, rank, dtype)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 @settings(max_examples=15)
 @given(data=st.data())
 def test_a_slots_bits_do_not_depend_on_the_others(dtype, data):
-    _, (y, x, a, b, scales, slots, offset, dy) = draw_case(data, SIZES[0], dtype)
-    slot = data.draw(st.integers(0, SLOTS - 1))
-    slots[:3], slots[SINGLES : SINGLES + 2 * TILE] = slot, slot
-    mine = slots == slot
-    alone = np.where(mine, slot, -1).astype(np.int32)
+    _, case = draw_case(data, SIZES[0], dtype)
+    slot = data.draw(st.integers(0, LAYOUT.slots - 1))
+    slots = case[5]
+    slots[:3], slots[LAYOUT.singles : LAYOUT.singles + 2 * LAYOUT.tile] = slot, slot
     # What the others hold must not matter, not even where it is no number.
-    noise = jnp.where(mine[:, None], x, jnp.asarray(np.nan, dtype))
-    at = int(offset) + slot
-    spoiled = [np.where(np.arange(len(f)).reshape(-1, 1, 1) == at, f, np.float32(np.nan)) for f in (a, b)]
-    together = _kernel(y, x, a, b, scales, slots, offset, dy)
-    apart = _kernel(y, noise, *spoiled, scales, alone, offset, np.where(mine[:, None], dy, np.float32(np.nan)))
-    for t, s, index in zip(together, apart, (mine, mine, mine, at, at), strict=True):
-        np.testing.assert_array_equal(np.asarray(t)[index], np.asarray(s)[index])
+    assert_same_bits_of(slot, _kernel(*case), _kernel(*LAYOUT.only(slot, case, dtype)), case)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@settings(max_examples=15)
+@given(data=st.data())
+def test_the_halves_make_the_whole(dtype, data):
+    _, case = draw_case(data, SIZES[0], dtype)
+    _, x, a, b, scales, slots, offset, _ = case
+    z, delta, y, dx, da, db = _halves(*case)
+    whole = _kernel(*case)
+    assert z.dtype == dtype
+    assert delta.dtype == jnp.float32
+    for got, want in zip((z, delta), _oracle_of_halves(x, a, b, scales, slots, offset), strict=True):
+        assert_close(got, want, dtype)
+        assert not np.asarray(got, np.float32)[slots < 0].any()
+    np.testing.assert_array_equal(y, whole[0])
+    for got, want in zip((dx, da, db), whole[2:], strict=True):
+        assert got.dtype == want.dtype
+        assert_close(got, want, dtype)

@@ -25,10 +25,10 @@ PAGE, SPEC = 32, AdapterSpec(rank=4)
 
 
 def test_buckets_are_few_and_hold_everything():
-    assert buckets(256, 32) == [64, 256]
-    assert buckets(32, 8) == [8, 32]
-    assert buckets(3, 8) == [8]
-    assert [fit(n, buckets(256, 32)) for n in (1, 64, 65, 256)] == [64, 64, 256, 256]
+    assert buckets(256, 32, 4) == [64, 256]
+    assert buckets(32, 8, 2) == [8, 16, 32]
+    assert buckets(3, 8, 4) == [8]
+    assert [fit(n, buckets(256, 32, 4)) for n in (1, 64, 65, 256)] == [64, 64, 256, 256]
 
 
 @pytest.fixture(scope="module")

@@ -58,3 +58,35 @@ def test_a_base_learns():
         base, opt, metrics = pretrain_step(base, opt, batch, hyper)
         losses.append(float(metrics.loss))
     assert losses[-1] < losses[0]
+
+
+def test_layers_computed_again_save_memory_and_change_no_gradient():
+    base, batch = make_base(), train_batch(_items(4), TOKENS, PLACES)
+
+    def step(remat):
+        bank = make_bank(4)
+        args = (base, bank, init_opt(bank), batch, _hyper([0, 1, 2, 3]))
+        memory = train_step.jitted().lower(*args, remat=remat).compile().memory_analysis().temp_size_in_bytes
+        return memory, train_step(*args, remat=remat)
+
+    (kept, (_, opt, metrics)), (less, (_, again_opt, again)) = step("none"), step("full")
+    assert less < kept
+    assert np.asarray(metrics.logprobs).tobytes() == np.asarray(again.logprobs).tobytes()
+    for one, two in zip(jax.tree.leaves(opt), jax.tree.leaves(again_opt), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-7)
+
+
+def test_steps_of_one_shape_are_compiled_once():
+    base, bank = make_base(), make_bank(5)
+    opt, compiled = init_opt(bank), []
+    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: compiled.append(name))
+    try:
+        for slots in ([0, 1], [3, 2], [4, 5]):  # other slots, other lengths, padding
+            batch = train_batch(_items(len(slots))[: len(slots)], TOKENS, PLACES)
+            bank, opt, _ = train_step(base, bank, opt, batch, _hyper(slots))
+            score(base, bank, batch)
+            if slots == [0, 1]:
+                compiled.clear()
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not [name for name in compiled if "backend_compile" in name]

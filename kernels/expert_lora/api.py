@@ -21,7 +21,7 @@ def expert_lora(
 
     `tiles` groups by expert (matrix `offset + e`), subgroup 0 the bare base and s + 1 slot s. Factors have an expert
     axis; one that a layer's experts share stays outside: without `a` the shrunk, scaled rows come as `z`; without `b`
-    y is the base's, and the shrunk rows are returned beside it for the caller to expand (zeros where a row has no slot).
+    y is the base's, and the shrunk rows are returned beside it to be expanded outside (zeros where a row has no slot).
     Rows of the bare base keep the bits of `grouped_matmul`. Differentiable in x, z, a and b; `w` is frozen.
     """
     return _forward(x, z, w, factors, tiles, offset)[0]

@@ -13,7 +13,7 @@ def expert_lora(
     expert: Int32[Array, "M"],
     slots: Int32[Array, "M"],
 ) -> tuple[Float[Array, "M F"] | Float[Array, ""], Float[Array, "M R"]]:
-    """`z[m] = scales[s] (x[m] a[s, e]^T)` unless given, and `z[m] b[s, e]` (0 without b); zeros without a slot. Float32.
+    """`z[m] = scales[s] (x[m] a[s, e]^T)` unless given, and `z[m] b[s, e]` (0 without b); 0 without a slot. Float32.
 
     A factor without an expert axis is shared by the experts. `factors.offset` is not looked at.
     """

@@ -31,13 +31,17 @@ def forward(x, z, w, factors: Factors, tiles: TileMap, offset):
     """The projection of the buffer and its shrunk, scaled rows `z [NB, R]`, in x's type."""
     y = grouped_matmul.forward(x, w, tiles, offset)
     pairs, rows = by_pair(factors, tiles)
-    if factors.a is not None:
-        z = take_rows(lora_matmul.shrink(take_rows(x, tiles.place), pairs, rows), tiles.source)
-    if factors.b is not None:
+    mine = take_rows(x, tiles.place)
+    if factors.b is None:
+        return y.astype(x.dtype), take_rows(lora_matmul.shrink(mine, pairs, rows), tiles.source)
+    total = take_rows(y, tiles.place)
+    if factors.a is None:
         delta = lora_matmul.products(take_rows(z, tiles.place), pairs, rows)
-        adapted = take_rows(rows.owner >= 0, tiles.source)[:, None]
-        y = jnp.where(adapted, y + take_rows(delta, tiles.source), y)
-    return y.astype(x.dtype), z
+        total = jnp.where(lora_matmul.live_rows(rows), total + delta, total)
+    else:
+        total, shrunk = lora_matmul.forward(total, mine, pairs, rows)
+        z = take_rows(shrunk, tiles.source)
+    return take_rows(total.astype(x.dtype), tiles.source), z
 
 
 def backward(x, w, factors: Factors, tiles: TileMap, offset, z, cotangents):

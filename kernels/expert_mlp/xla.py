@@ -206,7 +206,7 @@ def pull(site: str, rows: Rows, factors: Factors, at: Window, tables):
 
 
 def backward(x, matrices: Matrices, adapters: Sites, windows: Windows, kept, cotangents):
-    """Gradients of x, of the rows that came shrunk, and of the adapters' factors (a `Factors` for each that has one)."""
+    """Gradients of x, of the rows that came shrunk, and of the factors (a `Factors` for each that has one)."""
     dy, dzdown = cotangents
     own = {site: f for site, f in zip(SITES, adapters) if f is not None}
     inward = [site for site in own if site != "down"]

@@ -42,7 +42,7 @@ lora_matmul.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def shrink(x: Float[Array, "T D"], factors: Factors, rows: Rows) -> Float[Array, "T R"]:
-    """`scales[s] x a[s]^T` of each row's own slot in x's dtype; exact zeros where a row has no slot. `factors.b` is None.
+    """`scales[s] x a[s]^T` of each row's own slot, in x's dtype; exact zeros where there is none. `factors.b` is None.
 
     Differentiable in x and the factor a.
     """
@@ -64,7 +64,7 @@ shrink.defvjp(_shrink_forward, _shrink_backward)
 
 @jax.custom_vjp
 def expand(z: Float[Array, "T R"], factors: Factors, rows: Rows) -> Float[Array, "T F"]:
-    """Float32 `z b[s]` of each row's own slot; exact zeros where a row has no slot. `factors.a` is None.
+    """Float32 `z b[s]` of each row's own slot; exact zeros where there is none. `factors.a` is None.
 
     Differentiable in z and the factor b.
     """

@@ -12,92 +12,88 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.lora_matmul.pallas_blocks import CHUNK, Form, call, chunks, dot
-
-PREFETCHED = 4
+from kernels.lora_matmul.pallas_blocks import CHUNK, Axis, Form, Operands, Plan, call, chunks, dot
 
 
-def run_backward(form: Form, at, scale, *, x=None, a=None, dz=None, z=None, b=None, dy=None, onto=(None, None)):
+def run_backward(form: Form, at, scale, given: Operands, onto=None):
     """(dx, da, dz, db): what there is of them, from x, a and dz, or z, b and dy, or all but dz.
 
-    `x [T, D]` and `dy [T, F]` are of all rows, `z` and `dz [groups * tile, R]` of these. `at [groups]` is each tile's
-    row of the bank, -1 for none. dx is that of these rows only, zeros where there is no slot; da and db are float32,
-    of the whole bank. dz is given without x only: float32, zeros where there is no slot, before the scale. da and
-    db are added to those of `onto` where it is given, in order.
+    All rows are these tiles' rows. `at [groups]` is each tile's row of the bank, -1 for none. Rows without a slot get
+    zeros. da and db are float32, of the whole bank, added in order to those of `onto` where it is given. dz is before
+    the scale, float32 where it is the result.
     """
     order = jnp.argsort(jnp.where(at < 0, jnp.iinfo(jnp.int32).max, at), stable=True).astype(jnp.int32)
     at, scale = at[order], scale[order]
-    live = jnp.sum(at >= 0, dtype=jnp.int32)
     # Tiles without a slot come last: nothing is read for them.
-    source = order[jnp.minimum(jnp.arange(form.groups, dtype=jnp.int32), jnp.maximum(live - 1, 0))]
+    last = jnp.maximum(jnp.sum(at >= 0, dtype=jnp.int32) - 1, 0)
+    source = order[jnp.minimum(jnp.arange(form.groups, dtype=jnp.int32), last)]
+    sums = [
+        None if factor is None else jnp.zeros(factor.shape, jnp.float32) if before is None else before
+        for factor, before in zip((given.a, given.b), onto or (None, None), strict=True)
+    ]
+    operands, results = _blocks(form, given, sums)
+    scratch = {"partial": pltpu.VMEM((form.rank, form.tile), jnp.float32)}
+    if given.x is not None:
+        scratch["dz_scaled"] = pltpu.VMEM((form.rank, form.tile), form.dtype)
+    for name, axis in (("da", form.inner), ("db", form.outer)):
+        if axis.blocks:
+            scratch[name + "_sums"] = pltpu.VMEM((axis.blocks, form.rank, axis.width), jnp.float32)
+            scratch[name + "_sent"] = pltpu.SemaphoreType.DMA((axis.blocks,))
+    updated = {"da_before": "da", "db_before": "db"}
+    plan = Plan((at, scale, order, source), operands, results, scratch, updated)
+    cost = form.cost(2, given.x, given.x, given.a, given.b, given.dy, *sums)
+    found = call(form, f"lora_run{form.part}_backward", partial(_body, onto is not None), plan, cost)
+    return tuple(found.get(name) for name in ("dx", "da", "dz", "db"))
 
-    def outer_block(t, j, at, _scale, _order, source):
-        return source[t], jnp.where(at[t] < 0, form.outer.blocks - 1, jnp.minimum(j, form.outer.blocks - 1))
 
-    def inner_block(t, j, at, _scale, _order, source):
+def _blocks(form, given, sums):
+    """Operands and results with their blocks.
+
+    Prefetched are, in the order of the grid: a tile's `at`, its scale, its number, and that of the tile to read from:
+    its own, or the last one's that has a slot.
+    """
+
+    def inner(t, j, at, _scale, _order, source):
         block = jnp.maximum(j - form.steps + form.inner.blocks, 0)
         return source[t], jnp.where(at[t] < 0, form.inner.blocks - 1, block)
 
-    def factor(axis, position):
-        last = lambda t, at: jnp.maximum(at[jnp.where(at[t] < 0, 0, t)], 0)  # noqa: E731
-        return pl.BlockSpec((1, form.rank, axis.width), lambda *p: (last(p[0], p[2]), 0, position(*p)[1]))
+    def outer(t, j, at, _scale, _order, source):
+        block = jnp.minimum(j, form.outer.blocks - 1)
+        return source[t], jnp.where(at[t] < 0, form.outer.blocks - 1, block)
 
     def written(t, j, _at, _scale, order, _source):
         return order[t], jnp.maximum(j - form.steps + form.inner.blocks, 0)
 
-    given = pl.BlockSpec((form.tile, form.rank), lambda *p: (p[5][p[0]], 0))
-    anywhere = pl.BlockSpec(memory_space=pl.ANY)
-    da, db = (
-        None if factor is None else jnp.zeros(factor.shape, jnp.float32) if before is None else before
-        for factor, before in zip((a, b), onto, strict=True)
-    )
+    def factor(axis, position):
+        def place(t, j, at, *prefetched):
+            return jnp.maximum(at[jnp.where(at[t] < 0, 0, t)], 0), 0, position(t, j, at, *prefetched)[1]
+
+        return pl.BlockSpec((1, form.rank, axis.width), place)
+
+    rank, anywhere = Axis(form.rank, 1), pl.BlockSpec(memory_space=pl.ANY)
     operands = {
-        "x": (x, form.rows_block(form.inner, inner_block)),
-        "a": (a, factor(form.inner, inner_block)),
-        "dz_in": (dz, given),
-        "z": (z, given),
-        "b": (b, factor(form.outer, outer_block)),
-        "dy": (dy, form.rows_block(form.outer, outer_block)),
-        "da_before": (da, anywhere),
-        "db_before": (db, anywhere),
+        "x": (given.x, form.rows_block(form.inner, inner)),
+        "a": (given.a, factor(form.inner, inner)),
+        "dz_in": (given.dz, form.rows_block(rank, inner)),
+        "z": (given.z, form.rows_block(rank, outer)),
+        "b": (given.b, factor(form.outer, outer)),
+        "dy": (given.dy, form.rows_block(form.outer, outer)),
+        "da_before": (sums[0], anywhere),
+        "db_before": (sums[1], anywhere),
     }
-    operands = {name: pair for name, pair in operands.items() if pair[0] is not None}
-    rows = form.groups * form.tile
-    results, scratch, aliases = {}, {"partial": pltpu.VMEM((form.rank, form.tile), jnp.float32)}, {}
-    if x is not None:
-        block = (form.tile, form.inner.width)
-        results["dx"] = (jax.ShapeDtypeStruct((rows, form.inner.total), x.dtype), pl.BlockSpec(block, written))
-        scratch["dz_scaled"] = pltpu.VMEM((form.rank, form.tile), form.dtype)
+    results = {}
+    if given.x is not None:
+        results["dx"] = (jax.ShapeDtypeStruct(given.x.shape, form.dtype), form.rows_block(form.inner, written))
     else:
-        dz_block = pl.BlockSpec((form.tile, form.rank), lambda *p: (p[4][p[0]], 0))
-        results["dz"] = (jax.ShapeDtypeStruct((rows, form.rank), jnp.float32), dz_block)
-    for name, axis, before in (("da", form.inner, da), ("db", form.outer, db)):
+        results["dz"] = (jax.ShapeDtypeStruct(given.z.shape, jnp.float32), form.rows_block(rank, written))
+    for name, before in zip(("da", "db"), sums, strict=True):
         if before is not None:
-            aliases[PREFETCHED + list(operands).index(name + "_before")] = len(results)
             results[name] = (jax.ShapeDtypeStruct(before.shape, jnp.float32), anywhere)
-            scratch[name + "_sums"] = pltpu.VMEM((axis.blocks, form.rank, axis.width), jnp.float32)
-            scratch[name + "_sent"] = pltpu.SemaphoreType.DMA((axis.blocks,))
-    found = call(
-        partial(_body, form, onto != (None, None), (*operands, *results, *scratch)),
-        "lora_run" + ("" if form.both else "_expand" if x is None else "_shrink") + "_backward",
-        pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=PREFETCHED,
-            grid=(form.groups, form.steps),
-            in_specs=[block for _, block in operands.values()],
-            out_specs=[block for _, block in results.values()],
-            scratch_shapes=list(scratch.values()),
-        ),
-        [shape for shape, _ in results.values()],
-        aliases,
-        form.cost(2, x, x, a, b, dy, da, db),
-    )(at, scale, order, source, *(array for array, _ in operands.values()))
-    found = dict(zip(results, found, strict=True))
-    return tuple(found.get(name) for name in ("dx", "da", "dz", "db"))
+    return operands, results
 
 
-def _body(form, onto, names, at, scale, _order, _source, *refs):
+def _body(onto, form, ref, at, scale, _order, _source):
     """One step of one tile."""
-    ref = dict(zip(names, refs, strict=True))
     t, j = pl.program_id(0), pl.program_id(1)
     live = at[t] >= 0
     if "dy" in ref:
@@ -135,7 +131,7 @@ def _body(form, onto, names, at, scale, _order, _source, *refs):
         for name in ("da", "db"):
             if name in ref:
                 for block in range(ref[name + "_sums"].shape[0]):
-                    _sending(*_target(ref, name), 0, block).wait()
+                    _sending(_target(ref, name), 0, block).wait()
 
 
 def _through_expand(form, j, part, scale, ref):
@@ -166,7 +162,7 @@ def _through_expand(form, j, part, scale, ref):
 
 
 def _add(form, onto, at, block, product, target):
-    """Add this tile's part of a factor's gradient to the sums of its slot; after the slot's last tile, send them off."""
+    """Add this tile's part of a factor's gradient to its slot's sums; after the slot's last tile, send them off."""
     sums = target[0]
     t, own = pl.program_id(0), at[pl.program_id(0)]
     before = jnp.maximum(t - 1, 0)
@@ -176,7 +172,7 @@ def _add(form, onto, at, block, product, target):
 
     @pl.when(first & (t > 0))
     def _free():
-        _sending(*target, at[before], block).wait()
+        _sending(target, at[before], block).wait()
 
     fresh = first
     if onto:
@@ -184,7 +180,7 @@ def _add(form, onto, at, block, product, target):
 
         @pl.when(first)
         def _fetch():
-            copy = _sending(*target, own, block, back=True)
+            copy = _sending(target, own, block, back=True)
             copy.start()
             copy.wait()
 
@@ -194,7 +190,7 @@ def _add(form, onto, at, block, product, target):
 
     @pl.when(last)
     def _send():
-        _sending(*target, own, block).start()
+        _sending(target, own, block).start()
 
 
 def _target(ref, name):
@@ -202,8 +198,9 @@ def _target(ref, name):
     return ref[name + "_sums"], ref[name], ref[name + "_sent"]
 
 
-def _sending(sums, bank, semaphores, own, block, back=False):
+def _sending(target, own, block, back=False):
     """The copy of a block of sums to its place in the bank's gradient, or back."""
+    sums, bank, semaphores = target
     width = sums.shape[2]
     place = bank.at[own] if sums.shape[0] == 1 else bank.at[own, :, pl.ds(block * width, width)]
     ends = (place, sums.at[block]) if back else (sums.at[block], place)

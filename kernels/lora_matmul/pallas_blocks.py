@@ -5,6 +5,7 @@ few rows is what streams through it. A row is a column of that product, so its b
 """
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,26 @@ def axis_of(factor, most: int) -> Axis:
     if factor is None:
         return Axis(0, 0)
     width = block_sizes.width_of_block(factor.shape[2], factor.shape[1], most)
+    if width is None:
+        raise ValueError(f"no block divides a factor of width {factor.shape[2]}")
     return Axis(width, factor.shape[2] // width)
+
+
+class Operands(NamedTuple):
+    """Arrays of one product and its gradients, those there are: rows, factors of the whole bank, and inner products."""
+
+    x: Any = None
+    a: Any = None
+    z: Any = None
+    b: Any = None
+    y: Any = None
+    dz: Any = None
+    dy: Any = None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, T."""
+        return next(array for array in (self.x, self.z) if array is not None).shape[0]
 
 
 @dataclass(frozen=True)
@@ -59,6 +79,11 @@ class Form:
     def both(self) -> bool:
         return bool(self.inner.blocks and self.outer.blocks)
 
+    @property
+    def part(self) -> str:
+        """What a kernel of half the product has in its name."""
+        return "" if self.both else "_shrink" if self.inner.blocks else "_expand"
+
     def rows_block(self, axis: Axis, position):
         """A block of the axis for one group's rows, in an array of all rows.
 
@@ -72,19 +97,19 @@ class Form:
 
         return pl.BlockSpec((pl.Element(self.tile), pl.Element(axis.width)), starts)
 
-    def cost(self, passes: int, *arrays) -> pl.CostEstimate:
-        """Of `passes` products each with a and b: what of the arrays these rows touch, at most."""
+    def cost(self, passes: int, *arrays, each=()) -> pl.CostEstimate:
+        """Of `passes` products each with a and b. These rows of the arrays are moved, a factor's slot for each group.
+
+        Of the factors in `each`, a slot is moved for each row.
+        """
         rows, columns = self.groups * self.tile, self.inner.total + self.outer.total
-        moved = sum(
-            min(a.shape[0], self.groups) * a.size // a.shape[0] * a.dtype.itemsize
-            if a.ndim == 3
-            else rows * a.shape[1] * a.dtype.itemsize
-            for a in arrays
-            if a is not None
-        )
-        return pl.CostEstimate(
-            flops=2 * passes * rows * self.rank * columns, transcendentals=0, bytes_accessed=int(moved)
-        )
+        moved = 0
+        for array, groups in [*((a, self.groups) for a in arrays), *((a, rows) for a in each)]:
+            if array is not None:
+                of_one = array.size // array.shape[0] * array.dtype.itemsize
+                moved += of_one * (groups if array.ndim == 3 else rows)
+        flops = 2 * passes * rows * self.rank * columns
+        return pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=moved)
 
 
 def dot(left, right, contract: tuple[int, int]):
@@ -99,19 +124,51 @@ def chunks(width: int, most: int) -> list[slice]:
     return [slice(start, min(start + most, width)) for start in range(0, width, most)]
 
 
-def call(body, name: str, spec, out_shape, aliases: dict[int, int], cost: pl.CostEstimate):
-    """The `pallas_call` of a kernel whose grid is walked in order."""
-    parameters = pltpu.CompilerParams(
-        dimension_semantics=("arbitrary",) * len(spec.grid),
-        disable_bounds_checks=True,
-    )
-    return pl.pallas_call(
-        body,
+@dataclass(frozen=True)
+class Plan:
+    """What a kernel reads and writes, by name, each with its blocks; what is None is left out.
+
+    `operands` are (array, block), `results` (shape, block), `updated` names the result that takes an operand's place.
+    """
+
+    prefetched: tuple[Any, ...]
+    operands: dict[str, tuple[Any, Any]]
+    results: dict[str, tuple[Any, Any]]
+    scratch: dict[str, Any]
+    updated: dict[str, str]
+
+
+def call(form: Form, name: str, body, plan: Plan, cost: pl.CostEstimate) -> dict[str, Any]:
+    """The results, by name, of `body(form, ref, *prefetched)` at each place of a grid walked in order.
+
+    `ref` holds the operands, results and scratch by name.
+    """
+    operands = {key: pair for key, pair in plan.operands.items() if pair[0] is not None}
+    names, n = (*operands, *plan.results, *plan.scratch), len(plan.prefetched)
+
+    def kernel(*refs):
+        body(form, dict(zip(names, refs[n:], strict=True)), *refs[:n])
+
+    found = pl.pallas_call(
+        kernel,
         name=name,
-        grid_spec=spec,
-        out_shape=out_shape,
-        input_output_aliases=aliases,
-        compiler_params=parameters,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=n,
+            grid=(form.groups, form.steps),
+            in_specs=[block for _, block in operands.values()],
+            out_specs=[block for _, block in plan.results.values()],
+            scratch_shapes=list(plan.scratch.values()),
+        ),
+        out_shape=[shape for shape, _ in plan.results.values()],
+        input_output_aliases={
+            n + k: list(plan.results).index(plan.updated[key])
+            for k, key in enumerate(operands)
+            if plan.updated.get(key) in plan.results
+        },
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("arbitrary", "arbitrary"), disable_bounds_checks=True
+        ),
         cost_estimate=cost,
         interpret=interpreter(),
-    )
+    )(*plan.prefetched, *(array for array, _ in operands.values()))
+    return dict(zip(plan.results, found, strict=True))

@@ -5,75 +5,51 @@ own, all eight of a step at once, while the step before computes. Every product 
 row chooses its own: a row never sees what another's slot holds, and is computed as in a tile.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.lora_matmul.pallas_blocks import Axis, Form, call, chunks, dot
+from kernels.lora_matmul.pallas_blocks import Axis, Form, Operands, Plan, call, chunks, dot
 
-PREFETCHED = 3
 ROW_CHUNK = 1024  # columns of eight rows at once
 
 
-def single_rows(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None):
+def single_rows(form: Form, at, scale, given: Operands):
     """(y plus deltas `[T, F]`, z `[T, R]`): what there is of them, from x and a, or z, and b if there is one.
 
     `at [groups * tile]` is each row's row of the bank, -1 for none, and `scale` its scale. y is updated in place;
     without it deltas are written with zeros where there is no slot, as z is. Only these first rows are written.
     """
-
-    def inner_block(g, j, *_):
-        return g, jnp.minimum(j, form.inner.blocks - 1)
-
-    def outer_block(g, j, *_):
-        return g, jnp.maximum(j - form.steps + form.outer.blocks, 0)
-
     inner = form.rows_block(Axis(form.rank, 1), lambda g, *_: (g, 0))
-    outer = form.rows_block(form.outer, outer_block)
+    outer = form.rows_block(form.outer, lambda g, j, *_: (g, jnp.maximum(j - form.steps + form.outer.blocks, 0)))
     bank = pl.BlockSpec(memory_space=pl.ANY)
-    full = jnp.all(at.reshape(form.groups, form.tile) >= 0, axis=1).astype(jnp.int32)
     operands = {
-        "x": (x, form.rows_block(form.inner, inner_block)),
-        "a": (a, bank),
-        "z": (z, inner),
-        "b": (b, bank),
-        "y": (y, outer),
+        "x": (given.x, form.rows_block(form.inner, lambda g, j, *_: (g, jnp.minimum(j, form.inner.blocks - 1)))),
+        "a": (given.a, bank),
+        "z": (given.z, inner),
+        "b": (given.b, bank),
+        "y": (given.y, outer),
     }
-    operands = {name: pair for name, pair in operands.items() if pair[0] is not None}
-    results, scratch, rows = {}, {}, (x if x is not None else z).shape[0]
-    if b is not None:
-        results["out"] = (jax.ShapeDtypeStruct((rows, form.outer.total), jnp.float32), outer)
-        scratch["b_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.outer.width), b.dtype)
+    results, scratch = {}, {}
+    if given.b is not None:
+        results["out"] = (jax.ShapeDtypeStruct((given.rows, form.outer.total), jnp.float32), outer)
+        scratch["b_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.outer.width), given.b.dtype)
         scratch["b_arrived"] = pltpu.SemaphoreType.DMA((2,))
-    if x is not None:
-        results["z_out"] = (jax.ShapeDtypeStruct((rows, form.rank), form.dtype), inner)
-        scratch["a_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.inner.width), a.dtype)
+    if given.x is not None:
+        results["z_out"] = (jax.ShapeDtypeStruct((given.rows, form.rank), form.dtype), inner)
+        scratch["a_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.inner.width), given.a.dtype)
         scratch["a_arrived"] = pltpu.SemaphoreType.DMA((2,))
         scratch["partial"] = pltpu.VMEM((form.tile * form.rank, form.tile), jnp.float32)
-    found = call(
-        partial(_body, form, (*operands, *results, *scratch)),
-        "lora_rows" + ("" if form.both else "_expand" if x is None else "_shrink"),
-        pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=PREFETCHED,
-            grid=(form.groups, form.steps),
-            in_specs=[block for _, block in operands.values()],
-            out_specs=[block for _, block in results.values()],
-            scratch_shapes=list(scratch.values()),
-        ),
-        [shape for shape, _ in results.values()],
-        {PREFETCHED + n: 0 for n, name in enumerate(operands) if name == "y"},
-        form.cost(1, x, y, results.get("out", (None,))[0]),
-    )(at, scale, full, *(array for array, _ in operands.values()))
-    found = dict(zip(results, found, strict=True))
+    full = jnp.all(at.reshape(form.groups, form.tile) >= 0, axis=1).astype(jnp.int32)
+    plan = Plan((at, scale, full), operands, results, scratch, {"y": "out"})
+    moved = form.cost(1, given.x, given.y, results.get("out", (None,))[0], each=(given.a, given.b))
+    found = call(form, "lora_rows" + form.part, _body, plan, moved)
     return found.get("out"), found.get("z_out")
 
 
-def _body(form, names, at, scale, full, *refs):
+def _body(form, ref, at, scale, full):
     """One step of one group of rows."""
-    ref = dict(zip(names, refs, strict=True))
     g, j = pl.program_id(0), pl.program_id(1)
     if "x" in ref:
 

@@ -4,19 +4,15 @@ The grid is (tiles, blocks): first x and a block by block into z, kept in VMEM, 
 factors are picked in place from the bank by its prefetched row of it.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.lora_matmul.pallas_blocks import CHUNK, Axis, Form, call, chunks, dot
-
-PREFETCHED = 4
+from kernels.lora_matmul.pallas_blocks import CHUNK, Axis, Form, Operands, Plan, call, chunks, dot
 
 
-def run(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, into=(None, None)):
+def run(form: Form, at, scale, given: Operands, into=(None, None)):
     """(y plus deltas `[T, F]`, z `[T, R]`): what there is of them, from x and a, or z, and b if there is one.
 
     `at [groups]` is each tile's row of the bank, -1 for none, and `scale [groups]` its scale. y is updated in place;
@@ -29,7 +25,8 @@ def run(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, into=(
         return visit[t], jnp.minimum(j, form.inner.blocks - 1), jnp.maximum(j - form.steps + form.outer.blocks, 0)
 
     def write(t, j, *prefetched):
-        return read(t, j, *prefetched) if y is not None else (t, 0, jnp.maximum(j - form.steps + form.outer.blocks, 0))
+        skipping = given.y is not None
+        return read(t, j, *prefetched) if skipping else (t, 0, jnp.maximum(j - form.steps + form.outer.blocks, 0))
 
     def factor(width, axis):
         return pl.BlockSpec((1, form.rank, width), lambda *p: (jnp.maximum(p[2][p[4][p[0]]], 0), 0, read(*p)[axis]))
@@ -39,40 +36,25 @@ def run(form: Form, at, scale, *, x=None, a=None, z=None, b=None, y=None, into=(
 
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     operands = {
-        "x": (x, form.rows_block(form.inner, lambda *p: read(*p)[:2])),
-        "a": (a, factor(form.inner.width, 1)),
-        "z": (z, inner(read)),
-        "b": (b, factor(form.outer.width, 2)),
-        "y": (y, form.rows_block(form.outer, lambda *p: read(*p)[::2])),
-        "into": (into[0] if y is None else None, anywhere),
+        "x": (given.x, form.rows_block(form.inner, lambda *p: read(*p)[:2])),
+        "a": (given.a, factor(form.inner.width, 1)),
+        "z": (given.z, inner(read)),
+        "b": (given.b, factor(form.outer.width, 2)),
+        "y": (given.y, form.rows_block(form.outer, lambda *p: read(*p)[::2])),
+        "out_into": (into[0] if given.y is None else None, anywhere),
         "z_into": (into[1], anywhere),
     }
-    operands = {name: pair for name, pair in operands.items() if pair[0] is not None}
-    results, rows = {}, (x if x is not None else z).shape[0]
-    if b is not None:
+    results = {}
+    if given.b is not None:
         block = form.rows_block(form.outer, lambda *p: write(*p)[::2])
-        results["out"] = (jax.ShapeDtypeStruct((rows, form.outer.total), jnp.float32), block)
-    if x is not None:
-        results["z_out"] = (jax.ShapeDtypeStruct((rows, form.rank), form.dtype), inner(write))
-    updated = {"y": "out", "into": "out", "z_into": "z_out"}
-    aliases = {
-        PREFETCHED + n: list(results).index(updated[name]) for n, name in enumerate(operands) if name in updated
-    }
-    found = call(
-        partial(_body, form, (*operands, *results)),
-        "lora_run" + ("" if form.both else "_expand" if x is None else "_shrink"),
-        pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=PREFETCHED,
-            grid=(form.groups, form.steps),
-            in_specs=[block for _, block in operands.values()],
-            out_specs=[block for _, block in results.values()],
-            scratch_shapes=[pltpu.VMEM((form.rank, form.tile), jnp.float32)],
-        ),
-        [shape for shape, _ in results.values()],
-        aliases,
-        form.cost(1, x, a, b, y, results.get("out", (None,))[0]),
-    )(at, scale, *stops(at, form.steps), *(array for array, _ in operands.values()))
-    found = dict(zip(results, found, strict=True))
+        results["out"] = (jax.ShapeDtypeStruct((given.rows, form.outer.total), jnp.float32), block)
+    if given.x is not None:
+        results["z_out"] = (jax.ShapeDtypeStruct((given.rows, form.rank), form.dtype), inner(write))
+    scratch = {"partial": pltpu.VMEM((form.rank, form.tile), jnp.float32)}
+    updated = {"y": "out", "out_into": "out", "z_into": "z_out"}
+    plan = Plan((at, scale, *stops(at, form.steps)), operands, results, scratch, updated)
+    moved = (given.x, given.a, given.b, given.y, results.get("out", (None,))[0])
+    found = call(form, "lora_run" + form.part, _body, plan, form.cost(1, *moved))
     return found.get("out"), found.get("z_out")
 
 
@@ -89,9 +71,8 @@ def stops(at, steps: int):
     return jnp.where(before < 0, first, before), hold
 
 
-def _body(form, names, at, scale, visit, _hold, *refs):
-    """One step of one tile. `names` are those of `refs` but the last, the sum over blocks of z^T."""
-    ref = dict(zip(names, refs[:-1], strict=True))
+def _body(form, ref, at, scale, visit, _hold):
+    """One step of one tile."""
     t, j = pl.program_id(0), pl.program_id(1)
     live = at[t] >= 0
     if "x" in ref:
@@ -99,7 +80,7 @@ def _body(form, names, at, scale, visit, _hold, *refs):
         @pl.when(live & (j < form.inner.blocks))
         def _shrink():
             factor = ref["a"][0].astype(form.dtype)
-            _accumulate(form, j, dot(factor, ref["x"][...], (1, 1)), scale[t], refs[-1], ref["z_out"])
+            _accumulate(form, j, dot(factor, ref["x"][...], (1, 1)), scale[t], ref["partial"], ref["z_out"])
 
     if "b" in ref:
 
@@ -133,7 +114,7 @@ def _accumulate(form, j, part, scale, partial_ref, z_ref):
 
 
 def _absent(ref, live, nobody):
-    """What a tile without a slot leaves: y as it is, or zeros. Where no tile has one (`nobody`), y must still be kept."""
+    """What a tile without a slot leaves: zeros, or y, which must be written only where no tile has one (`nobody`)."""
     if "y" in ref:
 
         @pl.when(nobody)

@@ -4,14 +4,14 @@ The contract is that of the portable form. A bank whose rank is no multiple of e
 allocate banks at such a rank.
 """
 
-from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 
 from kernels.factors import Factors
 from kernels.lora_matmul import block_sizes
 from kernels.lora_matmul.pallas_backward import run_backward
-from kernels.lora_matmul.pallas_blocks import SUBLANES, Form, axis_of
+from kernels.lora_matmul.pallas_blocks import SUBLANES, Form, Operands, axis_of
 from kernels.lora_matmul.pallas_rows import single_rows
 from kernels.lora_matmul.pallas_run import run
 from kernels.rows import Rows
@@ -72,43 +72,50 @@ def expand_backward(z, factors: Factors, rows: Rows, dy):
     return dz[:, : z.shape[1]].astype(z.dtype), _like(db, factors.b)
 
 
-def _product(rows: Rows, factors: Factors, x=None, z=None, y=None):
+def _product(rows: Rows, factors: Factors, x: Any = None, z: Any = None, y: Any = None) -> tuple[Any, Any]:
     """(out, z) of all rows, single rows padded to whole groups."""
     x, z, y = (_with_whole_groups(rows, array) for array in (x, z, y))
     a = _pad(factors.a, 1) if x is not None else None
     b = _pad(factors.b, 1) if y is not None or z is not None else None
+    given = Operands(x=x, a=a, z=z, b=b, y=y)
     at, scale = _looked_up(rows, factors)
     singles = _whole(rows.singles)
-    form = partial(_form, a, b, x if x is not None else z)
     found = (y, None)
     if singles:
         gap = singles - rows.singles
         own = jnp.pad(at[: rows.singles], (0, gap), constant_values=-1), jnp.pad(scale[: rows.singles], (0, gap))
-        groups = form(0, SUBLANES, singles // SUBLANES, block_sizes.OUTER_SINGLE)
-        found = single_rows(groups, *own, x=x, a=a, z=z, b=b, y=y)
+        form = _form(given, 0, SUBLANES, singles // SUBLANES, block_sizes.OUTER_SINGLE)
+        found = single_rows(form, *own, given)
     if rows.tiles:
-        own = at[rows.singles :], scale[rows.singles :]
-        y = None if y is None else found[0]
-        found = run(form(singles, rows.tile, rows.tiles), *own, x=x, a=a, z=z, b=b, y=y, into=found)
+        form = _form(given, singles, rows.tile, rows.tiles, block_sizes.OUTER)
+        if y is not None:
+            given = given._replace(y=found[0])
+        found = run(form, at[rows.singles :], scale[rows.singles :], given, into=found)
     return found
 
 
-def _gradients(rows: Rows, factors: Factors, x=None, dz=None, z=None, dy=None):
+def _gradients(rows: Rows, factors: Factors, x=None, dz=None, z=None, dy=None) -> tuple[Any, ...]:
     """(dx, da, dz, db) of all rows. A single row is the first of a tile of its own, the others of which are zeros."""
     a = _pad(factors.a, 1) if x is not None else None
     b = _pad(factors.b, 1) if dy is not None else None
     at, scale = _looked_up(rows, factors)
-    form = partial(_form, a, b, x if x is not None else z)
-    sums, of_rows = (None, None), []
+    sums, of_x, of_z = None, [], []
     for r, g, tile in rows.parts():
         own = {name: _tiles_of(array, r, tile) for name, array in (("x", x), ("dz", dz), ("z", z), ("dy", dy))}
-        groups = form(0, max(tile, SUBLANES), g.stop - g.start)
-        dx, da, dz_part, db = run_backward(groups, at[g], scale[g], a=a, b=b, onto=sums, **own)
-        part = dx if x is not None else dz_part
-        of_rows.append(part[::SUBLANES] if tile == 1 else part)
+        given = Operands(a=a, b=b, **own)
+        form = _form(given, 0, max(tile, SUBLANES), g.stop - g.start, block_sizes.OUTER)
+        dx, da, dz_own, db = run_backward(form, at[g], scale[g], given, onto=sums)
+        of_x.append(_rows_of(dx, tile))
+        of_z.append(_rows_of(dz_own, tile))
         sums = (da, db)
-    joined = jnp.concatenate(of_rows)
-    return (joined, sums[0], None, sums[1]) if x is not None else (None, None, joined, sums[1])
+    da, db = sums or (None, None)
+    dx, dz = (jnp.concatenate(parts) if parts[0] is not None else None for parts in (of_x, of_z))
+    return dx, da, dz, db
+
+
+def _rows_of(array, tile: int):
+    """Rows of tiles, or the one row of each tile that held a single one."""
+    return array[::SUBLANES] if array is not None and tile == 1 else array
 
 
 def _tiles_of(array, rows: slice, tile: int):
@@ -128,11 +135,12 @@ def _looked_up(rows: Rows, factors: Factors):
     return at, factors.scales[jnp.maximum(rows.owner, 0)]
 
 
-def _form(a, b, x, first: int, tile: int, groups: int, most: int = block_sizes.OUTER) -> Form:
-    """One kernel's form, of rows of x's dtype and padded factors; blocks of b of at most `most` columns."""
-    rank = (a if a is not None else b).shape[1]
-    inner, outer = axis_of(a, block_sizes.INNER), axis_of(b, most)
-    return Form(first, tile, groups, rank, x.dtype, inner, outer)
+def _form(given: Operands, first: int, tile: int, groups: int, most: int) -> Form:
+    """One kernel's form, of rows of x's or z's dtype; blocks of b of at most `most` columns."""
+    rank = next(factor for factor in (given.a, given.b) if factor is not None).shape[1]
+    dtype = next(array for array in (given.x, given.z) if array is not None).dtype
+    inner, outer = axis_of(given.a, block_sizes.INNER), axis_of(given.b, most)
+    return Form(first, tile, groups, rank, dtype, inner, outer)
 
 
 def _like(total, factor):
@@ -166,7 +174,7 @@ def _with_whole_groups(rows: Rows, array):
     return jnp.concatenate([array[: rows.singles], between, array[rows.singles :]])
 
 
-def _unpadded(rows: Rows, *arrays):
+def _unpadded(rows: Rows, *arrays) -> tuple[Any, ...]:
     """Without the rows of nobody."""
     gap = _whole(rows.singles) - rows.singles
     if not gap:

@@ -4,6 +4,7 @@ Bits of a row do not depend on its group's other rows: every product has at leas
 Bits of a slot's gradient do not depend on other slots: its groups hold its own rows only and are summed in order.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -11,11 +12,30 @@ from kernels.factors import Factors
 from kernels.rows import Rows
 from kernels.tiles import sum_by_group
 
+CHUNK = 8  # single rows taken at once
+
 
 def forward(y, x, factors: Factors, rows: Rows) -> tuple[Float[Array, "T F"], Array]:
     """`y` plus each row's delta, the bits of `y` where a row has no slot; and the inner products for `backward`."""
-    z = shrink(x, factors, rows)
-    return jnp.where(live_rows(rows), y + products(z, factors, rows), y), z
+    found = []
+    for r, g, m in rows.parts():
+        here, count = rows.owner[g], rows.owner[g].shape[0]
+        if m > 1 or count <= CHUNK or count % CHUNK:
+            found.append(one_part(x[r], here, m, factors))
+            continue
+        # A few rows' factors at a time: all of them are read, written and read again past the cache.
+        parts = x[r].reshape(-1, CHUNK, x.shape[-1]), here.reshape(-1, CHUNK)
+        z, delta = jax.lax.map(lambda part: one_part(*part, 1, factors), parts)
+        found.append((z.reshape(count, -1), delta.reshape(count, -1)))
+    z, delta = map(jnp.concatenate, zip(*found, strict=True))
+    return jnp.where(live_rows(rows), y + delta, y), z
+
+
+def one_part(x, slots, m, factors: Factors):
+    """The shrunk rows of groups of `m` rows, and their deltas: float32, any value where a row has no slot."""
+    z = dot("gmd,grd->gmr", grouped(x, m), of_slots(factors.a, slots, factors.offset, x.dtype))
+    z = ungrouped(scaled(z, slots, factors), m).astype(x.dtype)
+    return z, ungrouped(dot("gmr,grf->gmf", grouped(z, m), of_slots(factors.b, slots, factors.offset, x.dtype)), m)
 
 
 def shrink(x, factors: Factors, rows: Rows) -> Float[Array, "T R"]:

@@ -19,7 +19,7 @@ def dot(x: Float[Array, "T D"], w: Float[Array, "F D"]) -> Float[Array, "T F"]:
 def linear(
     x: Float[Array, "T D"], w: Float[Array, "F D"], factors: Factors | None, rows: Rows | None
 ) -> Float[Array, "T F"]:
-    """The base's projection plus each row's own adapter (`rows` owned by slots); others keep the base's bits. Float32."""
+    """The base's projection plus each row's own adapter (`rows` owned by slots); others keep its bits. Float32."""
     y = dot(x, w)
     if factors is None or rows is None:
         return y

@@ -11,7 +11,7 @@ from pefx.adapters.bank import Bank, load_adapter
 from pefx.adapters.methods import Adapter
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec
-from pefx.mesh import by_page, by_slot, place, whole
+from pefx.mesh import by_page, by_row, by_slot, place, whole
 from pefx.model import Base
 from pefx.packing import Sizes, beside, pack, span_rows, whole_pages
 from pefx.serving.scheduler import StepPlan, Wanted
@@ -20,11 +20,11 @@ from pefx.steps import ServePlan, ServeState, serve_step
 SMALLEST = 4  # single rows of the smallest step
 
 
-def buckets(largest: int, smallest: int) -> list[int]:
-    """Ascending sizes a step is padded to, a factor of 4 apart: each is compiled once, when first used."""
+def buckets(largest: int, smallest: int, apart: int) -> list[int]:
+    """Ascending sizes a step is padded to, a factor `apart`: each is compiled once, when first used."""
     sizes = [max(largest, smallest)]
-    while sizes[0] // 4 >= smallest:
-        sizes.insert(0, sizes[0] // 4)
+    while sizes[0] // apart >= smallest:
+        sizes.insert(0, sizes[0] // apart)
     return sizes
 
 
@@ -62,8 +62,8 @@ class Runner:
         self._base, self._bank, self._room = place(whole, base), place(by_slot, bank), room
         self._state = place(by_page, ServeState(KVPool.zeros(config, room.shards * room.pages, room.page_size)))
         self._blocks = whole_pages(config.context, room.page_size)
-        self._singles = buckets(room.sequences, SMALLEST)
-        self._tiles = buckets(room.tiles, 1)
+        # Padding of a tile costs as much as a tile; that of a single row little.
+        self._singles, self._tiles = buckets(room.sequences, SMALLEST, 4), buckets(room.tiles, 1, 2)
 
     @property
     def vocab_size(self) -> int:
@@ -83,6 +83,8 @@ class Runner:
     def run(self, plan: StepPlan) -> tuple[list[int], list[float]]:
         """One step. Returns the token and the log-probability (nats, a float32) of each of `plan.wanted`, in order."""
         arrays, parts = self._arrays(plan)
+        # All arrays are sent to the shards at once: step by step it takes longer than a small step itself.
+        arrays = place(by_row, arrays)
         self._state, tokens, logprobs, _routes = serve_step(self._base, self._bank, self._state, arrays)
         tokens, logprobs = (x.reshape(len(parts), -1) for x in jax.device_get((tokens, logprobs)))
         drawn: list[int] = [0] * len(plan.wanted)

@@ -103,7 +103,7 @@ class StepPlan:
 
 @dataclass
 class Shard:
-    """One shard of the mesh's `data` axis: its own pages, its own slots (None: no bank), the sequences that run on it."""
+    """One shard of the mesh's `data` axis: its pages, its slots (None: no bank), the sequences that run on it."""
 
     pages: PageAllocator
     residency: Residency | None
@@ -233,7 +233,7 @@ class Scheduler:
         return StepPlan(tuple(sequence for sequence, _ in sizes), spans, tuple(wanted))
 
     def _shard_plan(self, shard: Shard) -> list[tuple[Sequence, int]]:
-        """A shard's sequences in its next step, each with its number of tokens: all that decode, then prompts by age."""
+        """A shard's sequences in its next step, each with its tokens' count: all that decode, then prompts by age."""
         sizes = [(sequence, 1) for sequence in shard.running if sequence.decoding]
         tiles = self.tiles
         for sequence in shard.running:

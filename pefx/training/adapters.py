@@ -81,7 +81,7 @@ class AdapterTraining:
             lessons.append([self._lessons(index, row) for row, index in enumerate(active)])
         batch, hyper = device_batch(lay_out(lessons, self.layout)), beside(hypers)
         self.bank, self.opt, metrics = steps.train_step(
-            self.base, self.bank, self.opt, batch, steps.TrainHyper(**hyper)
+            self.base, self.bank, self.opt, batch, steps.TrainHyper(**hyper), remat=self.config.remat
         )
         self.done = step + 1
         # The log-probabilities of every token stay behind: nothing reads them here.

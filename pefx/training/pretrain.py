@@ -57,7 +57,9 @@ class BaseTraining:
         order = [self._lesson(self._order[step * each * shards + index]) for index in range(each * shards)]
         lessons = [[order[shard * each : (shard + 1) * each]] for shard in range(shards)]
         batch = device_batch(lay_out(lessons, self.layout))
-        self.base, self.opt, metrics = steps.pretrain_step(self.base, self.opt, batch, self._hyper(step))
+        self.base, self.opt, metrics = steps.pretrain_step(
+            self.base, self.opt, batch, self._hyper(step), remat=self.config.remat
+        )
         return metrics
 
     def report(self, step: int, pending: Any) -> StepReport:
