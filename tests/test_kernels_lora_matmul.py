@@ -27,8 +27,9 @@ def _halves(y, x, a, b, scales, slots, offset, dy):
     rows = LAYOUT.rows_of(slots)
     z, pull_z = jax.vjp(lambda x, a: shrink(x, Factors(a, None, scales, offset), rows), x, a)
     delta, pull = jax.vjp(lambda z, b: expand(z, Factors(None, b, scales, offset), rows), z, b)
-    dz, db = pull(dy)
-    return z, delta, jnp.where((slots >= 0)[:, None], y + delta, y), *pull_z(dz), db
+    dz, db = pull(dy.astype(jnp.float32))
+    total = (y.astype(jnp.float32) + delta).astype(y.dtype)
+    return z, delta, jnp.where((slots >= 0)[:, None], total, y), *pull_z(dz), db
 
 
 @jit

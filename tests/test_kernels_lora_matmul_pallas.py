@@ -87,13 +87,14 @@ def test_a_row_has_the_same_bits_alone_and_in_a_tile_and_in_halves(dtype, small_
 
     @jit
     def run(y, x):
-        y, x = jnp.concatenate([y, y]), jnp.concatenate([x, x]).astype(dtype)
+        y, x = (jnp.concatenate([rows, rows]).astype(dtype) for rows in (y, x))
         whole = lora_matmul(y, x, Factors(a, b, scales, zero), rows)
         z = shrink(x, Factors(a, None, scales, zero), rows)
         delta = expand(z, Factors(None, b, scales, zero), rows)
-        return whole, z, delta, jnp.where((rows.of_each() >= 0)[:, None], y + delta, y)
+        total = (y.astype(jnp.float32) + delta).astype(dtype)
+        return whole, z, delta, jnp.where((rows.of_each() >= 0)[:, None], total, y), y
 
-    whole, z, delta, halves = map(np.asarray, in_the_interpreter(run, y, x))
+    whole, z, delta, halves, y = map(np.asarray, in_the_interpreter(run, y, x))
     np.testing.assert_array_equal(whole, halves)
     for array in (whole, z, delta):
         np.testing.assert_array_equal(array[[3, 5]], array[[8 + 3, 8 + 5]])

@@ -14,9 +14,10 @@ from kernels.rows import Rows
 
 @jax.custom_vjp
 def lora_matmul(y: Float[Array, "T F"], x: Float[Array, "T D"], factors: Factors, rows: Rows) -> Float[Array, "T F"]:
-    """Float32 `y` plus each row's own delta; rows without a slot keep the bits of `y`. `rows` are owned by slots.
+    """`y` plus each row's own delta, in y's dtype; rows without a slot keep the bits of `y`. `rows` are owned by slots.
 
-    Bit for bit `y + expand(shrink(x))` where a row has a slot. Differentiable in y, x and the factors a and b.
+    Bit for bit `y + expand(shrink(x))`, added in float32 and rounded once, where a row has a slot. `y` is float32 or of
+    x's dtype. Differentiable in y, x and the factors a and b.
     """
     return _forward(y, x, factors, rows)[0]
 

@@ -16,7 +16,10 @@ CHUNK = 8  # single rows taken at once
 
 
 def forward(y, x, factors: Factors, rows: Rows) -> tuple[Float[Array, "T F"], Array]:
-    """`y` plus each row's delta, the bits of `y` where a row has no slot; and the inner products for `backward`."""
+    """`y` plus each row's delta, the bits of `y` where a row has no slot; and the inner products for `backward`.
+
+    The sum is float32 and rounded to y's dtype.
+    """
     found = []
     for r, g, m in rows.parts():
         here, count = rows.owner[g], rows.owner[g].shape[0]
@@ -28,7 +31,7 @@ def forward(y, x, factors: Factors, rows: Rows) -> tuple[Float[Array, "T F"], Ar
         z, delta = jax.lax.map(lambda part: one_part(*part, 1, factors), parts)
         found.append((z.reshape(count, -1), delta.reshape(count, -1)))
     z, delta = map(jnp.concatenate, zip(*found, strict=True))
-    return jnp.where(live_rows(rows), y + delta, y), z
+    return jnp.where(live_rows(rows), (y.astype(jnp.float32) + delta).astype(y.dtype), y), z
 
 
 def one_part(x, slots, m, factors: Factors):
