@@ -46,7 +46,7 @@ class Layout:
         return self.spread(np.where(rng.random(groups) < (0.0 if kind == "giant" else 0.15), -1, slots))
 
     def draw_numbers(self, data: st.DataObject, size: tuple[int, int, int], rank: int, dtype):
-        """`(y, x, a, b, scales, slots, offset, dy)` for a site of `size` (in, out, rank in the bank); rows of `dtype`."""
+        """`(y, x, a, b, scales, slots, offset, dy)` for a site of `size` (in, out, rank in the bank), in `dtype`."""
         d, f, padded = size
         rng = np.random.default_rng(data.draw(st.integers(0, 99), "numbers"))
         a = rng.normal(size=(self.layers * self.slots, padded, d)).astype(np.float32)

@@ -33,7 +33,7 @@ def _factors(inner: int | None, outer: int | None) -> Factors:
 def _lora(kind: str, site: str) -> Case:
     rows, count = _rows(kind)
     inner, outer = SITES[site]
-    arguments = (array((count, outer), jnp.float32), array((count, inner)), _factors(inner, outer), rows)
+    arguments = (array((count, outer)), array((count, inner)), _factors(inner, outer), rows)
     name = "lora_rows" if kind == "decode" else "lora_run"
     return Case(LAYER, f"{kind}/{site}", lora_matmul, arguments, (name,))
 

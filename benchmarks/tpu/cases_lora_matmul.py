@@ -107,12 +107,12 @@ def _rows(singles: int):
 
 
 def _arrays(size, rank, slots, dtype, rows):
-    """(y, x, a, b, scales, offset) as shapes; x is bfloat16."""
+    """(y, x, a, b, scales, offset) as shapes; y and x are bfloat16."""
     inner, outer = size
     count = rows[0] + rows[1] * TILE
     shape = jax.ShapeDtypeStruct
     return (
-        shape((count, outer), jnp.float32),
+        shape((count, outer), jnp.bfloat16),
         shape((count, inner), jnp.bfloat16),
         shape((LAYERS * slots, rank, inner), dtype),
         shape((LAYERS * slots, rank, outer), dtype),

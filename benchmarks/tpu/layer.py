@@ -99,12 +99,12 @@ def grouping(step: Step, mixed: bool) -> Grouping:
 
 
 def dense(step: Step) -> list[Term]:
-    """Projections of attention and the router, as XLA computes them: weights, rows in, float32 rows out."""
+    """Projections of attention and the router, as XLA computes them: weights, rows in, rows out (the router's float32)."""
     widths = {**SITES, "router": (HIDDEN, EXPERTS)}
     return [
         Term(
             f"{name} product",
-            bytes=2 * inner * outer + step.tokens * (2 * inner + 4 * outer),
+            bytes=2 * inner * outer + step.tokens * (2 * inner + (4 if name == "router" else 2) * outer),
             flops=2 * step.tokens * inner * outer,
         )
         for name, (inner, outer) in widths.items()
@@ -130,8 +130,8 @@ def lora(step: Step, name: str, widths: tuple[int, int], schedule: Schedule) -> 
     fetches = step.tokens // PREFILL_TILE
     changes = min(step.adapters, fetches)
     a, b = (step.tokens if step.decode else changes if n == 1 else fetches for n in (a_blocks, b_blocks))
-    # x, or z instead; y in float32, read and written where x is there too, else written only.
-    rows = 2 * (inner or RANK) + 2 * RANK * bool(inner) + 4 * outer * (2 if inner else 1)
+    # x, or z instead; y read and written where x is there too, else float32 deltas written.
+    rows = 2 * (inner or RANK) + 2 * RANK * bool(inner) + 4 * outer
     moved = step.tokens * rows + 2 * RANK * (a * inner + b * outer)
     steps = max(a_blocks + b_blocks - bool(inner and outer), 1)
     shares = [n / steps for n in (a_blocks, b_blocks) if n]

@@ -16,8 +16,8 @@ def run(form: Form, at, scale, given: Operands, into=(None, None)):
     """(y plus deltas `[T, F]`, z `[T, R]`): what there is of them, from x and a, or z, and b if there is one.
 
     `at [groups]` is each tile's row of the bank, -1 for none, and `scale [groups]` its scale. y is updated in place;
-    without it float32 deltas are written with zeros where there is no slot. So is z if it is all that is asked for. Only these
-    tiles' rows are written, those of `into`, a pair like the result, where it is given.
+    without it float32 deltas are written with zeros where there is no slot. So is z if it is all that is asked for.
+    Only these tiles' rows are written, those of `into`, a pair like the result, where it is given.
     """
 
     def read(t, j, _at, _scale, visit, hold):
