@@ -181,7 +181,7 @@ class _LayerStep:
         routing = route(y, block.feed, c, replay)
         y = moe(y, self.experts, index, routing, sites, self.places)
         load = jnp.sum(jnp.where((self.batch.positions >= 0)[:, None], routing.scores, 0.0), axis=0)
-        return (x + y.astype(x.dtype), pool), (routing.ids, load)
+        return (x + y, pool), (routing.ids, load)
 
 
 def unembed(base: Base, bank: AdapterBank | None, hidden: Float[Array, "Q D"], rows: Rows) -> Float[Array, "Q V"]:

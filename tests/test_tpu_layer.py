@@ -54,9 +54,9 @@ def test_routes_are_distinct_and_repeat():
 def test_what_lora_moves():
     decode, prefill = Step(64, 64, True), Step(4096, 2, False)
     wide = lora(decode, "k", (HIDDEN, 512), schedule())
-    assert wide.bytes == 64 * (2 * HIDDEN + 2 * RANK + 8 * 512) + 64 * 2 * RANK * (HIDDEN + 512)
+    assert wide.bytes == 64 * (2 * HIDDEN + 2 * RANK + 4 * 512) + 64 * 2 * RANK * (HIDDEN + 512)
     # Two adapters' factors once each where one block holds an axis.
-    assert lora(prefill, "k", (HIDDEN, 512), schedule()).bytes == 4096 * (2 * HIDDEN + 2 * RANK + 8 * 512) + (
+    assert lora(prefill, "k", (HIDDEN, 512), schedule()).bytes == 4096 * (2 * HIDDEN + 2 * RANK + 4 * 512) + (
         2 * 2 * RANK * (HIDDEN + 512)
     )
     assert lora(decode, "expand", (0, HIDDEN), schedule()).bytes == 64 * (2 * RANK + 4 * HIDDEN + 2 * RANK * HIDDEN)

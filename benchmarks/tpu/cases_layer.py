@@ -54,7 +54,7 @@ def _halves(kind: str) -> list[Case]:
             LAYER,
             f"{kind}/expand",
             expand,
-            (array((count, RANK)), _factors(None, HIDDEN), rows),
+            (array((count, HIDDEN)), array((count, RANK)), _factors(None, HIDDEN), rows),
             (f"{name}_expand",),
         ),
     ]

@@ -63,7 +63,10 @@ def on_chip(chip: Chip, dump: Path | None = None) -> Iterator[Mesh]:
 
 @contextmanager
 def operands_in_hbm() -> Iterator[None]:
-    """Arrays go to kernels from HBM. XLA may otherwise bring a small one to VMEM, and the kernel then moves nothing."""
+    """Arrays go to kernels from HBM. XLA may otherwise bring a small one to VMEM, and the kernel then moves nothing.
+
+    Not so an operand whose place the only result takes: the compiler refuses that.
+    """
     plain = pl.pallas_call
 
     def pinned(array: jax.Array) -> Any:
@@ -73,7 +76,9 @@ def operands_in_hbm() -> Iterator[None]:
 
     def pallas_call(*args: Any, **kwargs: Any) -> Any:
         call = plain(*args, **kwargs)
-        return lambda *operands: call(*jax.tree.map(pinned, operands))
+        results = jax.tree.leaves(kwargs["out_shape"])
+        free = kwargs.get("input_output_aliases", {}) if len(results) == 1 else {}
+        return lambda *operands: call(*(x if i in free else pinned(x) for i, x in enumerate(operands)))
 
     with patch.object(pl, "pallas_call", pallas_call):
         yield

@@ -99,7 +99,7 @@ def grouping(step: Step, mixed: bool) -> Grouping:
 
 
 def dense(step: Step) -> list[Term]:
-    """Projections of attention and the router, as XLA computes them: weights, rows in, rows out (the router's float32)."""
+    """Projections of attention and the router, as XLA computes them: weights, rows in and out; the router's float32."""
     widths = {**SITES, "router": (HIDDEN, EXPERTS)}
     return [
         Term(
@@ -126,11 +126,11 @@ def lora(step: Step, name: str, widths: tuple[int, int], schedule: Schedule) -> 
     """
     inner, outer = widths
     a_blocks = blocks(inner, block_sizes.INNER) if inner else 0
-    b_blocks = blocks(outer, block_sizes.OUTER_SINGLE if step.decode else block_sizes.OUTER) if outer else 0
+    b_blocks = blocks(outer, block_sizes.OUTER) if outer else 0
     fetches = step.tokens // PREFILL_TILE
     changes = min(step.adapters, fetches)
     a, b = (step.tokens if step.decode else changes if n == 1 else fetches for n in (a_blocks, b_blocks))
-    # x, or z instead; y read and written where x is there too, else float32 deltas written.
+    # x, or z instead; y read and written in place.
     rows = 2 * (inner or RANK) + 2 * RANK * bool(inner) + 4 * outer
     moved = step.tokens * rows + 2 * RANK * (a * inner + b * outer)
     steps = max(a_blocks + b_blocks - bool(inner and outer), 1)
@@ -181,14 +181,13 @@ def experts(step: Step, form: str) -> list[Term]:
 def around_experts(step: Step, form: str) -> list[Term]:
     """Rows to their places, the gated activation, and back to the tokens, in as few bytes as can be.
 
-    Where the hidden-side factor is shared, the shrunk rows of gate and up go along, those of down come back, and the
-    expanded ones of down are added to the sum.
+    Where the hidden-side factor is shared, the shrunk rows of gate and up go along, and those of down come
+    back.
     """
     found, copies = grouping(step, form != "base"), step.tokens * CHOSEN
-    shared = form == "shared_hidden"
-    shrunk = RANK * shared
+    shrunk = RANK * (form == "shared_hidden")
     return [
         Term("dispatch", bytes=2 * (HIDDEN + 2 * shrunk) * (step.tokens + found.places)),
         Term("activation", bytes=2 * 3 * EXPERT_HIDDEN * found.places),
-        Term("combine", bytes=(HIDDEN + shrunk) * (2 * copies + 4 * step.tokens) + 4 * HIDDEN * step.tokens * shared),
+        Term("combine", bytes=2 * (HIDDEN + shrunk) * (copies + step.tokens)),
     ]
