@@ -56,13 +56,13 @@ class TokenBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVPool:
-    """Keys and values of all layers in `P` pages of `B` tokens. Pages are owned by the host's plan."""
+    """Keys and values of all layers in `P` pages of `B` tokens, each head's tokens side by side. Pages are owned by the host's plan."""
 
-    keys: Float[Array, "L P B G K"]
-    values: Float[Array, "L P B G K"]
+    keys: Float[Array, "L P G B K"]
+    values: Float[Array, "L P G B K"]
 
     @classmethod
     def zeros(cls, config: ModelConfig, pages: int, page_size: int) -> "KVPool":
-        shape = (config.layers, pages, page_size, config.kv_heads, config.head_size)
+        shape = (config.layers, pages, config.kv_heads, page_size, config.head_size)
         dtype = jnp.dtype(config.precision)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

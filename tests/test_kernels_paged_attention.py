@@ -49,7 +49,7 @@ def _oracle(q, k, v, positions, sequences, do):
 
 def dirty_pool(heads, dtype):
     """Pages of nobody hold NaN: whoever reads them shows it."""
-    return jnp.full((LAYERS, PAGES, PAGE, heads[1], heads[2]), jnp.nan, dtype)
+    return jnp.full((LAYERS, PAGES, heads[1], PAGE, heads[2]), jnp.nan, dtype)
 
 
 def draw_lengths(data: st.DataObject) -> list[int]:
@@ -104,7 +104,7 @@ def test_values_gradients_and_pool_of_packed_sequences(heads, dtype, data):
         expected = np.full(pool.shape, np.nan, np.float32)
         for span, row in zip(spans, span_rows(spans, WHOLE), strict=True):
             for position in range(len(span.tokens)):
-                expected[LAYER, span.pages[position // PAGE], position % PAGE] = new[row + position]
+                expected[LAYER, span.pages[position // PAGE], :, position % PAGE] = new[row + position]
         np.testing.assert_array_equal(np.asarray(got, np.float32), expected)
 
 

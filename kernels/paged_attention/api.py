@@ -5,7 +5,8 @@ from typing import cast
 import jax
 from jaxtyping import Array, Float, Int32
 
-from kernels.paged_attention import xla
+from kernels.implementation import use_pallas
+from kernels.paged_attention import pallas_tpu, xla
 from kernels.paged_attention.xla import Layout
 
 
@@ -13,11 +14,11 @@ def attend(
     q: Float[Array, "T H K"],
     k: Float[Array, "T G K"],
     v: Float[Array, "T G K"],
-    keys: Float[Array, "L P B G K"],
-    values: Float[Array, "L P B G K"],
+    keys: Float[Array, "L P G B K"],
+    values: Float[Array, "L P G B K"],
     layer: Int32[Array, ""],
     at: Layout,
-) -> tuple[Float[Array, "T H K"], Float[Array, "L P B G K"], Float[Array, "L P B G K"]]:
+) -> tuple[Float[Array, "T H K"], Float[Array, "L P G B K"], Float[Array, "L P G B K"]]:
     """Write this step's keys and values to their pages, then attend to every key at or before each query.
 
     Gradients reach q, k, v where every sequence lies whole in this batch, in tiles; the pool is data.
@@ -32,15 +33,22 @@ def _attend(q, k, v, keys, values, layer, at):
     return _forward(q, k, v, keys, values, layer, at)[0]
 
 
+def _form(q, keys, at):
+    """The module that computes this: the portable form or the TPU's."""
+    return pallas_tpu if use_pallas("paged_attention", pallas_tpu.unsupported(q, keys, at)) else xla
+
+
 def _forward(q, k, v, keys, values, layer, at):
-    keys, values = xla.write(keys, k, layer, at), xla.write(values, v, layer, at)
-    o, lse = xla.forward(q, keys, values, layer, at)
+    form = _form(q, keys, at)
+    keys, values = form.write(keys, k, layer, at), form.write(values, v, layer, at)
+    o, lse = form.forward(q, keys, values, layer, at)
     return (o, keys, values), (q, k, v, o, lse, at)
 
 
 def _backward(residuals, cotangents):
     q, k, v, o, lse, at = residuals
-    return *xla.backward(q, k, v, o, lse, cotangents[0], at), None, None, None, None
+    # The pool that was written has the heads, the dtype and the page size that count.
+    return *_form(q, cotangents[1], at).backward(q, k, v, o, lse, cotangents[0], at), None, None, None, None
 
 
 _attend.defvjp(_forward, _backward)

@@ -29,12 +29,17 @@ class Layout(NamedTuple):
     lengths: Int32[Array, "S"]
 
 
-def write(pool: Float[Array, "L P B G K"], new: Float[Array, "T G K"], layer, at: Layout):
+def write(pool: Float[Array, "L P G B K"], new: Float[Array, "T G K"], layer, at: Layout):
     """Store each token's row at its sequence's page; padding is dropped."""
-    size = pool.shape[2]
+    page, offset = places(pool, at)
+    return pool.at[layer, page, :, offset].set(new, mode="drop")
+
+
+def places(pool: Float[Array, "L P G B K"], at: Layout) -> tuple[Int32[Array, "T"], Int32[Array, "T"]]:
+    """The page of each token's row and its place in it; padding has a page that does not exist."""
+    size = pool.shape[3]
     page = at.pages[jnp.maximum(at.rows.of_each(), 0), jnp.maximum(at.positions, 0) // size]
-    page = jnp.where((at.positions < 0) | (page < 0), pool.shape[1], page)
-    return pool.at[layer, page, at.positions % size].set(new, mode="drop")
+    return jnp.where((at.positions < 0) | (page < 0), pool.shape[1], page), at.positions % size
 
 
 def by_head(x: Float[Array, "NT Q H K"], groups: int) -> Float[Array, "NT G M K"]:
@@ -67,7 +72,7 @@ def forward(q, keys, values, layer, at: Layout):
     """Attention of every query to its sequence's pages. Returns `o [T, H, K]` and `lse [T, H]` (float32)."""
     found = []
     for rows, groups, tile in at.rows.parts():
-        part = query_tile(tile, q.shape[1], keys.shape[3])
+        part = query_tile(tile, q.shape[1], keys.shape[2])
         sequence = jnp.repeat(at.rows.owner[groups], tile // part)
         found.append(_tiles(q[rows], keys, values, layer, (at.positions[rows].reshape(-1, part), sequence, at)))
     o, lse = (jnp.concatenate(part) for part in zip(*found, strict=True))
@@ -77,7 +82,7 @@ def forward(q, keys, values, layer, at: Layout):
 def _tiles(q, keys, values, layer, where):
     """`forward` for query tiles of one width; `where` is their positions `[NT, Q]`, their sequences, and the layout."""
     positions, sequence, at = where
-    heads, groups, size = q.shape[1], keys.shape[3], keys.shape[2]
+    heads, groups, size = q.shape[1], *keys.shape[2:4]
     tiles, width = positions.shape
     sequence = jnp.maximum(sequence, 0)
     per_block = max(1, BLOCK_KEYS // size)
@@ -90,19 +95,18 @@ def _tiles(q, keys, values, layer, where):
     def block(j, carry):
         top, total, out = carry
         page = jax.lax.dynamic_slice_in_dim(pages, j * per_block, per_block, axis=1)
-        k = keys[layer, jnp.maximum(page, 0)].reshape(tiles, -1, groups, q.shape[-1])
-        v = values[layer, jnp.maximum(page, 0)].reshape(tiles, -1, groups, q.shape[-1])
+        k, v = (_block(pool[layer, jnp.maximum(page, 0)]) for pool in (keys, values))
         position = j * per_block * size + offsets
         # What lies past a sequence's end is another's or nobody's: not even a NaN of theirs may come through.
-        mine = (position[None] < length[:, None])[:, :, None, None]
+        mine = (position[None] < length[:, None])[:, None, :, None]
         k, v = jnp.where(mine, k, 0), jnp.where(mine, v, 0)
         v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, -v.shape[-1] % LANES)))
-        s = jnp.einsum("ngmk,ncgk->ngmc", qt, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        s = jnp.einsum("ngmk,ngck->ngmc", qt, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         s = jnp.where(position[None, None, None] <= last, s, MASKED)
         new_top = jnp.maximum(top, jnp.max(s, axis=-1))
         p = jnp.exp(s - new_top[..., None])
         keep = jnp.exp(top - new_top)
-        pv = jnp.einsum("ngmc,ncgk->ngmk", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        pv = jnp.einsum("ngmc,ngck->ngmk", p.astype(v.dtype), v, preferred_element_type=jnp.float32)
         return new_top, total * keep + jnp.sum(p, axis=-1), out * keep[..., None] + pv
 
     blocks = -(-jnp.max(length) // (per_block * size))
@@ -112,6 +116,12 @@ def _tiles(q, keys, values, layer, where):
     out = from_head((out[..., : q.shape[-1]] / total[..., None]).astype(q.dtype), width, heads)
     out = jnp.where((positions >= 0).reshape(-1, 1, 1), out, 0)
     return out, from_head((top + jnp.log(total))[..., None], width, heads)[..., 0]
+
+
+def _block(pages: Float[Array, "NT N G B K"]) -> Float[Array, "NT G C K"]:
+    """Pages that follow each other as one block of keys, `C = N * B`."""
+    tiles, count, groups, size, width = pages.shape
+    return pages.transpose(0, 2, 1, 3, 4).reshape(tiles, groups, count * size, width)
 
 
 def backward(q, k, v, o, lse, do, at: Layout):

@@ -1,0 +1,74 @@
+"""Paged attention at the shapes of two public bases: a prompt, decodes at a long context, and training.
+
+Prompts are one sequence of 4,096 tokens or sixteen of 256, decodes 64 rows that see 4,096 keys each. Pages of 32 tokens.
+The second base's keys and values are those of plain heads, as its prompts compute them.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.tpu.case import Case
+from kernels.paged_attention.api import attend
+from kernels.paged_attention.xla import Layout
+from kernels.rows import Rows
+
+# (query heads, key heads, head size)
+HEADS = {"qwen3-30b-a3b": (32, 4, 128), "deepseek-v3": (128, 128, 128)}
+LAYERS, PAGE, CONTEXT, TOKENS, SINGLES = 2, 32, 4096, 4096, 64
+TILES = (32, 128)
+POOL = 2 << 30  # bytes of the largest pool of keys: a compiler refuses what no chip holds
+
+
+def cases() -> list[Case]:
+    """Every base served and trained, in bfloat16; the first one in float32 too."""
+    found = []
+    for name, heads in HEADS.items():
+        found.append(_served(f"{name} decode {SINGLES} x {CONTEXT}", heads, jnp.bfloat16, SINGLES, 0, 32))
+        for tile in TILES:
+            found.append(_served(f"{name} prefill {TOKENS} tiles of {tile}", heads, jnp.bfloat16, 0, TOKENS, tile))
+            found.append(_trained(f"{name} gradient {TOKENS} tiles of {tile}", heads, jnp.bfloat16, tile))
+    name, heads = next(iter(HEADS.items()))
+    found.append(_served(f"{name} float32 decode {SINGLES} prefill {TOKENS}", heads, jnp.float32, SINGLES, TOKENS, 32))
+    found.append(_trained(f"{name} float32 gradient {TOKENS}", heads, jnp.float32, 32))
+    return found
+
+
+def _served(name, heads, dtype, singles: int, tokens: int, tile: int) -> Case:
+    kernels = (*(("paged_attention_rows",) if singles else ()), *(("paged_attention",) if tokens else ()))
+    function = partial(_attend, (singles, tile))
+    return Case("paged_attention", name, function, _arguments(heads, dtype, (singles, tokens, tile)), kernels)
+
+
+def _trained(name, heads, dtype, tile: int) -> Case:
+    arguments = _arguments(heads, dtype, (0, TOKENS, tile))
+    kernels = ("paged_attention", "paged_attention_dq", "paged_attention_dkv")
+    return Case("paged_attention", name, partial(_with_gradient, tile), (*arguments, arguments[0]), kernels)
+
+
+def _attend(sizes, q, k, v, keys, values, layer, positions, owner, pages, lengths):
+    return attend(q, k, v, keys, values, layer, Layout(positions, Rows(owner, *sizes), pages, lengths))
+
+
+def _with_gradient(tile: int, q, k, v, keys, values, layer, positions, owner, pages, lengths, do):
+    """What training computes: the pool is fresh, and nobody's afterwards."""
+
+    def run(q, k, v):
+        return _attend((0, tile), q, k, v, keys, values, layer, positions, owner, pages, lengths)[0]
+
+    o, pull = jax.vjp(run, q, k, v)
+    return o, pull(do)
+
+
+def _arguments(heads, dtype, sizes):
+    """q, k, v, keys, values, layer, positions, owner, pages, lengths as shapes."""
+    queries, groups, size = heads
+    singles, tokens, tile = sizes
+    rows, sequences = singles + tokens, max(singles, 16)
+    page_bytes = LAYERS * groups * PAGE * size * jnp.dtype(dtype).itemsize
+    pages = min(SINGLES * CONTEXT // PAGE, POOL // page_bytes)
+    pool, shape = (LAYERS, pages, groups, PAGE, size), jax.ShapeDtypeStruct
+    arrays = [(rows, queries, size), (rows, groups, size), (rows, groups, size), pool, pool]
+    integers = [(), (rows,), (singles + tokens // tile,), (sequences, CONTEXT // PAGE), (sequences,)]
+    return (*(shape(s, dtype) for s in arrays), *(shape(s, jnp.int32) for s in integers))

@@ -1,0 +1,229 @@
+"""Gradients of attention of whole sequences, each in tiles of its own, on a TPU: one kernel for dq, one for dk and dv.
+
+The grid is (tiles, parts of the heads). A tile of queries walks its sequence's keys from the first one up to itself; a
+tile of keys walks its sequence's queries from itself on. Each gradient is a float32 sum in that order.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from kernels.paged_attention import block_sizes
+from kernels.paged_attention.block_sizes import LANES
+from kernels.paged_attention.pallas_blocks import (
+    BUFFERS,
+    Form,
+    Plan,
+    call,
+    chunks,
+    column,
+    dot,
+    following,
+    lanes,
+    own_heads,
+    padded,
+    page_copies,
+    query_positions,
+    walk,
+    zero_from,
+)
+from kernels.paged_attention.xla import Layout, by_head, from_head
+
+ANYWHERE = pl.BlockSpec(memory_space=pl.ANY)
+
+
+def gradients(q, k, v, do, stats, at: Layout):
+    """(dq, dk, dv), each like its array. `stats` is (lse, sum of do * o), `[T, H]` float32."""
+    heads, groups, tile, size = q.shape[1], k.shape[1], at.rows.tile, q.shape[2]
+    width = size * q.dtype.itemsize
+    part = block_sizes.queries_at_once(tile, heads // groups, 2 * width)
+    rows = [_by_part(x, part, groups) for x in (q, do)]
+    tiles, m = rows[0].shape[0], rows[0].shape[2]
+    at_once = block_sizes.heads_at_once(groups, m, block_sizes.keys_at_once(tile), 2 * width)
+    form = Form(tiles, groups // at_once, at_once, heads // groups, m, block_sizes.keys_at_once(tile), size, q.dtype)
+    stats = [_by_part(x[..., None], part, groups).reshape(tiles, form.parts, form.heads, m) for x in stats]
+    given = {
+        "q": rows[0],
+        "do": rows[1],
+        "stats": jnp.concatenate(stats, axis=2),
+        "keys": k.reshape(-1, tile, groups, size).transpose(0, 2, 1, 3),
+        "values": v.reshape(-1, tile, groups, size).transpose(0, 2, 1, 3),
+    }
+    live = at.rows.owner >= 0
+    first = jnp.where(live, at.positions[::tile], 0)
+    length = jnp.where(live, at.lengths[jnp.maximum(at.rows.owner, 0)], 0)
+    dq = from_head(_of_queries(form, given, first, length), part, heads)
+    dk, dv = (x.transpose(0, 2, 1, 3).reshape(k.shape) for x in _of_keys(form, given, first, length))
+    return dq, dk, dv
+
+
+def _by_part(x, part: int, groups: int):
+    """Rows `[T, H, K]` as `[tiles, G, M, K]`, M a multiple of eight."""
+    return padded(by_head(x.reshape(-1, part, *x.shape[1:]), groups), 2)
+
+
+def _of_queries(form: Form, given, first, length):
+    """dq `[tiles, G, M, K]`. Of each tile of keys, `first` is the position of its first row, `length` its sequence's."""
+    tile = given["keys"].shape[2]
+    split = form.tiles // first.shape[0]
+    position = first[:, None] + jnp.arange(0, tile, tile // split, dtype=jnp.int32)[None]
+    end = jnp.minimum(position + tile // split, length[:, None])
+    end = jnp.where(position < length[:, None], end, 0).reshape(-1)
+    start = jnp.arange(first.shape[0], dtype=jnp.int32) - first // tile
+    counts = -(-end // form.keys)
+    rows = form.block(form.heads, form.rows, form.size)
+    plan = Plan(
+        prefetched={
+            "start": jnp.repeat(start, split),
+            "first": position.reshape(-1),
+            "end": end,
+            "counts": counts,
+            "follow": following(counts),
+        },
+        operands={
+            "q": (given["q"], rows),
+            "do": (given["do"], rows),
+            "stats": (given["stats"], form.block(1, 2 * form.heads, form.rows)),
+            "keys": (given["keys"], ANYWHERE),
+            "values": (given["values"], ANYWHERE),
+        },
+        results={"dq": (jax.ShapeDtypeStruct(given["q"].shape, form.dtype), rows)},
+        scratch={
+            "k": pltpu.VMEM((BUFFERS, form.heads, form.keys, form.size), form.dtype),
+            "v": pltpu.VMEM((BUFFERS, form.heads, form.keys, form.size), form.dtype),
+            "position": pltpu.VMEM((form.rows, LANES), jnp.int32),
+            "columns": pltpu.VMEM((2 * form.heads, form.rows, LANES), jnp.float32),
+            "sum": pltpu.VMEM((form.heads, form.rows, form.size), jnp.float32),
+        },
+    )
+    return call(form, "paged_attention_dq", _queries_body, plan, _cost(form, given, 3))["dq"]
+
+
+def _queries_body(form: Form, ref) -> None:
+    """dq of one part of one tile of queries."""
+    t = pl.program_id(0)
+    end = ref["end"][t]
+
+    @pl.when(end > 0)
+    def _start():
+        # Rows past the end see nothing.
+        position = query_positions(form, ref["first"][t], 0)
+        ref["position"][...] = jnp.where(position < end, position, -1)
+        for i in range(2 * form.heads):
+            ref["columns"][i] = column(ref["stats"][0, 0, i : i + 1], form.rows)
+
+    ref["sum"][...] = jnp.zeros_like(ref["sum"])
+
+    def copies(tile, part, j, slot, do):
+        size = ref["keys"].shape[2]
+        before = j * (form.keys // size)
+        count = jnp.minimum(form.keys // size, pl.cdiv(ref["end"][tile], size) - before)
+        ends = [(ref[array], ref[name].at[slot]) for array, name in (("keys", "k"), ("values", "v"))]
+        page_copies((count, lambda i: ref["start"][tile] + before + i), own_heads(form, part), ends, do)
+
+    def compute(j, slot):
+        @pl.when((j + 1) * form.keys > end)
+        def _past_the_end():
+            for name in ("k", "v"):
+                zero_from(ref[name], slot, end - j * form.keys)
+
+        for head in range(form.heads):
+            for m in chunks(form.rows, block_sizes.ROWS):
+                _add_to_queries(form, ref, (head, m), j, slot)
+
+    walk(form, ref, copies, compute)
+    ref["dq"][0] = ref["sum"][...].astype(form.dtype)
+
+
+def _add_to_queries(form: Form, ref, at, j, slot) -> None:
+    """Block j's part of dq of some rows of a head, `at = (head, rows)`."""
+    head, m = at
+    k, v = ref["k"][slot, head], ref["v"][slot, head]
+    s = dot(ref["q"][0, *at], k, (1, 1)) * form.scale
+    key = j * form.keys + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
+    see = key <= lanes(ref["position"][m], form.keys)
+    p = jnp.exp(s - lanes(ref["columns"][at], form.keys))
+    dp = dot(ref["do"][0, *at], v, (1, 1)) - lanes(ref["columns"][form.heads + head, m], form.keys)
+    ds = jnp.where(see, p * dp * form.scale, 0).astype(form.dtype)
+    ref["sum"][at] += dot(ds, k, (1, 0))
+
+
+def _of_keys(form: Form, given, first, length):
+    """dk and dv `[NT, G, tile, K]`; `first` and `length` are as in `_of_queries`."""
+    tiles, _, tile, _ = given["keys"].shape
+    split = form.tiles // tiles
+    of_keys = Form(tiles, form.parts, form.heads, form.group, form.rows, tile, form.size, form.dtype)
+    queries = tile // split
+    counts = jnp.where(length > 0, -(-length // queries) - first // queries, 0)
+    block = of_keys.block(form.heads, tile, form.size)
+    rows = pltpu.VMEM((BUFFERS, form.heads, form.rows, form.size), form.dtype)
+    plan = Plan(
+        prefetched={"first": first, "length": length, "counts": counts, "follow": following(counts)},
+        operands={
+            "k": (given["keys"], block),
+            "v": (given["values"], block),
+            "q": (given["q"], ANYWHERE),
+            "do": (given["do"], ANYWHERE),
+            "stats": (given["stats"], ANYWHERE),
+        },
+        results={name: (jax.ShapeDtypeStruct(given["keys"].shape, form.dtype), block) for name in ("dk", "dv")},
+        scratch={
+            "q_block": rows,
+            "do_block": rows,
+            "stats_block": pltpu.VMEM((BUFFERS, 2 * form.heads, form.rows), jnp.float32),
+            "dk_sum": pltpu.VMEM((form.heads, tile, form.size), jnp.float32),
+            "dv_sum": pltpu.VMEM((form.heads, tile, form.size), jnp.float32),
+        },
+    )
+    found = call(of_keys, "paged_attention_dkv", _keys_body, plan, _cost(form, given, 4))
+    return found["dk"], found["dv"]
+
+
+def _keys_body(form: Form, ref) -> None:
+    """dk and dv of one part of one tile of keys."""
+    t = pl.program_id(0)
+    per_tile = ref["q"].shape[0] // ref["first"].shape[0]
+    for name in ("dk_sum", "dv_sum"):
+        ref[name][...] = jnp.zeros_like(ref[name])
+
+    def copies(tile, part, j, slot, do):
+        there, heads = tile * per_tile + j, own_heads(form, part)
+        do(ref["q"].at[there, heads], ref["q_block"].at[slot])
+        do(ref["do"].at[there, heads], ref["do_block"].at[slot])
+        do(ref["stats"].at[there, part], ref["stats_block"].at[slot])
+
+    def compute(j, slot):
+        position = query_positions(form, ref["first"][t] + j * (form.keys // per_tile), 1)
+        # Queries past the end see nothing.
+        position = jnp.where(position < ref["length"][t], position, -1)
+        for head in range(form.heads):
+            for m in chunks(form.rows, block_sizes.ROWS):
+                _add_to_keys(form, ref, (head, m), position[:, m], slot)
+
+    walk(form, ref, copies, compute)
+    ref["dk"][0] = ref["dk_sum"][...].astype(form.dtype)
+    ref["dv"][0] = ref["dv_sum"][...].astype(form.dtype)
+
+
+def _add_to_keys(form: Form, ref, at, position, slot) -> None:
+    """The part of dk and dv of a head from some rows, `at = (head, rows)`: products with queries along the lanes."""
+    head, m = at
+    q, do, stats = ref["q_block"][slot, head, m], ref["do_block"][slot, head, m], ref["stats_block"]
+    lse, drop = (stats[slot, i : i + 1, m] for i in (head, form.heads + head))
+    s = dot(ref["k"][0, head], q, (1, 1)) * form.scale
+    key = ref["first"][pl.program_id(0)] + jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
+    see = key <= position
+    p = jnp.where(see, jnp.exp(s - lse), 0)
+    dp = dot(ref["v"][0, head], do, (1, 1)) - drop
+    ds = jnp.where(see, p * dp * form.scale, 0).astype(form.dtype)
+    ref["dv_sum"][head] += dot(p.astype(form.dtype), do, (1, 0))
+    ref["dk_sum"][head] += dot(ds, q, (1, 0))
+
+
+def _cost(form: Form, given, products: int) -> pl.CostEstimate:
+    """If the whole batch were one sequence."""
+    keys = given["keys"].size // form.size
+    pairs = form.tiles * form.rows * keys // 2
+    moved = form.tiles * keys * form.size * jnp.dtype(form.dtype).itemsize
+    return pl.CostEstimate(flops=2 * products * pairs * form.size, transcendentals=pairs, bytes_accessed=moved)

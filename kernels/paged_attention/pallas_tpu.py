@@ -1,0 +1,55 @@
+"""The TPU's form of paged attention. The contract is that of the portable form.
+
+Positions of a tile's rows follow each other, as the host lays them out.
+"""
+
+import jax.numpy as jnp
+
+from kernels.paged_attention import block_sizes
+from kernels.paged_attention.block_sizes import LANES, SUBLANES
+from kernels.paged_attention.pallas_backward import gradients
+from kernels.paged_attention.pallas_forward import attend_tiles
+from kernels.paged_attention.xla import Layout, places
+
+
+def unsupported(q, keys, at: Layout) -> str | None:
+    """Why these kernels cannot take these shapes, or None."""
+    page, size = keys.shape[3:]
+    if q.dtype not in (jnp.float32, jnp.bfloat16) or q.dtype != keys.dtype:
+        return f"queries of {q.dtype} and keys of {keys.dtype} (both float32 or both bfloat16 are needed)"
+    if size % LANES:
+        return f"heads of {size} (a multiple of {LANES} is needed)"
+    if page % SUBLANES:
+        return f"pages of {page} tokens (a multiple of {SUBLANES} is needed)"
+    if at.rows.tiles and at.rows.tile % SUBLANES:
+        return f"tiles of {at.rows.tile} rows (a multiple of {SUBLANES} is needed)"
+    if at.pages.size > block_sizes.TABLE:
+        return f"a table of {at.pages.size} pages (at most {block_sizes.TABLE})"
+    return None
+
+
+def write(pool, new, layer, at: Layout):
+    """Store each token's row at its sequence's page; padding is dropped."""
+    page, offset = places(pool, at)
+    # Each head is an index too: the whole pool would otherwise be laid out anew, and back.
+    heads = jnp.arange(pool.shape[2], dtype=jnp.int32)[None]
+    return pool.at[layer, page[:, None], heads, offset[:, None]].set(new, mode="drop")
+
+
+def forward(q, keys, values, layer, at: Layout):
+    """Attention of every query to its sequence's pages. Returns `o [T, H, K]` and `lse [T, H]` (float32)."""
+    found, group = [], q.shape[1] // keys.shape[2]
+    for rows, owners, tile in at.rows.parts():
+        part = block_sizes.queries_at_once(tile, group, q.shape[2] * q.dtype.itemsize)
+        sequence = jnp.maximum(jnp.repeat(at.rows.owner[owners], tile // part), 0)
+        positions = at.positions[rows].reshape(-1, part)
+        where = (sequence, positions[:, 0], jnp.max(positions, axis=1) + 1, at.pages)
+        found.append(attend_tiles(q[rows], (keys, values), layer, where))
+    o, lse = (jnp.concatenate(part) for part in zip(*found, strict=True))
+    return o, lse
+
+
+def backward(q, k, v, o, lse, do, at: Layout):
+    """Gradients of q, k and v for sequences that lie whole in the batch, each in tiles of its own; no single rows."""
+    drop = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1)
+    return gradients(q, k, v, do, (lse, drop), at)
