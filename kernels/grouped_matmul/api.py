@@ -3,7 +3,8 @@
 import jax
 from jaxtyping import Array, Float, Int32
 
-from kernels.grouped_matmul import xla
+from kernels.grouped_matmul import pallas_tpu, xla
+from kernels.implementation import use_pallas
 from kernels.tiles import TileMap
 
 
@@ -15,7 +16,12 @@ def grouped_matmul(
 
     Weights of all layers folded to `[L * E, D, F]` are read in place with `offset = layer * E`. Differentiable in x, w.
     """
-    return xla.forward(x, w, tiles, offset).astype(x.dtype)
+    return _form(x, w, tiles).forward(x, w, tiles, offset).astype(x.dtype)
+
+
+def _form(x, w, tiles):
+    """The module that computes this: the portable form or the TPU's."""
+    return pallas_tpu if use_pallas("grouped_matmul", pallas_tpu.unsupported(x, w, tiles.tile)) else xla
 
 
 def _forward(x, w, tiles, offset):
@@ -24,8 +30,9 @@ def _forward(x, w, tiles, offset):
 
 def _backward(residuals, dy):
     x, w, tiles, offset = residuals
-    dx = xla.forward(dy, w, tiles, offset, transpose=True).astype(x.dtype)
-    return dx, xla.weight_gradient(x, dy, tiles, offset, w.shape[0]).astype(w.dtype), None, None
+    form = _form(x, w, tiles)
+    dx = form.forward(dy, w, tiles, offset, transpose=True).astype(x.dtype)
+    return dx, form.weight_gradient(x, dy, tiles, offset, w.shape[0]).astype(w.dtype), None, None
 
 
 grouped_matmul.defvjp(_forward, _backward)

@@ -5,7 +5,7 @@ few rows is what streams through it. A row is a column of that product, so its b
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -142,7 +142,18 @@ class Plan:
     updated: dict[str, str]
 
 
-def call(form: Form, name: str, body, plan: Plan, cost: pl.CostEstimate) -> dict[str, Any]:
+@runtime_checkable
+class Grid(Protocol):
+    """What is walked: `groups` of rows, in `steps` turns each."""
+
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+
+def call(form: Grid, name: str, body, plan: Plan, cost: pl.CostEstimate) -> dict[str, Any]:
     """The results, by name, of `body(form, ref, *prefetched)` at each place of a grid walked in order.
 
     `ref` holds the operands, results and scratch by name.

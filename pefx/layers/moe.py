@@ -1,6 +1,7 @@
 """Mixture of experts: a router, tokens grouped by (expert, slot), experts with adapters, copies summed in order."""
 
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int32
 
-from kernels.expert_lora.api import expert_lora
-from kernels.expert_lora.block_sizes import CHUNKS, DECODE, WINDOW
+from kernels.expert_lora.api import expert_lora, tile_sizes
+from kernels.expert_lora.block_sizes import WINDOW
 from kernels.expert_mlp.api import expert_mlp
 from kernels.expert_mlp.xla import Matrices, Sites
 from kernels.factors import Factors
@@ -117,7 +118,9 @@ def _region(x, experts: Experts, layer, site: dict[str, Factors], where) -> Floa
     ids, gates, region = where
     inside = {name: Factors(_split(f.a), _split(f.b), f.scales, f.offset) for name, f in site.items()}
     shrunk = {name: shrink(x, f._replace(b=None), region.rows) for name, f in site.items() if inside[name].a is None}
-    run = _windowed if site and not region.rows.singles else _tiled
+    projections = [(_folded(experts, name, layer)[0], inside.get(name)) for name in PROJECTIONS]
+    sizes = tile_sizes(x, projections, bool(region.rows.singles))
+    run = _windowed if sizes is None else partial(_tiled, sizes)
     y, z = run(x, shrunk, experts, layer, inside, (ids, gates, region))
     y = y.astype(x.dtype)
     if z is None:
@@ -136,15 +139,15 @@ def _folded(experts: Experts, name: str, layer: Int32[Array, ""]) -> tuple[Array
     return stacked.reshape(-1, *stacked.shape[2:]), layer * stacked.shape[1]
 
 
-def _tiled(x, shrunk, experts: Experts, layer, site: dict[str, Factors], where):
-    """Rows in tiles of one expert: the bare base, and decodes, which share no (expert, adapter) with each other."""
+def _tiled(sizes: tuple[int, int], x, shrunk, experts: Experts, layer, site: dict[str, Factors], where):
+    """Rows in tiles of one expert: on a TPU all; else the bare base, and decodes, which hardly share an adapter."""
     ids, gates, region = where
     copies, count = ids.shape[1], experts.gate_proj.shape[1]
-    tile, subtile = DECODE if region.rows.singles else CHUNKS
+    tile, subtile = sizes
     if site:
         adapter = jnp.repeat(region.index, copies)
-        sizes = {"subgroups": region.slots.shape[0], "tile": tile, "subtile": subtile}
-        tiles = tile_map(ids.reshape(-1), adapter, groups=count, **sizes)
+        subgroups = region.slots.shape[0]
+        tiles = tile_map(ids.reshape(-1), adapter, groups=count, subgroups=subgroups, tile=tile, subtile=subtile)
         tiles = replace(tiles, subgroup=jnp.where(tiles.subgroup < 0, 0, region.slots[tiles.subgroup] + 1))
     else:
         tiles = tile_map(ids.reshape(-1), groups=count, tile=tile)
