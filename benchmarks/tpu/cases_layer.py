@@ -5,8 +5,22 @@ import jax.numpy as jnp
 
 from benchmarks.tpu.case import Case
 from benchmarks.tpu.cases import LAYER
-from benchmarks.tpu.layer import HIDDEN, LAYERS, PREFILL_TILE, RANK, SITES, SLOTS
+from benchmarks.tpu.layer import (
+    EXPERT_SITES,
+    EXPERTS,
+    FORMS,
+    HIDDEN,
+    LAYERS,
+    PREFILL_TILE,
+    RANK,
+    SITES,
+    SLOTS,
+    Step,
+    tiles_of,
+)
+from kernels.expert_lora.api import expert_lora
 from kernels.factors import Factors
+from kernels.grouped_matmul.api import grouped_matmul
 from kernels.lora_matmul.api import expand, lora_matmul, shrink
 from kernels.rows import Rows
 
@@ -60,6 +74,27 @@ def _halves(kind: str) -> list[Case]:
     ]
 
 
+def _experts(kind: str, site: str, form: str) -> Case:
+    """An expert's projection (gate's is up's), bare or with the adapters of a form."""
+    step = Step(KINDS[kind][0] or KINDS[kind][1], SLOTS, kind == "decode")
+    tiles = jax.eval_shape(lambda: tiles_of(step, form != "base"))
+    places, (inner, outer) = tiles.source.shape[0], EXPERT_SITES[site]
+    x, w = array((places, inner)), array((LAYERS * EXPERTS, inner, outer))
+    offset = array((), jnp.int32)
+    if form == "base":
+        return Case(LAYER, f"{kind}/{site} base", grouped_matmul, (x, w, tiles, offset), ("grouped_matmul",))
+    shared = form == "shared_hidden"
+    a = None if shared and inner == HIDDEN else array((LAYERS * SLOTS, EXPERTS, RANK, inner))
+    b = None if shared and outer == HIDDEN else array((LAYERS * SLOTS, EXPERTS, RANK, outer))
+    factors = Factors(a, b, array((SLOTS,), jnp.float32), offset)  # pyright: ignore[reportArgumentType]
+    z = array((places, RANK)) if a is None else None
+    return Case(LAYER, f"{kind}/{site} {form}", expert_lora, (x, z, w, factors, tiles, offset), ("expert_lora",))
+
+
 def cases() -> list[Case]:
-    """Shapes of the projections (v's are k's) and of the halves, as decodes and as a prefill."""
-    return [case for kind in KINDS for case in (*(_lora(kind, site) for site in ("q", "k", "o")), *_halves(kind))]
+    """Shapes of the projections (v's are k's, gate's are up's) and of the halves, as decodes and as a prefill."""
+    found = []
+    for kind in KINDS:
+        found += [*(_lora(kind, site) for site in ("q", "k", "o")), *_halves(kind)]
+        found += [_experts(kind, site, form) for site in ("up", "down") for form in FORMS]
+    return found

@@ -11,10 +11,9 @@ import numpy as np
 
 from benchmarks.tpu.bound import Term, static_grid
 from benchmarks.tpu.schedule import Schedule
-from kernels.expert_lora.block_sizes import CHUNKS, DECODE, WINDOW
+from kernels.expert_lora.block_sizes import TPU_CHUNKS, TPU_DECODE
 from kernels.lora_matmul import block_sizes
-from kernels.tiles import tile_map
-from kernels.windows import windows
+from kernels.tiles import TileMap, tile_map
 
 HIDDEN, HEADS, KEY_HEADS, HEAD, EXPERTS, CHOSEN, EXPERT_HIDDEN, LAYERS = 2048, 32, 4, 128, 128, 8, 768, 48
 RANK, SLOTS = 16, 64
@@ -66,36 +65,42 @@ def slots(step: Step) -> np.ndarray:
     return (np.arange(step.tokens) * step.adapters // step.tokens).astype(np.int32)
 
 
+@functools.cache
+def tiles_of(step: Step, mixed: bool) -> TileMap:
+    """The step's copies of tokens grouped by expert, or by (expert, slot), as the layer groups them on a TPU."""
+    tile, subtile = TPU_DECODE if step.decode else TPU_CHUNKS
+    group = jnp.asarray(routes(step).reshape(-1))
+    if not mixed:
+        return tile_map(group, groups=EXPERTS, tile=tile)
+    # Subgroup 0 is the bare base. A compiled step has room for as many adapters as it may hold, not as it holds.
+    room = 1 + min(SLOTS, step.tokens if step.decode else step.tokens // PREFILL_TILE)
+    subgroup = jnp.asarray(np.repeat(slots(step), CHOSEN) + 1)
+    return tile_map(group, subgroup, groups=EXPERTS, subgroups=room, tile=tile, subtile=subtile)
+
+
 @dataclass(frozen=True)
 class Grouping:
-    """What the grouping of a step's copies of tokens by expert, or by (expert, slot), comes to."""
+    """What the grouping comes to."""
 
     places: int  # rows of the buffer, dead ones too
-    rows: int  # that go through the experts' matrices, with those that fill tiles
+    rows: int  # in live tiles, with those that fill them
     experts: int  # that have a row
-    pairs: int  # (expert, slot) that have a row
+    runs: np.ndarray  # of each live tile, how many (expert, slot) have rows there
+
+    @property
+    def share_of_several(self) -> float:
+        """Of live tiles, those with rows of more than one (expert, slot)."""
+        return float(np.mean(self.runs > 1))
 
 
 @functools.cache
 def grouping(step: Step, mixed: bool) -> Grouping:
-    """As the layer groups them: in tiles of one expert; runs of rows with adapters in windows, without gaps."""
-    ids, slot = routes(step).reshape(-1), np.repeat(slots(step), CHOSEN)
-    group = jnp.asarray(ids)
-    # Subgroup 0 is the bare base. A compiled step has room for as many adapters as it may hold, not as it holds.
-    room = 1 + min(SLOTS, step.tokens if step.decode else step.tokens // PREFILL_TILE)
-    if mixed and not step.decode:
-        cut = windows(group, jnp.asarray(slot + 1), groups=EXPERTS, subgroups=room, size=WINDOW)
-        places, rows = cut.source.shape[0], int(cut.groups.live) * WINDOW
-    else:
-        tile, subtile = DECODE if step.decode else CHUNKS
-        if mixed:
-            sizes = {"subgroups": room, "tile": tile, "subtile": subtile}
-            tiles = tile_map(group, jnp.asarray(slot + 1), groups=EXPERTS, **sizes)
-        else:
-            tiles = tile_map(group, groups=EXPERTS, tile=tile)
-        places, rows = tiles.source.shape[0], int(tiles.live) * tile
-    pairs = np.unique(np.stack([ids, slot]), axis=1).shape[1]
-    return Grouping(places, rows, np.unique(ids).size, pairs)
+    """From the draw of routes."""
+    tiles = tiles_of(step, mixed)
+    live = int(tiles.live)
+    slot = np.asarray(tiles.subgroup).reshape(tiles.group.shape[0], -1)[:live]
+    runs = np.array([np.unique(row[row > 0]).size for row in slot])
+    return Grouping(tiles.source.shape[0], live * tiles.tile, np.unique(np.asarray(tiles.group)[:live]).size, runs)
 
 
 def dense(step: Step) -> list[Term]:
