@@ -56,7 +56,7 @@ class TokenBatch:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVPool:
-    """Keys and values of all layers in `P` pages of `B` tokens, each head's tokens side by side. Pages are owned by the host's plan."""
+    """Keys and values of all layers in `P` pages of `B` tokens, which the host's plan owns."""
 
     keys: Float[Array, "L P G B K"]
     values: Float[Array, "L P G B K"]

@@ -1,7 +1,7 @@
 """Paged attention at the shapes of two public bases: a prompt, decodes at a long context, and training.
 
-Prompts are one sequence of 4,096 tokens or sixteen of 256, decodes 64 rows that see 4,096 keys each. Pages of 32 tokens.
-The second base's keys and values are those of plain heads, as its prompts compute them.
+Prompts are 4,096 tokens, decodes 64 rows whose sequences have up to 4,096 tokens, in pages of 32. How they fall into
+sequences is data. The second base's keys and values are those of plain heads, as its prompts compute them.
 """
 
 from functools import partial
@@ -22,7 +22,7 @@ POOL = 2 << 30  # bytes of the largest pool of keys: a compiler refuses what no 
 
 
 def cases() -> list[Case]:
-    """Every base served and trained, in bfloat16; the first one in float32 too."""
+    """Both bases served and trained, in bfloat16; the first one in float32 too."""
     found = []
     for name, heads in HEADS.items():
         found.append(_served(f"{name} decode {SINGLES} x {CONTEXT}", heads, jnp.bfloat16, SINGLES, 0, 32))
@@ -36,39 +36,41 @@ def cases() -> list[Case]:
 
 
 def _served(name, heads, dtype, singles: int, tokens: int, tile: int) -> Case:
-    kernels = (*(("paged_attention_rows",) if singles else ()), *(("paged_attention",) if tokens else ()))
+    kernels = (
+        *(("paged_attention_rows",) if singles else ()),
+        *(("paged_attention_write", "paged_attention") if tokens else ()),
+    )
     function = partial(_attend, (singles, tile))
     return Case("paged_attention", name, function, _arguments(heads, dtype, (singles, tokens, tile)), kernels)
 
 
 def _trained(name, heads, dtype, tile: int) -> Case:
-    arguments = _arguments(heads, dtype, (0, TOKENS, tile))
-    kernels = ("paged_attention", "paged_attention_dq", "paged_attention_dkv")
-    return Case("paged_attention", name, partial(_with_gradient, tile), (*arguments, arguments[0]), kernels)
+    q, k, v, _, layer, layout = _arguments(heads, dtype, (0, TOKENS, tile))
+    kernels = ("paged_attention_write", "paged_attention", "paged_attention_dq", "paged_attention_dkv")
+    return Case("paged_attention", name, partial(_with_gradient, tile), (q, k, v, layer, layout, q), kernels)
 
 
-def _attend(sizes, q, k, v, keys, values, layer, positions, owner, pages, lengths):
-    return attend(q, k, v, keys, values, layer, Layout(positions, Rows(owner, *sizes), pages, lengths))
+def _attend(sizes, q, k, v, pool, layer, layout):
+    positions, owner, pages, lengths = layout
+    return attend(q, k, v, *pool, layer, Layout(positions, Rows(owner, *sizes), pages, lengths))
 
 
-def _with_gradient(tile: int, q, k, v, keys, values, layer, positions, owner, pages, lengths, do):
+def _with_gradient(tile: int, q, k, v, layer, layout, do):
     """What training computes: the pool is fresh, and nobody's afterwards."""
-
-    def run(q, k, v):
-        return _attend((0, tile), q, k, v, keys, values, layer, positions, owner, pages, lengths)[0]
-
-    o, pull = jax.vjp(run, q, k, v)
+    pool = jnp.zeros((1, TOKENS // PAGE, k.shape[1], PAGE, k.shape[2]), k.dtype)
+    o, pull = jax.vjp(lambda q, k, v: _attend((0, tile), q, k, v, (pool, pool), layer, layout)[0], q, k, v)
     return o, pull(do)
 
 
 def _arguments(heads, dtype, sizes):
-    """q, k, v, keys, values, layer, positions, owner, pages, lengths as shapes."""
+    """q, k, v, (keys, values), layer, (positions, owner, pages, lengths) as shapes."""
     queries, groups, size = heads
     singles, tokens, tile = sizes
     rows, sequences = singles + tokens, max(singles, 16)
     page_bytes = LAYERS * groups * PAGE * size * jnp.dtype(dtype).itemsize
     pages = min(SINGLES * CONTEXT // PAGE, POOL // page_bytes)
-    pool, shape = (LAYERS, pages, groups, PAGE, size), jax.ShapeDtypeStruct
-    arrays = [(rows, queries, size), (rows, groups, size), (rows, groups, size), pool, pool]
-    integers = [(), (rows,), (singles + tokens // tile,), (sequences, CONTEXT // PAGE), (sequences,)]
-    return (*(shape(s, dtype) for s in arrays), *(shape(s, jnp.int32) for s in integers))
+    pool = jax.ShapeDtypeStruct((LAYERS, pages, groups, PAGE, size), dtype)
+    q, k = (jax.ShapeDtypeStruct((rows, heads, size), dtype) for heads in (queries, groups))
+    shapes = (rows,), (singles + tokens // tile,), (sequences, CONTEXT // PAGE), (sequences,)
+    layout = tuple(jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes)
+    return q, k, k, (pool, pool), jax.ShapeDtypeStruct((), jnp.int32), layout

@@ -40,7 +40,7 @@ def _form(q, keys, at):
 
 def _forward(q, k, v, keys, values, layer, at):
     form = _form(q, keys, at)
-    keys, values = form.write(keys, k, layer, at), form.write(values, v, layer, at)
+    keys, values = form.write((keys, values), (k, v), layer, at)
     o, lse = form.forward(q, keys, values, layer, at)
     return (o, keys, values), (q, k, v, o, lse, at)
 

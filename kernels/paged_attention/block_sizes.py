@@ -1,11 +1,12 @@
 """Sizes of the blocks in which the TPU's attention kernels walk keys and queries.
 
-Chosen so that every kernel fits 16 MiB of VMEM with double buffers (v4, v5e, v5p) at heads of 128 numbers, in groups of
-one query head to a key head up to sixteen.
+Chosen so that every kernel fits 16 MiB of VMEM with double buffers (v4, v5e, v5p) at heads of 128 numbers, from one to
+eight query heads to a key head.
 """
 
 LANES, SUBLANES = 128, 8
 KEYS = 256  # of a block that is multiplied at once
+KEYS_OF_GRADIENT = 128  # whose gradient is summed at once
 # Of one product. A row's bits do not depend on it.
 ROWS = 256
 # Bytes that one block of keys has in VMEM, of all the key heads that a place of the grid takes.

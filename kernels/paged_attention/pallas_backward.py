@@ -1,7 +1,7 @@
 """Gradients of attention of whole sequences, each in tiles of its own, on a TPU: one kernel for dq, one for dk and dv.
 
 The grid is (tiles, parts of the heads). A tile of queries walks its sequence's keys from the first one up to itself; a
-tile of keys walks its sequence's queries from itself on. Each gradient is a float32 sum in that order.
+few tiles of keys walk their sequence's queries from themselves on. Each gradient is a float32 sum in that order.
 """
 
 import jax
@@ -64,7 +64,7 @@ def _by_part(x, part: int, groups: int):
 
 
 def _of_queries(form: Form, given, first, length):
-    """dq `[tiles, G, M, K]`. Of each tile of keys, `first` is the position of its first row, `length` its sequence's."""
+    """dq `[tiles, G, M, K]`. Of each tile, `first` is the position of its first row, `length` that of its sequence."""
     tile = given["keys"].shape[2]
     split = form.tiles // first.shape[0]
     position = first[:, None] + jnp.arange(0, tile, tile // split, dtype=jnp.int32)[None]
@@ -152,40 +152,49 @@ def _add_to_queries(form: Form, ref, at, j, slot) -> None:
 def _of_keys(form: Form, given, first, length):
     """dk and dv `[NT, G, tile, K]`; `first` and `length` are as in `_of_queries`."""
     tiles, _, tile, _ = given["keys"].shape
-    split = form.tiles // tiles
-    of_keys = Form(tiles, form.parts, form.heads, form.group, form.rows, tile, form.size, form.dtype)
-    queries = tile // split
-    counts = jnp.where(length > 0, -(-length // queries) - first // queries, 0)
-    block = of_keys.block(form.heads, tile, form.size)
+    queries = tile * tiles // form.tiles
+    together = max(1, block_sizes.KEYS_OF_GRADIENT // tile)
+    # The first of every few tiles of a sequence takes the others with it.
+    leads = (length > 0) & (first // tile % together == 0)
+    held = jnp.where(leads, jnp.minimum(together, -(-(length - first) // tile)), 0)
+    counts = jnp.where(leads, -(-length // queries) - first // queries, 0)
+    block = Form(tiles, form.parts, form.heads, form.group, form.rows, together * tile, form.size, form.dtype)
     rows = pltpu.VMEM((BUFFERS, form.heads, form.rows, form.size), form.dtype)
+    keys = pltpu.VMEM((1, form.heads, block.keys, form.size), form.dtype)
     plan = Plan(
-        prefetched={"first": first, "length": length, "counts": counts, "follow": following(counts)},
-        operands={
-            "k": (given["keys"], block),
-            "v": (given["values"], block),
-            "q": (given["q"], ANYWHERE),
-            "do": (given["do"], ANYWHERE),
-            "stats": (given["stats"], ANYWHERE),
-        },
-        results={name: (jax.ShapeDtypeStruct(given["keys"].shape, form.dtype), block) for name in ("dk", "dv")},
+        prefetched={"first": first, "length": length, "held": held, "counts": counts, "follow": following(counts)},
+        operands={name: (given[name], ANYWHERE) for name in ("keys", "values", "q", "do", "stats")},
+        results={name: (jax.ShapeDtypeStruct(given["keys"].shape, form.dtype), ANYWHERE) for name in ("dk", "dv")},
         scratch={
             "q_block": rows,
             "do_block": rows,
             "stats_block": pltpu.VMEM((BUFFERS, 2 * form.heads, form.rows), jnp.float32),
-            "dk_sum": pltpu.VMEM((form.heads, tile, form.size), jnp.float32),
-            "dv_sum": pltpu.VMEM((form.heads, tile, form.size), jnp.float32),
+            **dict.fromkeys(("k", "v", "dk_sent", "dv_sent"), keys),
+            **dict.fromkeys(("dk_sum", "dv_sum"), pltpu.VMEM((form.heads, block.keys, form.size), jnp.float32)),
+            "under_way": pltpu.SMEM((1,), jnp.int32),
+            "loaded": pltpu.SemaphoreType.DMA,
+            "sent": pltpu.SemaphoreType.DMA,
         },
     )
-    found = call(of_keys, "paged_attention_dkv", _keys_body, plan, _cost(form, given, 4))
-    return found["dk"], found["dv"]
+    found = call(block, "paged_attention_dkv", _keys_body, plan, _cost(form, given, 4))
+    mine = (length > 0)[:, None, None, None]  # what is nobody's was not written
+    return jnp.where(mine, found["dk"], 0), jnp.where(mine, found["dv"], 0)
 
 
 def _keys_body(form: Form, ref) -> None:
-    """dk and dv of one part of one tile of keys."""
-    t = pl.program_id(0)
-    per_tile = ref["q"].shape[0] // ref["first"].shape[0]
-    for name in ("dk_sum", "dv_sum"):
-        ref[name][...] = jnp.zeros_like(ref[name])
+    """dk and dv of one part of a few tiles of keys."""
+    t, part = pl.program_id(0), pl.program_id(1)
+    per_tile, tile = ref["q"].shape[0] // ref["first"].shape[0], ref["keys"].shape[2]
+
+    @pl.when((t == 0) & (part == 0))
+    def _none():
+        ref["under_way"][0] = 0
+
+    @pl.when(ref["counts"][t] > 0)
+    def _start():
+        _load(form, ref)
+        for name in ("dk_sum", "dv_sum"):
+            ref[name][...] = jnp.zeros_like(ref[name])
 
     def copies(tile, part, j, slot, do):
         there, heads = tile * per_tile + j, own_heads(form, part)
@@ -194,7 +203,7 @@ def _keys_body(form: Form, ref) -> None:
         do(ref["stats"].at[there, part], ref["stats_block"].at[slot])
 
     def compute(j, slot):
-        position = query_positions(form, ref["first"][t] + j * (form.keys // per_tile), 1)
+        position = query_positions(form, ref["first"][t] + j * (tile // per_tile), 1)
         # Queries past the end see nothing.
         position = jnp.where(position < ref["length"][t], position, -1)
         for head in range(form.heads):
@@ -202,8 +211,48 @@ def _keys_body(form: Form, ref) -> None:
                 _add_to_keys(form, ref, (head, m), position[:, m], slot)
 
     walk(form, ref, copies, compute)
-    ref["dk"][0] = ref["dk_sum"][...].astype(form.dtype)
-    ref["dv"][0] = ref["dv_sum"][...].astype(form.dtype)
+
+    @pl.when(ref["counts"][t] > 0)
+    def _finish():
+        _wait_for_sent(form, ref)
+        for name in ("dk", "dv"):
+            ref[name + "_sent"][0] = ref[name + "_sum"][...].astype(form.dtype)
+        _send(form, ref, t, ref["held"][t], lambda copy: copy.start())
+        ref["under_way"][0] = ref["held"][t]
+
+    @pl.when((t == form.tiles - 1) & (part == form.parts - 1))
+    def _end():
+        _wait_for_sent(form, ref)
+
+
+def _load(form: Form, ref) -> None:
+    """The keys and values of these tiles, zeros past the end."""
+    t, part = pl.program_id(0), pl.program_id(1)
+    ends = [(ref[array], ref[name].at[0]) for array, name in (("keys", "k"), ("values", "v"))]
+
+    def copy(source, buffer):
+        return pltpu.make_async_copy(source, buffer, ref["loaded"])
+
+    pages = ref["held"][t], lambda i: t + i
+    page_copies(pages, own_heads(form, part), ends, lambda source, buffer: copy(source, buffer).start())
+    page_copies(pages, own_heads(form, part), ends, lambda source, buffer: copy(source, buffer).wait())
+
+    @pl.when(ref["first"][t] + form.keys > ref["length"][t])
+    def _past_the_end():
+        for name in ("k", "v"):
+            zero_from(ref[name], 0, ref["length"][t] - ref["first"][t])
+
+
+def _send(form: Form, ref, first, count, do) -> None:
+    """`do` for the copies of dk and dv to `count` tiles from `first` on."""
+    ends = [(ref[name], ref[name + "_sent"].at[0]) for name in ("dk", "dv")]
+    part = own_heads(form, pl.program_id(1))
+    page_copies((count, lambda i: first + i), part, ends, lambda a, b: do(pltpu.make_async_copy(b, a, ref["sent"])))
+
+
+def _wait_for_sent(form: Form, ref) -> None:
+    """Wait for what is on its way; all copies have the same size, which is what is waited for."""
+    _send(form, ref, 0, ref["under_way"][0], lambda copy: copy.wait())
 
 
 def _add_to_keys(form: Form, ref, at, position, slot) -> None:

@@ -1,11 +1,11 @@
 """What the TPU's attention kernels share: one place that calls Pallas, and one walk over blocks read ahead of use.
 
-A grid of (tiles, parts of the heads) is walked in order. At each place of it the kernel walks `counts[tile]` blocks; the
-next block, be it the first of the next place, is on its way from HBM while one is computed on.
+The places of a grid of (tiles, parts of the heads) are taken in order. At each, a kernel walks `counts[tile]` blocks;
+the next block, be it the first of the next place, is on its way from HBM while one is computed on.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -48,13 +48,15 @@ class Form:
 class Plan:
     """What a kernel reads and writes, by name.
 
-    `prefetched` are arrays of scalars; `operands` are (array, block), `results` (shape, block), `scratch` memory.
+    `prefetched` are arrays of scalars; `operands` are (array, block), `results` (shape, block), `scratch` memory;
+    `updated` names the result that takes an operand's place.
     """
 
     prefetched: dict[str, Any]
     operands: dict[str, tuple[Any, Any]]
     results: dict[str, tuple[Any, Any]]
     scratch: dict[str, Any]
+    updated: dict[str, str] = field(default_factory=dict)
 
 
 def call(form: Form, name: str, body, plan: Plan, cost: pl.CostEstimate) -> dict[str, Any]:
@@ -76,6 +78,10 @@ def call(form: Form, name: str, body, plan: Plan, cost: pl.CostEstimate) -> dict
             scratch_shapes=list(scratch.values()),
         ),
         out_shape=[shape for shape, _ in plan.results.values()],
+        input_output_aliases={
+            len(plan.prefetched) + list(plan.operands).index(before): list(plan.results).index(after)
+            for before, after in plan.updated.items()
+        },
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("arbitrary", "arbitrary"), disable_bounds_checks=True
         ),
@@ -102,8 +108,11 @@ def walk(form: Form, ref: dict[str, Any], copies: Callable, compute: Callable) -
     t, part = pl.program_id(0), pl.program_id(1)
     count, follow, turn = ref["counts"][t], ref["follow"], ref["turn"]
 
+    def copy(source, buffer, slot):
+        return pltpu.make_async_copy(source, buffer, ref["arrived"].at[slot])
+
     def start(tile, part, j, slot):
-        copies(tile, part, j, slot, lambda *ends: pltpu.make_async_copy(*ends, ref["arrived"].at[slot]).start())
+        copies(tile, part, j, slot, lambda source, buffer: copy(source, buffer, slot).start())
 
     @pl.when((t == follow[form.tiles]) & (part == 0))
     def _first():
@@ -120,7 +129,7 @@ def walk(form: Form, ref: dict[str, Any], copies: Callable, compute: Callable) -
             next_part = jnp.where(inside, part, jnp.where(ended, 0, part + 1))
             start(tile, next_part, jnp.where(inside, j + 1, 0), 1 - slot)
 
-        copies(t, part, j, slot, lambda *ends: pltpu.make_async_copy(*ends, ref["arrived"].at[slot]).wait())
+        copies(t, part, j, slot, lambda source, buffer: copy(source, buffer, slot).wait())
         compute(j, slot)
         turn[0] = 1 - slot
         return carry

@@ -9,6 +9,7 @@ from kernels.paged_attention import block_sizes
 from kernels.paged_attention.block_sizes import LANES, SUBLANES
 from kernels.paged_attention.pallas_backward import gradients
 from kernels.paged_attention.pallas_forward import attend_tiles
+from kernels.paged_attention.pallas_write import write_tiles
 from kernels.paged_attention.xla import Layout, places
 
 
@@ -28,12 +29,23 @@ def unsupported(q, keys, at: Layout) -> str | None:
     return None
 
 
-def write(pool, new, layer, at: Layout):
-    """Store each token's row at its sequence's page; padding is dropped."""
-    page, offset = places(pool, at)
-    # Each head is an index too: the whole pool would otherwise be laid out anew, and back.
-    heads = jnp.arange(pool.shape[2], dtype=jnp.int32)[None]
-    return pool.at[layer, page[:, None], heads, offset[:, None]].set(new, mode="drop")
+def write(pools, new, layer, at: Layout):
+    """Store each token's rows at its sequence's page; padding is dropped. `pools` are keys and values."""
+    for rows, owners, tile in at.rows.parts():
+        own = [x[rows] for x in new]
+        if tile == 1:
+            pools = _write_rows(pools, own, layer, [x[rows, None] for x in places(pools[0], at)])
+        else:
+            tiles = [x.reshape(-1, tile, *x.shape[1:]).transpose(0, 2, 1, 3) for x in own]
+            pools = write_tiles(pools, tiles, layer, _tiles(at, rows, owners, tile))
+    return pools
+
+
+def _write_rows(pools, new, layer, places):
+    """Single rows. Each head is an index too: the whole pool would otherwise be laid out anew, and back."""
+    page, offset = places
+    heads = jnp.arange(pools[0].shape[2], dtype=jnp.int32)[None]
+    return [pool.at[layer, page, heads, offset].set(x, mode="drop") for pool, x in zip(pools, new, strict=True)]
 
 
 def forward(q, keys, values, layer, at: Layout):
@@ -41,12 +53,17 @@ def forward(q, keys, values, layer, at: Layout):
     found, group = [], q.shape[1] // keys.shape[2]
     for rows, owners, tile in at.rows.parts():
         part = block_sizes.queries_at_once(tile, group, q.shape[2] * q.dtype.itemsize)
-        sequence = jnp.maximum(jnp.repeat(at.rows.owner[owners], tile // part), 0)
-        positions = at.positions[rows].reshape(-1, part)
-        where = (sequence, positions[:, 0], jnp.max(positions, axis=1) + 1, at.pages)
-        found.append(attend_tiles(q[rows], (keys, values), layer, where))
+        found.append(attend_tiles(q[rows], (keys, values), layer, _tiles(at, rows, owners, tile, part)))
     o, lse = (jnp.concatenate(part) for part in zip(*found, strict=True))
     return o, lse
+
+
+def _tiles(at: Layout, rows: slice, owners: slice, tile: int, part: int | None = None):
+    """(sequence, position of the first row, end of the positions, pages) of tiles, or of parts of tiles."""
+    part = part or tile
+    sequence = jnp.maximum(jnp.repeat(at.rows.owner[owners], tile // part), 0)
+    positions = at.positions[rows].reshape(-1, part)
+    return sequence, positions[:, 0], jnp.max(positions, axis=1) + 1, at.pages
 
 
 def backward(q, k, v, o, lse, do, at: Layout):

@@ -29,10 +29,13 @@ class Layout(NamedTuple):
     lengths: Int32[Array, "S"]
 
 
-def write(pool: Float[Array, "L P G B K"], new: Float[Array, "T G K"], layer, at: Layout):
-    """Store each token's row at its sequence's page; padding is dropped."""
-    page, offset = places(pool, at)
-    return pool.at[layer, page, :, offset].set(new, mode="drop")
+def write(pools, new, layer, at: Layout):
+    """Store each token's rows at its sequence's page; padding is dropped.
+
+    `pools` are keys and values `[L, P, G, B, K]`, `new` those of the tokens, `[T, G, K]`.
+    """
+    page, offset = places(pools[0], at)
+    return tuple(pool.at[layer, page, :, offset].set(x, mode="drop") for pool, x in zip(pools, new, strict=True))
 
 
 def places(pool: Float[Array, "L P G B K"], at: Layout) -> tuple[Int32[Array, "T"], Int32[Array, "T"]]:
