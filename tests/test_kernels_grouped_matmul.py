@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.grouped_matmul import block_sizes
 from kernels.grouped_matmul.api import grouped_matmul
 from kernels.grouped_matmul.reference import grouped_matmul as reference
+from kernels.implementation import INTERPRETED, implementation
 from kernels.tiles import take_rows, tile_map
 from pefx.compiler import jit
+from tests.interpreter import in_the_interpreter
 
 ROWS, GROUPS, LAYERS, D, F = 43, 45, 2, 11, 7
 
@@ -30,6 +33,7 @@ def _both(tile: int):
 
 
 KERNELS = {tile: _both(tile) for tile in (2, 32)}
+_on_tpu = _both(8)
 
 
 @jit
@@ -60,7 +64,19 @@ def draw_case(data: st.DataObject, dtype):
 @given(data=st.data())
 def test_values_and_gradients_are_those_of_the_reference(dtype, tile, data):
     case = draw_case(data, dtype)
-    got, want = KERNELS[tile](*case), _oracle(*case)
+    assert_like_the_reference(KERNELS[tile](*case), case, dtype)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@settings(max_examples=2)
+@given(data=st.data())
+def test_the_tpus_values_and_gradients_are_those_of_the_reference(dtype, data):
+    case = draw_case(data, dtype)
+    assert_like_the_reference(in_the_interpreter(_on_tpu, *case), case, dtype)
+
+
+def assert_like_the_reference(got, case, dtype):
+    want = _oracle(*case)
     assert [g.dtype for g in got] == [dtype] * 3
     for g, w in zip(got, want, strict=True):
         g, w = np.asarray(g, np.float32), np.asarray(w, np.float32)
@@ -90,3 +106,27 @@ def test_a_group_of_several_tiles_sums_them_in_its_gradient():
     _, _, dw = KERNELS[2](x, w, group, np.int32(GROUPS), jnp.ones((ROWS, F)))
     np.testing.assert_array_equal(dw[GROUPS + 3], np.full((D, F), ROWS, np.float32))
     assert float(jnp.sum(dw)) == ROWS * D * F
+
+
+def refused(x, w, tile: int):
+    tiles = tile_map(jnp.zeros(x.shape[0], jnp.int32), groups=2, tile=tile)
+    with implementation(INTERPRETED):
+        return jax.eval_shape(lambda x: grouped_matmul(take_rows(x, tiles.source), w, tiles, jnp.int32(0)), x)
+
+
+def test_what_the_tpus_kernel_cannot_take_is_refused():
+    w = jnp.zeros((2, 16, 16))
+    with pytest.raises(ValueError, match="tiles of 4 rows"):
+        refused(jnp.zeros((8, 16)), w, 4)
+    with pytest.raises(ValueError, match="float32 and matrices of bfloat16"):
+        refused(jnp.zeros((8, 16)), w.astype(jnp.bfloat16), 8)
+    with pytest.raises(ValueError, match="a side of 4097"):
+        refused(jnp.zeros((8, 4096)), jnp.zeros((1, 4096, 4097)), 8)
+
+
+def test_a_block_divides_its_axis():
+    assert block_sizes.width_of_block(768, 2048, 2) == 768
+    assert block_sizes.width_of_block(2048, 768, 2) == 2048
+    assert block_sizes.width_of_block(2048, 7168, 2) == 256
+    assert block_sizes.width_of_block(7168, 2048, 2) == 896
+    assert block_sizes.width_of_block(4097, 4096, 4) is None

@@ -60,9 +60,8 @@ def sums(name: str, tiles: TileMap, pair, small, rows, bank):
     last = jnp.maximum(tiles.live - 1, 0)[None]
 
     def block(width):
-        return pl.BlockSpec(
-            (form.tile, width), lambda t, _j, live, *_: (jnp.clip(t, 0, jnp.maximum(live[0] - 1, 0)), 0)
-        )
+        """A tile's rows, or the last live one's."""
+        return pl.BlockSpec((form.tile, width), lambda t, _j, last, *_: (jnp.minimum(t, last[0]), 0))
 
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     shape = jax.ShapeDtypeStruct(bank.shape, jnp.float32)
