@@ -79,13 +79,13 @@ def _experts(kind: str, site: str, form: str) -> Case:
     step = Step(KINDS[kind][0] or KINDS[kind][1], SLOTS, kind == "decode")
     tiles = jax.eval_shape(lambda: tiles_of(step, form != "base"))
     places, (inner, outer) = tiles.source.shape[0], EXPERT_SITES[site]
-    x, w = array((places, inner)), array((LAYERS * EXPERTS, inner, outer))
+    x, w = array((places, inner)), array((EXPERTS, inner, outer))  # of one layer: of all of them no chip has room
     offset = array((), jnp.int32)
     if form == "base":
         return Case(LAYER, f"{kind}/{site} base", grouped_matmul, (x, w, tiles, offset), ("grouped_matmul",))
     shared = form == "shared_hidden"
-    a = None if shared and inner == HIDDEN else array((LAYERS * SLOTS, EXPERTS, RANK, inner))
-    b = None if shared and outer == HIDDEN else array((LAYERS * SLOTS, EXPERTS, RANK, outer))
+    a = None if shared and inner == HIDDEN else array((SLOTS, EXPERTS, RANK, inner))
+    b = None if shared and outer == HIDDEN else array((SLOTS, EXPERTS, RANK, outer))
     factors = Factors(a, b, array((SLOTS,), jnp.float32), offset)  # pyright: ignore[reportArgumentType]
     z = array((places, RANK)) if a is None else None
     return Case(LAYER, f"{kind}/{site} {form}", expert_lora, (x, z, w, factors, tiles, offset), ("expert_lora",))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tpu.bound import Term, static_grid
+from benchmarks.tpu.bound import Term, dynamic_grid, static_grid
 from benchmarks.tpu.schedule import Schedule
 from kernels.expert_lora.block_sizes import TPU_CHUNKS, TPU_DECODE
 from kernels.lora_matmul import block_sizes
@@ -33,23 +33,28 @@ EXPERT_SITES = {"gate": (HIDDEN, EXPERT_HIDDEN), "up": (HIDDEN, EXPERT_HIDDEN), 
 
 @dataclass(frozen=True)
 class Step:
-    """`tokens` rows of `adapters` distinct adapters: decodes over `context` earlier tokens, or a prefill."""
+    """`tokens` rows of `adapters` distinct adapters: decodes over `context` earlier tokens, or a prefill.
+
+    The compiled step has room for `room` of them.
+    """
 
     tokens: int
     adapters: int
     decode: bool
     context: int = 0
+    room: int = SLOTS
 
     @property
     def name(self) -> str:
         if self.decode:
             return f"decode {self.tokens} rows, {self.adapters} adapters, context {self.context}"
-        return f"prefill {self.tokens} tokens, {self.adapters} adapters"
+        return f"prefill {self.tokens} tokens, {self.adapters} adapters, room for {self.room}"
 
 
 STEPS = (
     Step(64, 64, True, 0),
     Step(64, 64, True, 4096),
+    *(Step(4096, adapters, False, room=adapters) for adapters in (1, 2, 8)),
     *(Step(4096, adapters, False) for adapters in (1, 2, 8, 64)),
 )
 
@@ -72,8 +77,7 @@ def tiles_of(step: Step, mixed: bool) -> TileMap:
     group = jnp.asarray(routes(step).reshape(-1))
     if not mixed:
         return tile_map(group, groups=EXPERTS, tile=tile)
-    # Subgroup 0 is the bare base. A compiled step has room for as many adapters as it may hold, not as it holds.
-    room = 1 + min(SLOTS, step.tokens if step.decode else step.tokens // PREFILL_TILE)
+    room = 1 + step.room  # subgroup 0 is the bare base
     subgroup = jnp.asarray(np.repeat(slots(step), CHOSEN) + 1)
     return tile_map(group, subgroup, groups=EXPERTS, subgroups=room, tile=tile, subtile=subtile)
 
@@ -86,21 +90,19 @@ class Grouping:
     rows: int  # in live tiles, with those that fill them
     experts: int  # that have a row
     runs: np.ndarray  # of each live tile, how many (expert, slot) have rows there
-
-    @property
-    def share_of_several(self) -> float:
-        """Of live tiles, those with rows of more than one (expert, slot)."""
-        return float(np.mean(self.runs > 1))
+    mixed_subtiles: float  # taken ones of tiles with several, over the subtiles of a tile
 
 
 @functools.cache
-def grouping(step: Step, mixed: bool) -> Grouping:
+def grouping(step: Step, adapters: bool) -> Grouping:
     """From the draw of routes."""
-    tiles = tiles_of(step, mixed)
+    tiles = tiles_of(step, adapters)
     live = int(tiles.live)
     slot = np.asarray(tiles.subgroup).reshape(tiles.group.shape[0], -1)[:live]
     runs = np.array([np.unique(row[row > 0]).size for row in slot])
-    return Grouping(tiles.source.shape[0], live * tiles.tile, np.unique(np.asarray(tiles.group)[:live]).size, runs)
+    mixed = float(np.sum(slot[runs > 1] > 0)) / slot.shape[1]
+    experts_hit = np.unique(np.asarray(tiles.group)[:live]).size
+    return Grouping(tiles.source.shape[0], live * tiles.tile, experts_hit, runs, mixed)
 
 
 def dense(step: Step) -> list[Term]:
@@ -156,7 +158,7 @@ def layer_terms(step: Step, form: str, schedules: dict[str, Schedule]) -> list[T
         shrink, expand = schedules[f"{kind}/shrink"], schedules[f"{kind}/expand"]
         terms += [lora(step, f"{site} shrink", (HIDDEN, 0), shrink) for site in ("gate", "up")]
         terms += [lora(step, "down expand", (0, HIDDEN), expand)]
-    return terms + experts(step, form) + around_experts(step, form)
+    return terms + experts(step, form, schedules) + around_experts(step, form)
 
 
 def attention(step: Step) -> Term:
@@ -167,19 +169,31 @@ def attention(step: Step) -> Term:
     return Term("attention", bytes=moved, flops=seen * 4 * HEADS * HEAD)
 
 
-def experts(step: Step, form: str) -> list[Term]:
-    """The three projections of the experts: matrices of every expert hit, rows in and out, factors of every pair.
+def experts(step: Step, form: str, schedules: dict[str, Schedule]) -> list[Term]:
+    """The three projections of the experts: matrices of every expert hit, rows in and out, factors of every run.
 
-    Arithmetic: the products of LoRA inside are left out, which the matrix units would do beside the matrices' own.
+    Dead tiles are steps of the grid too: they read nothing and write zeros.
     """
     found, terms = grouping(step, form != "base"), []
+    kind, tile = ("decode", TPU_DECODE[0]) if step.decode else ("prefill", TPU_CHUNKS[0])
+    tiles = found.places // tile
     for site, (inner, outer) in EXPERT_SITES.items():
-        moved = 2 * found.experts * inner * outer + 2 * found.rows * (inner + outer)
-        if form == "per_expert":
-            moved += 2 * found.pairs * RANK * (inner + outer)
+        same = "down" if site == "down" else "up"
+        a, b = form != "base", form != "base"
         if form == "shared_hidden":
-            moved += 2 * found.pairs * RANK * EXPERT_HIDDEN + 2 * found.rows * RANK
-        terms.append(Term(f"experts {site}", bytes=moved, flops=2 * found.rows * inner * outer))
+            a, b = site == "down", site != "down"
+        moved = 2 * (found.experts * inner * outer + found.rows * inner + found.places * outer)
+        moved += 2 * RANK * int(found.runs.sum()) * (a * inner + b * outer)
+        moved += 2 * RANK * (found.places if a else found.rows if b else 0)  # z, from here or given
+        # Branches in order: a's product for one run or for several; the expert's; b's for one, and for several at once
+        # or subtile by subtile. Loops ask for the first tile's factors, then for the next one's, and wait.
+        live, several = found.runs.size / tiles, float(np.sum(found.runs > 1)) / tiles
+        one = float(np.sum(found.runs == 1)) / tiles
+        every = [several] if step.decode else [found.mixed_subtiles / tiles] * (tile // TPU_CHUNKS[1])
+        shares = [one, several] * a + [live] + ([one, *every] if b else [])
+        trips = [0.0, found.runs.sum() / tiles, found.runs.sum() / tiles] * (a + b)
+        turns = dynamic_grid(schedules[f"{kind}/{same} {form}"], tiles, shares, trips)
+        terms.append(Term(f"experts {site}", bytes=moved, flops=0, turns=turns))
     return terms
 
 
