@@ -188,7 +188,7 @@ def refused(size=128, page=8, tile=8, dtype=jnp.float32, blocks=1):
         ({"page": 4}, "pages of 4"),
         ({"tile": 4}, "tiles of 4"),
         ({"dtype": jnp.float16}, "float16"),
-        ({"blocks": block_sizes.TABLE + 1}, "a table of"),
+        ({"blocks": block_sizes.TABLE + 1}, "a padded table of"),
     ],
 )
 def test_what_the_kernels_cannot_take_is_refused(shape, match):

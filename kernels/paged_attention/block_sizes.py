@@ -13,7 +13,7 @@ ROWS = 256
 BLOCK_BYTES = 512 * 1024
 # Bytes that the queries of a place of the grid have in VMEM.
 QUERY_BYTES = 512 * 1024
-TABLE = 128 * 1024  # numbers of pages of all sequences, which the scalar memory holds
+TABLE = 128 * 1024  # numbers of pages of all sequences, each sequence's padded to whole lanes, in 1 MiB of SMEM
 
 
 def keys_at_once(page: int) -> int:

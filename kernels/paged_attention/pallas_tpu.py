@@ -24,8 +24,9 @@ def unsupported(q, keys, at: Layout) -> str | None:
         return f"pages of {page} tokens (a multiple of {SUBLANES} is needed)"
     if at.rows.tiles and at.rows.tile % SUBLANES:
         return f"tiles of {at.rows.tile} rows (a multiple of {SUBLANES} is needed)"
-    if at.pages.size > block_sizes.TABLE:
-        return f"a table of {at.pages.size} pages (at most {block_sizes.TABLE})"
+    table = at.pages.shape[0] * -(-at.pages.shape[1] // LANES) * LANES
+    if table > block_sizes.TABLE:
+        return f"a padded table of {table} pages (at most {block_sizes.TABLE})"
     return None
 
 

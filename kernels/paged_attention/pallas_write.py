@@ -1,7 +1,8 @@
 """New keys or values of tiles of rows into the pages of their sequence, in place, on a TPU.
 
-The grid is one place a tile, in order. A page that a tile fills is written without looking; one that it fills in part
-is read first, when all that is on its way has arrived. Writes are waited for when their buffer is needed.
+The places of a grid of (tiles, parts of the heads) are taken in order. A page that a tile fills is written without
+looking; one that it fills in part is read first, when all that is on its way has arrived. Writes are waited for when
+their buffer is needed.
 """
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels.paged_attention.pallas_blocks import BUFFERS, Form, Plan, call
+from kernels.paged_attention import block_sizes
+from kernels.paged_attention.pallas_blocks import BUFFERS, Form, Plan, call, own_heads
 
 NAMES = ("keys", "values")
 
@@ -21,19 +23,21 @@ def write_tiles(pools, new, layer, where):
     """
     sequence, first, end, pages = where
     tiles, groups, tile, size = new[0].shape
-    form = Form(tiles, 1, groups, 1, tile, pools[0].shape[3], size, pools[0].dtype)
+    page, dtype = pools[0].shape[3], pools[0].dtype
+    heads = block_sizes.heads_at_once(groups, tile, page, size * dtype.itemsize)
+    form = Form(tiles, groups // heads, heads, 1, tile, page, size, dtype)
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     plan = Plan(
         prefetched={"layer": jnp.reshape(layer, 1), "sequence": sequence, "first": first, "end": end, "pages": pages},
         operands={
-            **{"new_" + name: (x, form.block(groups, tile, size)) for name, x in zip(NAMES, new, strict=True)},
+            **{"new_" + name: (x, form.block(heads, tile, size)) for name, x in zip(NAMES, new, strict=True)},
             **{name + "_before": (x, anywhere) for name, x in zip(NAMES, pools, strict=True)},
         },
         results={
             name: (jax.ShapeDtypeStruct(x.shape, x.dtype), anywhere) for name, x in zip(NAMES, pools, strict=True)
         },
         scratch={
-            "page": pltpu.VMEM((BUFFERS, len(NAMES), groups, form.keys, size), form.dtype),
+            "page": pltpu.VMEM((BUFFERS, len(NAMES), heads, form.keys, size), form.dtype),
             "under_way": pltpu.SMEM((BUFFERS,), jnp.int32),
             "sent": pltpu.SemaphoreType.DMA((BUFFERS,)),
         },
@@ -46,11 +50,11 @@ def write_tiles(pools, new, layer, where):
 
 
 def _body(form: Form, ref) -> None:
-    """All pages that one tile touches."""
-    t = pl.program_id(0)
+    """All pages that one tile touches, of one part of the heads."""
+    t, part = pl.program_id(0), pl.program_id(1)
     first, end, size = ref["first"][t], ref["end"][t], form.keys
 
-    @pl.when(t == 0)
+    @pl.when((t == 0) & (part == 0))
     def _start():
         ref["turn"][0] = 0
         for slot in range(BUFFERS):
@@ -68,23 +72,24 @@ def _body(form: Form, ref) -> None:
     # A tile of nobody has an end of 0.
     jax.lax.fori_loop(jnp.maximum(first, 0) // size, pl.cdiv(end, size), one, 0)
 
-    @pl.when(t == form.tiles - 1)
+    @pl.when((t == form.tiles - 1) & (part == form.parts - 1))
     def _end():
         for slot in range(BUFFERS):
-            _finish(ref, slot)
+            _finish(form, ref, slot)
 
 
 def _one_page(form: Form, ref, number, start) -> None:
     """Write what the tile has of the page `number`, which begins at position `start`."""
     t, slot = pl.program_id(0), ref["turn"][0]
     full = (start >= ref["first"][t]) & (start + form.keys <= ref["end"][t])
-    _finish(ref, slot)
+    _finish(form, ref, slot)
 
     @pl.when(~full)
     def _rest():
-        _finish(ref, 1 - slot)
+        _finish(form, ref, 1 - slot)
         copies = [
-            pltpu.make_async_copy(page, buffer, ref["arrived"].at[slot]) for buffer, page in _ends(ref, slot, number)
+            pltpu.make_async_copy(page, buffer, ref["arrived"].at[slot])
+            for buffer, page in _ends(form, ref, slot, number)
         ]
         for copy in copies:
             copy.start()
@@ -92,23 +97,24 @@ def _one_page(form: Form, ref, number, start) -> None:
             copy.wait()
 
     _blend(form, ref, slot, start)
-    for buffer, page in _ends(ref, slot, number):
+    for buffer, page in _ends(form, ref, slot, number):
         pltpu.make_async_copy(buffer, page, ref["sent"].at[slot]).start()
     ref["under_way"][slot] = 1
     ref["turn"][0] = 1 - slot
 
 
-def _ends(ref, slot, number):
+def _ends(form: Form, ref, slot, number):
     """(buffer, page) of keys and of values."""
-    return [(ref["page"].at[slot, i], ref[name].at[ref["layer"][0], number]) for i, name in enumerate(NAMES)]
+    heads, layer = own_heads(form, pl.program_id(1)), ref["layer"][0]
+    return [(ref["page"].at[slot, i], ref[name].at[layer, number, heads]) for i, name in enumerate(NAMES)]
 
 
-def _finish(ref, slot) -> None:
+def _finish(form: Form, ref, slot) -> None:
     """Wait for the writes from this buffer, if there are any."""
 
     @pl.when(ref["under_way"][slot] == 1)
     def _wait():
-        for buffer, page in _ends(ref, slot, 0):  # all pages have the same size, which is what is waited for
+        for buffer, page in _ends(form, ref, slot, 0):  # all pages have the same size, which is what is waited for
             pltpu.make_async_copy(buffer, page, ref["sent"].at[slot]).wait()
         ref["under_way"][slot] = 0
 
