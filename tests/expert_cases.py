@@ -19,7 +19,7 @@ FORMS = {"both": (True, True), "expands": (False, True), "shrinks": (True, False
 
 @dataclass(frozen=True)
 class Layer:
-    """A projection of `size` (in, out) of the second of two layers, the rows that go to it, and a bank of two layers."""
+    """A projection of `size` (in, out) of the second of two layers, rows that go to it, and a bank of two layers."""
 
     rows: int = 41
     experts: int = 5

@@ -12,6 +12,7 @@ from kernels.factors import Factors
 from kernels.rows import rows_of
 from pefx.compiler import jit
 from pefx.layers.moe import Experts, Router, Routing, moe, regions, route
+from tests.interpreter import in_the_interpreter
 from tests.model_small import MODEL, variant
 
 SINGLES, TILE, SLOTS, D = 3, 4, 3, 33
@@ -81,6 +82,13 @@ def _layer(x, ids, gates, positions, slots, factors, cotangent):
     return y, *pull(cotangent)
 
 
+_layer_on_tpu = functools.partial(in_the_interpreter, _layer)
+
+
+def _name(value) -> str:
+    return value if isinstance(value, str) else "portable" if value is _layer else "pallas"
+
+
 def _dense(x, gates, ids, live, slots, factors):
     """Every (row, copy) by its own expert's matrices, gathered; no grouping."""
     slot = np.broadcast_to(slots[:, None], ids.shape)
@@ -105,11 +113,14 @@ MIXES = {
     "some of both": {"gate_proj": False, "up_proj": True},
     "down alone": {"down_proj": True},
     "none": {},
+    "down inside": {"down_proj": False},  # interpreted: each kernel more takes seconds to compile
 }
 
 
-@pytest.mark.parametrize("mix", MIXES)
-def test_the_layer_and_its_gradients_are_those_of_each_row_alone(mix):
+@pytest.mark.parametrize(
+    ("mix", "run"), [(mix, _layer_on_tpu if mix == "down inside" else _layer) for mix in MIXES], ids=_name
+)
+def test_the_layer_and_its_gradients_are_those_of_each_row_alone(mix, run):
     rng = np.random.default_rng(2)
     ids = np.stack([rng.permutation(5)[:2] for _ in range(ROWS)]).astype(np.int32)
     gates = rng.random((ROWS, 2)).astype(np.float32)
@@ -121,7 +132,7 @@ def test_the_layer_and_its_gradients_are_those_of_each_row_alone(mix):
         for name, shared in MIXES[mix].items()
     }
     cotangent = rng.normal(size=(ROWS, D)).astype(np.float32)
-    got = _layer(X, ids, gates, positions, slots, factors, cotangent)
+    got = run(X, ids, gates, positions, slots, factors, cotangent)
 
     def dense(x, gates, factors):
         return _dense(x, gates, ids, positions >= 0, slots, factors)

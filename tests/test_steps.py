@@ -2,9 +2,13 @@ import jax
 import numpy as np
 from flax import nnx
 
+from pefx.adapters.bank import bank_spec, empty_bank, load_adapter
+from pefx.config import AdapterSpec
 from pefx.model import Base
 from pefx.optim import Hyper, init_opt
 from pefx.steps import TrainHyper, init_pretrain, pretrain_step, score, train_step
+from tests import model_small as small
+from tests.interpreter import in_the_interpreter
 from tests.laws.world import MODEL, Item, make_bank, make_base, random_sequences, train_batch
 
 TOKENS, PLACES = 256, 8
@@ -74,6 +78,24 @@ def test_layers_computed_again_save_memory_and_change_no_gradient():
     assert np.asarray(metrics.logprobs).tobytes() == np.asarray(again.logprobs).tobytes()
     for one, two in zip(jax.tree.leaves(opt), jax.tree.leaves(again_opt), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_by_the_tpus_kernels_is_that_of_the_portable_ones():
+    # One site: each interpreted kernel more takes seconds to compile.
+    spec = AdapterSpec(rank=3, alpha=6.0, targets=("experts.down_proj",), expert_form="shared_hidden")
+    config = small.variant(layers=1, dense_layers=())
+    base = small.make_base(config)
+    batch = small.train_batch(small.random_tokens([20, 12]), [0, 1])
+
+    def step():
+        bank = empty_bank(config, bank_spec([spec]), 2)
+        for slot in range(2):
+            bank = load_adapter(bank, slot, small.random_adapter(config, spec, slot), spec)
+        _, opt, metrics = train_step(base, bank, init_opt(bank), batch, _hyper([0, 1]))
+        return opt, metrics.logprobs
+
+    for one, two in zip(jax.tree.leaves(in_the_interpreter(step)), jax.tree.leaves(step()), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
 
 
 def test_steps_of_one_shape_are_compiled_once():

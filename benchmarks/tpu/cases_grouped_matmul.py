@@ -10,7 +10,7 @@ from kernels.tiles import TileMap, tile_map
 
 # (D, F, experts, experts of a token) of a base on one chip; the second base's 256 experts are spread over eight.
 BASES = {"qwen3-30b-a3b": (2048, 768, 128, 8), "deepseek-v3": (7168, 2048, 32, 1)}
-LAYERS = 2
+LAYERS = 1
 # Tokens, adapters among them, rows of a tile and of a subtile.
 STEPS = {"decode 64": (64, 64, TPU_DECODE), "prefill 4096": (4096, 2, TPU_CHUNKS)}
 
