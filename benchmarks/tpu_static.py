@@ -1,6 +1,8 @@
 """What kernels and one layer of a mixed step must take on TPUs at least, from schedules and arithmetic, without one.
 
-    python benchmarks/tpu_static.py --chips v5e v5p v6e --out docs/tpu_static.md
+    python benchmarks/tpu_static.py
+
+It writes docs/tpu-static.md.
 
 Each kernel is compiled for each chip by libtpu (the `test` extra); nothing runs on a TPU, and nothing here is a time
 that was measured.
@@ -31,29 +33,36 @@ TARGETS = {
     ("shared_hidden", 2): 1.10,
     ("shared_hidden", 8): 1.12,
 }
+# Steps whose kernels are listed.
+SHOWN = (STEPS[0], *(step for step in STEPS if (step.adapters, step.room) in ((2, 2), (8, 64))))
 METHOD = """\
 Bounds, not measurements: no TPU ran anything.
 
-Read from schedules: the cycles of LoRA at q, k, v and o, and of shrink and expand beside the experts. A kernel's cycles
-are counted in the schedule that libtpu wrote for that chip: bundles of one step of its grid (branches with matrix
-products as often as they are taken, all other branches as if always taken), or the matrix units' time if that is longer,
-times the steps.
+Read from schedules: the cycles of LoRA at q, k, v and o, of shrink and expand beside the experts, and of the experts'
+products, bare and with LoRA inside. A kernel's cycles are counted in the schedule that libtpu wrote for that chip:
+bundles of one step of its grid (branches with matrix products as often as they are taken, all other branches as if
+always taken), or the matrix units' time if that is longer, times the steps.
 
 Arithmetic: all bytes; the products that XLA computes (q, k, v, o, router: their operations at the chip's peak); paged
-attention and the experts' matrices with LoRA inside (operations of the matrices at the peak; the few of LoRA are left
-out: on these chips the bytes take longer), since those kernels have no schedule yet; rows to the experts, the gated
-activation and back. Experts hit, rows and pairs of (expert, slot) are not averages: routes are drawn evenly with a
-fixed seed and go through the layer's own grouping. Prefills are sequences of 64 tokens, where attention is least.
+attention, in both the same (its kernel can only take longer, which lowers the ratios); rows to the experts, the gated
+activation and back. Experts hit, live tiles, and runs of one (expert, slot) in a tile are not averages: routes are
+drawn evenly with a fixed seed and go through the layer's own grouping. Prefills are sequences of 64 tokens, where
+attention is least.
+
+A compiled step has room for some number of distinct adapters, at most the slots of the bank. The buffer of the experts'
+rows is as long as so many may need at worst, each (expert, slot) padded to a subtile, and what XLA does to it and the
+steps of the kernels' grids grow with it, dead or not. "Room for 64" is what a bank of 64 slots compiles to; "room for
+as many as there are" is what the same step takes in a bank of so many slots.
 
 Within an operation moving and computing overlap perfectly; operations follow each other. Each takes max(cycles / clock,
 operations / peak, bytes / bandwidth).
 
 Not in these bounds: the latency of a transfer and what of it a kernel does not hide; waiting for matrix units beyond
-their throughput (loading them is not counted); the start of a kernel; of the roughly 0.35 us that a grid step is said to
-cost at least, what is not bundles; norms, rotary embedding, residual sums, softmax of the router and sorting; what XLA
-moves around the experts beyond the least. These are nearly the same with and without adapters, so leaving them out
-raises the ratios. Real routes are less even than drawn ones. A v5p device has two cores: XLA's products are counted on
-both, a kernel on one.
+their throughput (loading them is not counted); the start of a kernel; of the roughly 0.35 us that a grid step is said
+to cost at least, what is not bundles; norms, rotary embedding, residual sums, softmax of the router and sorting; what
+XLA moves around the experts beyond the least. These are nearly the same with and without adapters, but for the steps
+of a grid. Real routes are less even than drawn ones. A v5p device has two cores: XLA's products are counted on both, a
+kernel on one.
 """
 
 
@@ -78,15 +87,15 @@ def kernel_rows(step: Step, chip: Chip, schedules: dict[str, Schedule]) -> list[
     terms: dict[str, Term] = {}
     for form in FORMS:
         for term in layer_terms(step, form, schedules):
-            if term.turns:
-                terms.setdefault(term.name, term)
+            if term.turns and term.turns != getattr(terms.get(term.name), "turns", None):
+                terms[f"{term.name}, {form}" if term.name.startswith("experts") else term.name] = term
     rows = []
-    for term in terms.values():
+    for name, term in terms.items():
         turns = term.turns
         assert turns
         moving, computing = term.moving(chip) * 1e6, term.computing(chip) * 1e6
         rows.append(
-            f"| {term.name} | {chip.name} | {turns.steps:,.0f} | {turns.turn.bundles:,.0f} | "
+            f"| {name} | {chip.name} | {turns.steps:,.0f} | {turns.turn.bundles:,.0f} | "
             f"{100 * turns.matrix_use:.0f} % | {turns.turn.spill:.0f} | {term.bytes / 1e6:,.1f} | {computing:,.1f} | "
             f"{moving:,.1f} | {term.seconds(chip) * 1e6:,.1f} |"
         )
@@ -113,7 +122,7 @@ def ratio_row(step: Step, chip: Chip, schedules: dict[str, Schedule]) -> str:
 
 def table(chips: list[Chip], schedules: dict[str, dict[str, Schedule]]) -> str:
     """The whole page."""
-    lines = ["# Static bounds on TPUs", "", "`python benchmarks/tpu_static.py` makes this page.", "", METHOD]
+    lines = ["# Static bounds on TPUs", "", "Written by `python benchmarks/tpu_static.py`.", "", METHOD]
     lines += ["## A mixed layer over the bare base's", ""]
     lines += [
         "One layer of Qwen3-30B-A3B (vocabulary left out), rank 16, 64 slots resident; microseconds are the base's.",
@@ -128,24 +137,23 @@ def table(chips: list[Chip], schedules: dict[str, dict[str, Schedule]]) -> str:
     ]
     head = "kernel | chip | steps | bundles a step | matrix slots used | spills a step | MB"
     head += " | computing, us | moving, us | bound, us"
-    for step in STEPS:
+    for step in SHOWN:
         lines += [f"### {step.name}", "", f"| {head} |", "|" + "-|" * 10]
         lines += [row for chip in chips for row in kernel_rows(step, chip, schedules[chip.name])] + [""]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Prints the page, and writes it where asked."""
+    """Prints the page, and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chips", nargs="+", choices=CHIPS, default=["v5e", "v5p", "v6e"])
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "tpu-static.md")
     asked = parser.parse_args()
     chips = [CHIPS[name] for name in asked.chips]
     with tempfile.TemporaryDirectory() as folder:
         page = table(chips, {chip.name: compiled(chip, Path(folder)) for chip in chips})
     print(page)
-    if asked.out:
-        asked.out.write_text(page + "\n")
+    asked.out.write_text(page.rstrip() + "\n")
 
 
 if __name__ == "__main__":

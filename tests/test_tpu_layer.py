@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.tpu.bound import Term, Turns, dynamic_grid, static_grid, total
 from benchmarks.tpu.chips import CHIPS
-from benchmarks.tpu.layer import CHOSEN, EXPERTS, HIDDEN, RANK, Step, lora, routes
+from benchmarks.tpu.layer import CHOSEN, EXPERT_HIDDEN, EXPERTS, HIDDEN, RANK, Step, experts, grouping, lora, routes
 from benchmarks.tpu.schedule import Counts, Part, Schedule
 
 CHIP = CHIPS["v5e"]
@@ -60,3 +60,33 @@ def test_what_lora_moves():
         2 * 2 * RANK * (HIDDEN + 512)
     )
     assert lora(decode, "expand", (0, HIDDEN), schedule()).bytes == 64 * (2 * RANK + 4 * HIDDEN + 2 * RANK * HIDDEN)
+
+
+def test_what_the_grouping_comes_to():
+    base, mixed = (grouping(Step(256, 2, False, room=2), adapters) for adapters in (False, True))
+    assert base.rows == mixed.rows == 128 * EXPERTS  # few rows: a tile for each expert
+    assert base.places < mixed.places  # each of two adapters' rows begin on a subtile
+    assert base.runs.sum() == 0
+    assert set(mixed.runs.tolist()) <= {1, 2}
+    assert mixed.mixed_subtiles * 8 >= 2 * np.sum(mixed.runs == 2)
+
+
+def test_turns_of_the_experts_kernels():
+    step = Step(256, 2, False, room=2)
+    found = grouping(step, True)
+    # a's product for one run and for several, the expert's, b's for one and for each of eight subtiles.
+    branches = tuple(Part("branch", Counts(bundles=10**i, vmatmul=1)) for i in (0, 1, 2)) + 9 * (
+        Part("branch", Counts(vmatmul=1)),
+    )
+    loops = 6 * (Part("loop", Counts(dma=1)),)
+    kernel = Schedule(Part("whole", Counts(), (Part("loop", Counts(), branches + loops, 10),)), 4)
+    gate, _, down = experts(step, "per_expert", {"prefill/up per_expert": kernel, "prefill/down per_expert": kernel})
+    assert gate.turns
+    assert down.turns
+    tiles, several = found.places // 128, np.sum(found.runs > 1)
+    assert gate.turns.steps == tiles
+    assert gate.turns.turn.bundles * tiles == pytest.approx(
+        np.sum(found.runs == 1) + 10 * several + 100 * found.runs.size
+    )
+    assert gate.turns.turn.dma * tiles == pytest.approx(4 * found.runs.sum())
+    assert gate.bytes - down.bytes == pytest.approx(2 * (HIDDEN - EXPERT_HIDDEN) * (found.rows - found.places))
