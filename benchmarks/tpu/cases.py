@@ -5,6 +5,18 @@ from pathlib import Path
 
 from benchmarks.tpu.case import Case
 
+# Compiled in about a minute for five chips; gradients hold the forward pass. The slowest ones for one chip only.
+HANDFUL = {
+    "expert_lora/qwen3-30b-a3b down_proj per_expert rank 16 64 slots prefill 4096 gradient",
+    "grouped_matmul/qwen3-30b-a3b down_proj prefill 4096 gradient",
+    "lora_matmul/qwen3-30b-a3b k_proj rank 16 64 slots gradient",
+    "paged_attention/qwen3-30b-a3b decode 64 x 4096",
+}
+ON_ONE_CHIP = "v5e"
+SLOW = {
+    "lora_matmul/qwen3-30b-a3b k_proj rank 16 64 slots decode 64 prefill 4096",
+    "paged_attention/qwen3-30b-a3b gradient 4096 tiles of 32",
+}
 LAYER = "layer"  # cases of this one are other kernels' again, at the shapes of one layer
 
 
@@ -19,13 +31,10 @@ def all_cases() -> list[Case]:
     return cases
 
 
-def one_of_each(cases: list[Case]) -> list[Case]:
-    """One case of each kernel, direction and model: of those that run the same calls, the one in the middle.
-
-    Lists go from small to large; a case's name begins with its model's, and what calls it makes tells the direction.
-    """
-    alike: dict[tuple[str, ...], list[Case]] = {}
-    for case in cases:
-        if case.kernel != LAYER:
-            alike.setdefault((case.kernel, case.name.split()[0], *case.kernels), []).append(case)
-    return [found[len(found) // 2] for found in alike.values()]
+def handful(cases: list[Case], chip: str) -> list[Case]:
+    """The cases chosen for a chip. Raises ValueError where one has another name now."""
+    chosen = HANDFUL | SLOW if chip == ON_ONE_CHIP else HANDFUL
+    found = {f"{case.kernel}/{case.name}": case for case in cases}
+    if missing := chosen - found.keys():
+        raise ValueError(f"no case is named {', '.join(sorted(missing))}")
+    return [found[key] for key in sorted(chosen)]

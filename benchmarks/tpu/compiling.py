@@ -27,7 +27,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.tpu.case import Case
-from benchmarks.tpu.cases import all_cases, one_of_each
+from benchmarks.tpu.cases import all_cases, handful
 from benchmarks.tpu.chips import CHIPS, Chip
 from benchmarks.tpu.schedule import read_dump
 from kernels.implementation import implementation
@@ -40,6 +40,8 @@ QUIET = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
+# A kernel's name as a program holds it, in a gradient too.
+WRAPPED = re.compile(r"(?:(?:transpose|jvp)_)*(.*?)_*")
 BIG = 4 << 20  # bytes; a copy of as much is no longer small change
 SMALLEST_PINNED = 1 << 12  # bytes
 
@@ -101,7 +103,13 @@ def compile_case(case: Case, mesh: Mesh) -> Any:
 def kernel_names(text: str) -> list[str]:
     """Names of the Pallas kernels a compiled program calls, as often as it does."""
     calls = re.findall(r"%(\S+) = .* custom-call\(.*custom_call_target=\"tpu_custom_call\"", text)
-    return [re.sub(r"\.\d+$", "", name) for name in calls]
+    return [WRAPPED.fullmatch(re.sub(r"\.\d+$", "", name))[1] for name in calls]  # pyright: ignore[reportOptionalSubscript]
+
+
+def name_of(array: jax.ShapeDtypeStruct) -> str:
+    """A shape as a compiled program writes it."""
+    kind = {"bfloat16": "bf16", "float32": "f32", "int32": "s32"}[array.dtype.name]
+    return f"{kind}[{','.join(map(str, array.shape))}]"
 
 
 def big_copies(text: str) -> list[str]:
@@ -119,6 +127,9 @@ def report(case: Case, mesh: Mesh, chip: Chip, dump: Path | None) -> dict[str, A
     start = time.perf_counter()
     compiled = compile_case(case, mesh)
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    # Banks, matrices and pools, which must reach a kernel as they are; rows of a step have two dimensions.
+    leaves = jax.tree.leaves(case.arguments)
+    arrays = {name_of(x) for x in leaves if x.ndim > 2 and x.size * x.dtype.itemsize > BIG}
     result: dict[str, Any] = {
         "seconds": round(time.perf_counter() - start, 2),
         "argument_bytes": memory.argument_size_in_bytes,
@@ -126,6 +137,7 @@ def report(case: Case, mesh: Mesh, chip: Chip, dump: Path | None) -> dict[str, A
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
         "big_copies": big_copies(text),
+        "copied": sorted(arrays & set(big_copies(text))),
     }
     if not case.kernels:  # XLA knows what its own operations cost
         cost = compiled.cost_analysis()
@@ -160,13 +172,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--chip", choices=CHIPS, required=True)
     parser.add_argument("--cases", default=".*", help='regular expression of whole "kernel/name"s')
-    parser.add_argument("--one-of-each", action="store_true", help="of each kernel, direction and model one case only")
+    parser.add_argument("--handful", action="store_true", help="a chosen few only, of every kernel and direction")
     parser.add_argument("--schedules", type=Path, help="read the schedules too; libtpu's files stay in this new folder")
     parser.add_argument("--json", type=Path, required=True)
     asked = parser.parse_args()
     cases = [case for case in all_cases() if re.fullmatch(asked.cases, f"{case.kernel}/{case.name}")]
-    if asked.one_of_each:
-        cases = one_of_each(cases)
+    if asked.handful:
+        cases = handful(cases, asked.chip)
     if not cases:
         print(f"no case matches {asked.cases!r}", file=sys.stderr)
         return 1

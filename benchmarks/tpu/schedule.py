@@ -210,7 +210,11 @@ def read_dump(folder: Path, kernels: Sequence[str], delay: int) -> dict[str, Sch
     """Schedules of kernels by name, from the files libtpu wrote. Raises ValueError where one is missing, or two are."""
     found = {}
     for name in kernels:
-        files = [f for f in folder.iterdir() if re.fullmatch(rf"\d+-{name}(\.\d+)?-\d+-final_bundles\.txt", f.name)]
+        files = [
+            f
+            for f in folder.iterdir()
+            if re.fullmatch(rf"\d+-(?:(?:transpose|jvp)_)*{name}_*(\.\d+)?-\d+-final_bundles\.txt", f.name)
+        ]
         if len(files) != 1:
             raise ValueError(f"{len(files)} schedules of the kernel {name} were written, not 1")
         prefix = re.sub(r"-\d+-final_bundles\.txt$", "", files[0].name)
