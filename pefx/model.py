@@ -17,7 +17,7 @@ from pefx.batch import KVPool, TokenBatch
 from pefx.compiler import layers_at_once
 from pefx.config import ModelConfig, Remat
 from pefx.layers.attention import Attention, attention
-from pefx.layers.linear import Adapters, linear
+from pefx.layers.linear import Adapters, adapted, dot
 from pefx.layers.mlp import Mlp, mlp
 from pefx.layers.moe import Experts, Region, Router, moe, regions, route
 from pefx.layers.norm import rms_norm
@@ -175,24 +175,24 @@ class _LayerStep:
             sites |= self.bank.at(own, "dense" if self.dense else "experts", feed_scanned)
         y = rms_norm(x, block.input_norm[...], c.norm_epsilon)
         y, pool = attention(y, block.attention, c, sites, self.rows, self.batch, (pool, layer, self.turn))
-        x = x + y.astype(x.dtype)
+        x = x + y
         y = rms_norm(x, block.post_norm[...], c.norm_epsilon)
         if self.experts is None:
             y = mlp(y, block.feed, sites, self.rows)
-            return (x + y.astype(x.dtype), pool), (replay, jnp.zeros(c.experts, jnp.float32))
+            return (x + y, pool), (replay, jnp.zeros(c.experts, jnp.float32))
         routing = route(y, block.feed, c, replay)
         y = moe(y, self.experts, index, routing, sites, self.places)
         load = jnp.sum(jnp.where((self.batch.positions >= 0)[:, None], routing.scores, 0.0), axis=0)
-        return (x + y.astype(x.dtype), pool), (routing.ids, load)
+        return (x + y, pool), (routing.ids, load)
 
 
 def unembed(base: Base, bank: AdapterBank | None, hidden: Float[Array, "Q D"], rows: Rows) -> Float[Array, "Q V"]:
     """Float32 logits of final hidden states, each row with its own slot's adapter; `rows` are owned by slots."""
     matrix = base.embed[...] if base.unembed is None else base.unembed[...]
     if bank is None:
-        return linear(hidden, matrix, None, None)
+        return dot(hidden, matrix)
     sites = bank.at(jnp.asarray(0, jnp.int32), "unembed", _first(bank.scanned(range(1), "unembed")))
-    return linear(hidden, matrix, sites.get("unembed"), rows)
+    return adapted(dot(hidden, matrix), hidden, sites.get("unembed"), rows)
 
 
 def _first(stacked: dict[str, dict[str, Array]]) -> dict[str, dict[str, Array]]:

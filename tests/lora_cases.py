@@ -46,13 +46,13 @@ class Layout:
         return self.spread(np.where(rng.random(groups) < (0.0 if kind == "giant" else 0.15), -1, slots))
 
     def draw_numbers(self, data: st.DataObject, size: tuple[int, int, int], rank: int, dtype):
-        """`(y, x, a, b, scales, slots, offset, dy)` for a site of `size` (in, out, rank in the bank)."""
+        """`(y, x, a, b, scales, slots, offset, dy)` for a site of `size` (in, out, rank in the bank), in `dtype`."""
         d, f, padded = size
         rng = np.random.default_rng(data.draw(st.integers(0, 99), "numbers"))
         a = rng.normal(size=(self.layers * self.slots, padded, d)).astype(np.float32)
         b = rng.normal(size=(self.layers * self.slots, padded, f)).astype(np.float32)
         a[:, rank:], b[:, rank:] = 0, 0
-        x, (y, dy) = rng.normal(size=(self.rows, d)), rng.normal(size=(2, self.rows, f)).astype(np.float32)
+        x, (y, dy) = rng.normal(size=(self.rows, d)), jnp.asarray(rng.normal(size=(2, self.rows, f)), dtype)
         scales = rng.uniform(0.5, 2, self.slots).astype(np.float32)
         offset = np.int32(self.slots * data.draw(st.integers(0, self.layers - 1), "layer"))
         return y, jnp.asarray(x, dtype), a, b, scales, self.draw_slots(data), offset, dy
@@ -67,11 +67,11 @@ class Layout:
         """The case without the others: rows of nobody, and no numbers where the others' were."""
         y, x, a, b, scales, slots, offset, dy = case
         mine = slots == slot
-        noise = jnp.where(mine[:, None], x, jnp.asarray(np.nan, dtype))
+        x, dy = (jnp.where(mine[:, None], rows, jnp.asarray(np.nan, dtype)) for rows in (x, dy))
         at = int(offset) + slot
         spoiled = [np.where(np.arange(len(f)).reshape(-1, 1, 1) == at, f, np.float32(np.nan)) for f in (a, b)]
         alone = np.where(mine, slot, -1).astype(np.int32)
-        return y, noise, *spoiled, scales, alone, offset, np.where(mine[:, None], dy, np.float32(np.nan))
+        return y, x, *spoiled, scales, alone, offset, dy
 
 
 def oracle(y, x, a, b, scales, slots, offset, dy):
@@ -79,8 +79,8 @@ def oracle(y, x, a, b, scales, slots, offset, dy):
     folded = jnp.where(slots < 0, -1, offset + slots)
     every = jnp.tile(scales, a.shape[0] // scales.shape[0])
     run = lambda y, x, a, b: y + reference(x, a, b, every, folded)  # noqa: E731
-    y, pull = jax.vjp(run, y, x.astype(jnp.float32), a, b)
-    return y, *pull(dy)
+    y, pull = jax.vjp(run, y.astype(jnp.float32), x.astype(jnp.float32), a, b)
+    return y, *pull(dy.astype(jnp.float32))
 
 
 def assert_close(got, want, dtype):
@@ -92,12 +92,12 @@ def assert_close(got, want, dtype):
 
 def assert_like_the_reference(got, want, case, rank, dtype):
     """Values and gradients agree; rows of nobody and slots without rows are left alone exactly."""
-    assert [g.dtype for g in got] == [jnp.float32, jnp.float32, dtype, jnp.float32, jnp.float32]
+    assert [g.dtype for g in got] == [dtype, dtype, dtype, jnp.float32, jnp.float32]
     for g, w in zip(got, want, strict=True):
         assert_close(g, w, dtype)
     y, _, dx, da, db = (np.asarray(g, np.float32) for g in got)
     slots, offset = case[5], int(case[6])
-    np.testing.assert_array_equal(y[slots < 0], case[0][slots < 0])
+    np.testing.assert_array_equal(y[slots < 0], np.asarray(case[0], np.float32)[slots < 0])
     assert not dx[slots < 0].any()
     idle = np.setdiff1d(np.arange(len(da)), offset + slots[slots >= 0])
     assert not da[idle].any()

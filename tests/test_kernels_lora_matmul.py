@@ -26,9 +26,11 @@ def _halves(y, x, a, b, scales, slots, offset, dy):
     """The product as its two halves: z, the sum, and the gradients of x, a and b."""
     rows = LAYOUT.rows_of(slots)
     z, pull_z = jax.vjp(lambda x, a: shrink(x, Factors(a, None, scales, offset), rows), x, a)
-    delta, pull = jax.vjp(lambda z, b: expand(z, Factors(None, b, scales, offset), rows), z, b)
-    dz, db = pull(dy)
-    return z, delta, jnp.where((slots >= 0)[:, None], y + delta, y), *pull_z(dz), db
+    run = lambda y, z, b: expand(y, z, Factors(None, b, scales, offset), rows)  # noqa: E731
+    total, pull = jax.vjp(run, y, z, b)
+    delta = run(jnp.zeros(y.shape), z, b)
+    dy, dz, db = pull(dy)
+    return z, delta, total, dy, *pull_z(dz), db
 
 
 @jit
@@ -70,7 +72,7 @@ def test_a_slots_bits_do_not_depend_on_the_others(dtype, data):
 def test_the_halves_make_the_whole(dtype, data):
     _, case = draw_case(data, SIZES[0], dtype)
     _, x, a, b, scales, slots, offset, _ = case
-    z, delta, y, dx, da, db = _halves(*case)
+    z, delta, y, dy, dx, da, db = _halves(*case)
     whole = _kernel(*case)
     assert z.dtype == dtype
     assert delta.dtype == jnp.float32
@@ -78,6 +80,7 @@ def test_the_halves_make_the_whole(dtype, data):
         assert_close(got, want, dtype)
         assert not np.asarray(got, np.float32)[slots < 0].any()
     np.testing.assert_array_equal(y, whole[0])
+    np.testing.assert_array_equal(dy, whole[1])
     for got, want in zip((dx, da, db), whole[2:], strict=True):
         assert got.dtype == want.dtype
         assert_close(got, want, dtype)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kernels.factors import Factors
 from kernels.rows import rows_of
 from pefx.compiler import jit
-from pefx.layers.linear import dot, linear
+from pefx.layers.linear import adapted, dot, linear
 
 SINGLES, TILE, ROWS, D, F, RANK, SLOTS = 4, 2, 12, 9, 5, 8, 4
 rng = np.random.default_rng(0)
@@ -51,6 +51,19 @@ def test_the_base_is_accumulated_in_float32():
     y = dot(x, w)
     assert y.dtype == jnp.float32
     np.testing.assert_allclose(y, np.asarray(x, np.float32) @ np.asarray(w, np.float32).T, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_is_added_to_the_rounded_product():
+    x, w = jnp.asarray(X, jnp.bfloat16), jnp.asarray(W, jnp.bfloat16)
+    slots = np.array([0, -1, 2, 3] + 4 * [1] + 4 * [-1], np.int32)
+    factors = Factors(jnp.asarray(A), jnp.asarray(B), jnp.asarray(SCALES), jnp.int32(0))
+    base, rows = linear(x, w, None, None), rows_of(jnp.asarray(slots), SINGLES, TILE)
+    assert base.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(base, dot(x, w).astype(jnp.bfloat16))
+    got = linear(x, w, factors, rows)
+    np.testing.assert_array_equal(got, adapted(base, x, factors, rows))
+    np.testing.assert_array_equal(got[slots < 0], base[slots < 0])
+    assert adapted(dot(x, w), x, factors, rows).dtype == jnp.float32
 
 
 def test_without_factors_or_rows_it_is_the_base():

@@ -79,14 +79,14 @@ def _halves(name, size, rank, slots, dtype) -> list[Case]:
         def first(x, a, scales, offset, owner, rows=rows):
             return shrink(x, Factors(a, None, scales, offset), Rows(owner, rows[0], TILE))
 
-        def second(z, b, scales, offset, owner, rows=rows):
-            return expand(z, Factors(None, b, scales, offset), Rows(owner, rows[0], TILE))
+        def second(y, z, b, scales, offset, owner, rows=rows):
+            return expand(y, z, Factors(None, b, scales, offset), Rows(owner, rows[0], TILE))
 
-        for half, function, array, factor, result in (("shrink", first, x, a, z), ("expand", second, z, b, y)):
-            arguments = (array, factor, scales, offset, owner)
+        for half, function, arrays, result in (("shrink", first, (x, a), z), ("expand", second, (y, z, b), y)):
+            arguments = (*arrays, scales, offset, owner)
             if gradient:
                 kernels = (f"lora_run_{half}", f"lora_run_{half}_backward")
-                function, arguments = partial(_with_gradient, function, 2), (*arguments, result)
+                function, arguments = partial(_with_gradient, function, len(arrays)), (*arguments, result)
             else:
                 kernels = (f"lora_rows_{half}", f"lora_run_{half}")
             ending = "gradient" if gradient else "decode 64 prefill 4096"
@@ -107,12 +107,12 @@ def _rows(singles: int):
 
 
 def _arrays(size, rank, slots, dtype, rows):
-    """(y, x, a, b, scales, offset) as shapes; x is bfloat16."""
+    """(y, x, a, b, scales, offset) as shapes; y and x are bfloat16."""
     inner, outer = size
     count = rows[0] + rows[1] * TILE
     shape = jax.ShapeDtypeStruct
     return (
-        shape((count, outer), jnp.float32),
+        shape((count, outer), jnp.bfloat16),
         shape((count, inner), jnp.bfloat16),
         shape((LAYERS * slots, rank, inner), dtype),
         shape((LAYERS * slots, rank, outer), dtype),

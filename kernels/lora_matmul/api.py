@@ -14,9 +14,10 @@ from kernels.rows import Rows
 
 @jax.custom_vjp
 def lora_matmul(y: Float[Array, "T F"], x: Float[Array, "T D"], factors: Factors, rows: Rows) -> Float[Array, "T F"]:
-    """Float32 `y` plus each row's own delta; rows without a slot keep the bits of `y`. `rows` are owned by slots.
+    """`y` plus each row's own delta, in y's dtype; rows without a slot keep the bits of `y`. `rows` are owned by slots.
 
-    Bit for bit `y + expand(shrink(x))` where a row has a slot. Differentiable in y, x and the factors a and b.
+    Added in float32 and rounded once; bit for bit `expand(y, shrink(x))`. `y` is float32 or of x's dtype.
+    Differentiable in y, x and the factors a and b.
     """
     return _forward(y, x, factors, rows)[0]
 
@@ -63,22 +64,22 @@ shrink.defvjp(_shrink_forward, _shrink_backward)
 
 
 @jax.custom_vjp
-def expand(z: Float[Array, "T R"], factors: Factors, rows: Rows) -> Float[Array, "T F"]:
-    """Float32 `z b[s]` of each row's own slot; exact zeros where there is none. `factors.a` is None.
+def expand(y: Float[Array, "T F"], z: Float[Array, "T R"], factors: Factors, rows: Rows) -> Float[Array, "T F"]:
+    """`y + z b[s]` of each row's own slot, in y's dtype; rows without a slot keep the bits of `y`. `factors.a` is None.
 
-    Differentiable in z and the factor b.
+    `y` is float32 or of z's dtype. Differentiable in y, z and the factor b.
     """
-    return _form(z, factors, rows).expand(z, factors, rows)
+    return _form(z, factors, rows).expand(y, z, factors, rows)
 
 
-def _expand_forward(z, factors, rows):
-    return expand(z, factors, rows), (z, factors, rows)
+def _expand_forward(y, z, factors, rows):
+    return expand(y, z, factors, rows), (z, factors, rows)
 
 
 def _expand_backward(residuals, dy):
     z, factors, rows = residuals
     dz, db = _form(z, factors, rows).expand_backward(z, factors, rows, dy)
-    return dz, Factors(None, db, None, None), None  # pyright: ignore[reportArgumentType]
+    return dy, dz, Factors(None, db, None, None), None  # pyright: ignore[reportArgumentType]
 
 
 expand.defvjp(_expand_forward, _expand_backward)

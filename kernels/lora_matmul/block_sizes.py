@@ -7,9 +7,9 @@ shapes of small projections take one block.
 LANES = 128
 # Rank times width of a block of a factor: eight slots' blocks are in VMEM twice when single rows are gathered.
 FACTOR_ELEMENTS = 64 * 1024
-# Widest block of rows: inner is contracted (x), outer is added to (y, read and written in float32), for a tile of 128
-# rows or for eight single rows.
-INNER, OUTER, OUTER_SINGLE = 4096, 2048, 4096
+# Widest block of rows, for tiles of up to 128: inner is contracted (x), outer is added to (y). Backward the sums of
+# gradients take room too.
+INNER, OUTER, OUTER_BACKWARD = 4096, 4096, 2048
 # Float32 sums of one slot's gradients kept in VMEM, elements; more of them and a and b take a kernel each.
 SUMS = 9 * 256 * 1024
 

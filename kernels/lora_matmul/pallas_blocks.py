@@ -57,6 +57,10 @@ class Operands(NamedTuple):
         """Number of rows, T."""
         return next(array for array in (self.x, self.z) if array is not None).shape[0]
 
+    def sum_of(self, width: int) -> jax.ShapeDtypeStruct:
+        """Shape of y plus deltas, in y's dtype; of deltas alone in float32."""
+        return jax.ShapeDtypeStruct((self.rows, width), jnp.float32 if self.y is None else self.y.dtype)
+
 
 @dataclass(frozen=True)
 class Form:

@@ -19,7 +19,7 @@ def single_rows(form: Form, at, scale, given: Operands):
     """(y plus deltas `[T, F]`, z `[T, R]`): what there is of them, from x and a, or z, and b if there is one.
 
     `at [groups * tile]` is each row's row of the bank, -1 for none, and `scale` its scale. y is updated in place;
-    without it deltas are written with zeros where there is no slot, as z is. Only these first rows are written.
+    without it float32 deltas are written with zeros where there is no slot, as z is. Only these first rows are written.
     """
     inner = form.rows_block(Axis(form.rank, 1), lambda g, *_: (g, 0))
     outer = form.rows_block(form.outer, lambda g, j, *_: (g, jnp.maximum(j - form.steps + form.outer.blocks, 0)))
@@ -33,7 +33,7 @@ def single_rows(form: Form, at, scale, given: Operands):
     }
     results, scratch = {}, {}
     if given.b is not None:
-        results["out"] = (jax.ShapeDtypeStruct((given.rows, form.outer.total), jnp.float32), outer)
+        results["out"] = (given.sum_of(form.outer.total), outer)
         scratch["b_blocks"] = pltpu.VMEM((2, form.tile, form.rank, form.outer.width), given.b.dtype)
         scratch["b_arrived"] = pltpu.SemaphoreType.DMA((2,))
     if given.x is not None:
@@ -69,13 +69,13 @@ def _body(form, ref, at, scale, full):
             z = ref["z_out" if "x" in ref else "z"][...]
             for c in chunks(form.outer.width, ROW_CHUNK):
                 row = jax.lax.broadcasted_iota(jnp.int32, (form.tile, c.stop - c.start), 0)
-                before = ref["y"][:, c] if "y" in ref else None
+                before = ref["y"][:, c].astype(jnp.float32) if "y" in ref else None
                 result = jnp.zeros(row.shape, jnp.float32) if before is None else before
                 for i in range(form.tile):
                     delta = dot(z, factor[i, :, c].astype(form.dtype), (1, 0))
                     own = (row == i) & (at[g * form.tile + i] >= 0)
                     result = jnp.where(own, delta if before is None else before + delta, result)
-                ref["out"][:, c] = result
+                ref["out"][:, c] = result.astype(ref["out"].dtype)
 
 
 def _arrived(form, axis, at, full, item, bank, blocks, semaphores):

@@ -16,8 +16,8 @@ def run(form: Form, at, scale, given: Operands, into=(None, None)):
     """(y plus deltas `[T, F]`, z `[T, R]`): what there is of them, from x and a, or z, and b if there is one.
 
     `at [groups]` is each tile's row of the bank, -1 for none, and `scale [groups]` its scale. y is updated in place;
-    without it deltas are written with zeros where there is no slot. So is z if it is all that is asked for. Only these
-    tiles' rows are written, those of `into`, a pair like the result, where it is given.
+    without it float32 deltas are written with zeros where there is no slot. So is z if it is all that is asked for.
+    Only these tiles' rows are written, those of `into`, a pair like the result, where it is given.
     """
 
     def read(t, j, _at, _scale, visit, hold):
@@ -47,7 +47,7 @@ def run(form: Form, at, scale, given: Operands, into=(None, None)):
     results = {}
     if given.b is not None:
         block = form.rows_block(form.outer, lambda *p: write(*p)[::2])
-        results["out"] = (jax.ShapeDtypeStruct((given.rows, form.outer.total), jnp.float32), block)
+        results["out"] = (given.sum_of(form.outer.total), block)
     if given.x is not None:
         results["z_out"] = (jax.ShapeDtypeStruct((given.rows, form.rank), form.dtype), inner(write))
     scratch = {"partial": pltpu.VMEM((form.rank, form.tile), jnp.float32)}
@@ -89,7 +89,8 @@ def _body(form, ref, at, scale, visit, _hold):
             z = ref["z_out" if "x" in ref else "z"][...]
             for c in chunks(form.outer.width, CHUNK):
                 delta = dot(z, ref["b"][0, :, c].astype(form.dtype), (1, 0))
-                ref["out"][:, c] = ref["y"][:, c] + delta if "y" in ref else delta
+                total = ref["y"][:, c].astype(jnp.float32) + delta if "y" in ref else delta
+                ref["out"][:, c] = total.astype(ref["out"].dtype)
 
     _absent(ref, live, at[visit[t]] < 0)
 

@@ -23,7 +23,7 @@ def unsupported(x, factors: Factors, rows: Rows) -> str | None:
         return f"tiles of {rows.tile} rows (a multiple of {SUBLANES} is needed)"
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         return f"rows of {x.dtype} (float32 or bfloat16 is needed)"
-    for factor, most in ((factors.a, block_sizes.INNER), (factors.b, block_sizes.OUTER)):
+    for factor, most in ((factors.a, block_sizes.INNER), (factors.b, block_sizes.OUTER_BACKWARD)):
         if factor is None:
             continue
         rank, width = factor.shape[1:]
@@ -45,9 +45,9 @@ def shrink(x, factors: Factors, rows: Rows):
     return z[:, : factors.a.shape[1]]
 
 
-def expand(z, factors: Factors, rows: Rows):
-    """`z b[s]` for each row, float32; zeros where a row has no slot."""
-    return _unpadded(rows, *_product(rows, factors, z=_pad(z, 1)))[0]
+def expand(y, z, factors: Factors, rows: Rows):
+    """`y` plus `z b[s]` for each row, the bits of `y` where a row has no slot."""
+    return _unpadded(rows, *_product(rows, factors, z=_pad(z, 1), y=y))[0]
 
 
 def backward(x, factors: Factors, rows: Rows, z, dy):
@@ -84,7 +84,7 @@ def _product(rows: Rows, factors: Factors, x: Any = None, z: Any = None, y: Any 
     if singles:
         gap = singles - rows.singles
         own = jnp.pad(at[: rows.singles], (0, gap), constant_values=-1), jnp.pad(scale[: rows.singles], (0, gap))
-        form = _form(given, 0, SUBLANES, singles // SUBLANES, block_sizes.OUTER_SINGLE)
+        form = _form(given, 0, SUBLANES, singles // SUBLANES, block_sizes.OUTER)
         found = single_rows(form, *own, given)
     if rows.tiles:
         form = _form(given, singles, rows.tile, rows.tiles, block_sizes.OUTER)
@@ -103,7 +103,7 @@ def _gradients(rows: Rows, factors: Factors, x=None, dz=None, z=None, dy=None) -
     for r, g, tile in rows.parts():
         own = {name: _tiles_of(array, r, tile) for name, array in (("x", x), ("dz", dz), ("z", z), ("dy", dy))}
         given = Operands(a=a, b=b, **own)
-        form = _form(given, 0, max(tile, SUBLANES), g.stop - g.start, block_sizes.OUTER)
+        form = _form(given, 0, max(tile, SUBLANES), g.stop - g.start, block_sizes.OUTER_BACKWARD)
         dx, da, dz_own, db = run_backward(form, at[g], scale[g], given, onto=sums)
         of_x.append(_rows_of(dx, tile))
         of_z.append(_rows_of(dz_own, tile))

@@ -16,7 +16,10 @@ CHUNK = 8  # single rows taken at once
 
 
 def forward(y, x, factors: Factors, rows: Rows) -> tuple[Float[Array, "T F"], Array]:
-    """`y` plus each row's delta, the bits of `y` where a row has no slot; and the inner products for `backward`."""
+    """`y` plus each row's delta, the bits of `y` where a row has no slot; and the inner products for `backward`.
+
+    The sum is float32 and rounded to y's dtype.
+    """
     found = []
     for r, g, m in rows.parts():
         here, count = rows.owner[g], rows.owner[g].shape[0]
@@ -28,7 +31,12 @@ def forward(y, x, factors: Factors, rows: Rows) -> tuple[Float[Array, "T F"], Ar
         z, delta = jax.lax.map(lambda part: one_part(part[0], part[1], 1, factors), parts)
         found.append((z.reshape(count, -1), delta.reshape(count, -1)))
     z, delta = map(jnp.concatenate, zip(*found, strict=True))
-    return jnp.where(live_rows(rows), y + delta, y), z
+    return added(y, delta, rows), z
+
+
+def added(y, delta, rows: Rows):
+    """`y` plus each row's float32 delta, rounded to y's dtype; the bits of `y` where a row has no slot."""
+    return jnp.where((rows.of_each() >= 0)[:, None], (y.astype(jnp.float32) + delta).astype(y.dtype), y)
 
 
 def one_part(x, slots, m, factors: Factors):
@@ -51,9 +59,9 @@ def shrink(x, factors: Factors, rows: Rows) -> Float[Array, "T R"]:
     return jnp.concatenate(found).astype(x.dtype)
 
 
-def expand(z, factors: Factors, rows: Rows) -> Float[Array, "T F"]:
-    """`z b[s]` for each row, float32; zeros where a row has no slot."""
-    return jnp.where(live_rows(rows), products(z, factors, rows), 0.0)
+def expand(y, z, factors: Factors, rows: Rows) -> Float[Array, "T F"]:
+    """`y` plus `z b[s]` for each row, the bits of `y` where a row has no slot."""
+    return added(y, products(z, factors, rows), rows)
 
 
 def products(z, factors: Factors, rows: Rows):

@@ -39,12 +39,12 @@ def attention(
     batch: TokenBatch,
     cache: tuple[KVPool, jax.Array, tuple[jax.Array, jax.Array]],
 ) -> tuple[Float[Array, "T D"], KVPool]:
-    """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles. Float32 output."""
+    """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles. Output in x's dtype."""
     pool, layer, (cosine, sine) = cache
     tokens = x.shape[0]
 
     def project(name: str, heads: int):
-        y = linear(x, getattr(weights, name)[...], adapters.get(name), rows).astype(x.dtype)
+        y = linear(x, getattr(weights, name)[...], adapters.get(name), rows)
         return y.reshape(tokens, heads, config.head_size)
 
     q = rms_norm(project("q_proj", config.heads), weights.q_norm[...], config.norm_epsilon)

@@ -19,8 +19,18 @@ def dot(x: Float[Array, "T D"], w: Float[Array, "F D"]) -> Float[Array, "T F"]:
 def linear(
     x: Float[Array, "T D"], w: Float[Array, "F D"], factors: Factors | None, rows: Rows | None
 ) -> Float[Array, "T F"]:
-    """The base's projection plus each row's own adapter (`rows` owned by slots); others keep its bits. Float32."""
-    y = dot(x, w)
+    """The base's projection plus each row's own adapter (`rows` owned by slots); others keep its bits. In x's dtype.
+
+    The base's product is rounded before the adapter's is added: where they are bfloat16, half as much goes to and from
+    memory for it.
+    """
+    return adapted(dot(x, w).astype(x.dtype), x, factors, rows)
+
+
+def adapted(
+    y: Float[Array, "T F"], x: Float[Array, "T D"], factors: Factors | None, rows: Rows | None
+) -> Float[Array, "T F"]:
+    """`y` plus each row's own adapter of `x`, in y's dtype; others keep its bits."""
     if factors is None or rows is None:
         return y
     return lora_matmul(y, x, factors, rows)

@@ -23,7 +23,7 @@ class Mlp(nnx.Module):
 
 
 def mlp(x: Float[Array, "T D"], weights: Mlp, adapters: Adapters, rows: Rows | None) -> Float[Array, "T D"]:
-    """`(silu(x gate) * (x up)) down`, each with its rows' adapters. Float32 output."""
-    gate = linear(x, weights.gate_proj[...], adapters.get("gate_proj"), rows).astype(x.dtype)
-    up = linear(x, weights.up_proj[...], adapters.get("up_proj"), rows).astype(x.dtype)
+    """`(silu(x gate) * (x up)) down`, each with its rows' adapters, in x's dtype."""
+    gate = linear(x, weights.gate_proj[...], adapters.get("gate_proj"), rows)
+    up = linear(x, weights.up_proj[...], adapters.get("up_proj"), rows)
     return linear(jax.nn.silu(gate) * up, weights.down_proj[...], adapters.get("down_proj"), rows)

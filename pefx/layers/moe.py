@@ -103,7 +103,7 @@ def moe(
     places: tuple[Int32[Array, "T"], list[Region]],
 ) -> Float[Array, "T D"]:
     """The layer's routed experts, `layer` counted among the stacked ones; `places` are positions (-1: padding, which
-    goes nowhere) and regions. Float32 output.
+    goes nowhere) and regions. Output in x's dtype.
     """
     positions, found = places
     ids = jnp.where((positions >= 0)[:, None], routing.ids, -1)
@@ -122,10 +122,10 @@ def _region(x, experts: Experts, layer, site: dict[str, Factors], where) -> Floa
     sizes = tile_sizes(x, projections, bool(region.rows.singles))
     run = _windowed if sizes is None else partial(_tiled, sizes)
     y, z = run(x, shrunk, experts, layer, inside, (ids, gates, region))
+    y = y.astype(x.dtype)
     if z is None:
         return y
-    delta = expand(z.astype(x.dtype), site["down_proj"]._replace(a=None), region.rows)
-    return jnp.where((region.rows.of_each() >= 0)[:, None], y + delta, y)
+    return expand(y, z.astype(x.dtype), site["down_proj"]._replace(a=None), region.rows)
 
 
 def _split(factor: Array) -> Array | None:
