@@ -88,7 +88,7 @@ def test_layers_computed_again_save_memory_and_change_no_number():
 def test_a_step_by_the_tpus_kernels_is_that_of_the_portable_ones():
     # One site: each interpreted kernel more takes seconds to compile.
     spec = AdapterSpec(rank=3, alpha=6.0, targets=("experts.down_proj",), expert_form="shared_hidden")
-    config = small.variant(layers=1, dense_layers=())
+    config = small.variant(layers=1, dense_layers=(), head_size=128)
     base = small.make_base(config)
     batch = small.train_batch(small.random_tokens([20, 12]), [0, 1])
 

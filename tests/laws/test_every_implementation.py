@@ -3,19 +3,37 @@
 Small, because a step of an interpreted kernel's grid takes about 10 ms.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import jax
 import numpy as np
+from flax import nnx
 
-from kernels.implementation import INTERPRETED, implementation
-from pefx.adapters.bank import Bank
+from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
+from pefx.model import Base
 from pefx.optim import init_opt
 from pefx.steps import TrainHyper, train_step
-from tests.laws.world import PAGE, Item, make_bank, make_base, random_sequences, rows_of, serve_logprobs, train_batch
+from tests.interpreter import in_the_interpreter
+from tests.laws.world import MODEL, PAGE, Item, random_sequences, rows_of, serve_logprobs, spec_of, train_batch
+from tests.model_small import random_adapter
 
 SLOTS = 3
 LONGEST = 6
+# Heads as wide as the kernels take them.
+SHAPE = replace(MODEL, layers=2, hidden=32, heads=2, kv_heads=1, head_size=128, dense_layers=(0,), experts=4)
+
+
+@cache
+def _base() -> Base:
+    return Base(SHAPE, nnx.Rngs(7))
+
+
+def _bank() -> Bank:
+    bank = empty_bank(SHAPE, bank_spec([spec_of(slot) for slot in range(SLOTS)]), SLOTS)
+    for slot in range(SLOTS):
+        bank = load_adapter(bank, slot, random_adapter(SHAPE, spec_of(slot), slot), spec_of(slot))
+    return bank
 
 
 @cache
@@ -33,9 +51,9 @@ def _hyper(slots: list[int]) -> TrainHyper:
 
 def _train(items: list[Item], slots: list[int]) -> tuple[Bank, list[np.ndarray]]:
     """One training step of `items`, whose slots count among `slots`; the bank after it and the log-probabilities."""
-    bank, pages = make_bank(SLOTS), len(items)
-    with implementation(INTERPRETED):
-        step = train_step(make_base(), bank, init_opt(bank), train_batch(items, pages * PAGE, pages), _hyper(slots))
+    bank, pages = _bank(), len(items)
+    batch = train_batch(items, pages * PAGE, pages)
+    step = in_the_interpreter(train_step, _base(), bank, init_opt(bank), batch, _hyper(slots))
     bank, _, metrics = jax.device_get(step)
     return bank, rows_of(items, metrics.logprobs)
 
@@ -52,8 +70,7 @@ def _mismatches(left: list[np.ndarray], right: list[np.ndarray]) -> int:
 def test_decodes_and_chunks_have_the_bits_of_the_training_step():
     trained = _mixed()[1]
     for chunks, tokens in (((1,), 3), ((LONGEST,), 2 * LONGEST)):
-        with implementation(INTERPRETED):
-            served = serve_logprobs(make_base(), make_bank(SLOTS), _sequences(), chunks, tokens)
+        served = in_the_interpreter(serve_logprobs, _base(), _bank(), _sequences(), chunks, tokens)
         assert sum(map(len, served)) >= LONGEST
         assert _mismatches(served, trained) == 0
 
@@ -61,7 +78,7 @@ def test_decodes_and_chunks_have_the_bits_of_the_training_step():
 def test_an_adapter_alone_ends_in_the_bits_it_has_among_others():
     bank, _ = _mixed()
     alone, _ = _train([Item(_sequences()[2].tokens, 0)], [1])
-    for mixed, own, start in zip(*(jax.tree.leaves(b.factors) for b in (bank, alone, make_bank(SLOTS))), strict=True):
+    for mixed, own, start in zip(*(jax.tree.leaves(b.factors) for b in (bank, alone, _bank())), strict=True):
         assert mixed[:, 1].tobytes() == own[:, 1].tobytes()
         assert mixed[:, 2].tobytes() == np.asarray(start)[:, 2].tobytes()
         assert np.any(own[:, 1] != np.asarray(start)[:, 1])
