@@ -51,8 +51,8 @@ def _trained(name, heads, dtype, tile: int) -> Case:
 
 
 def _attend(sizes, q, k, v, pool, layer, layout):
-    positions, owner, pages, lengths = layout
-    return attend(q, k, v, *pool, layer, Layout(positions, Rows(owner, *sizes), pages, lengths))
+    (keys, values), (positions, owner, pages, lengths) = pool, layout
+    return attend(q, k, v, keys, values, layer, Layout(positions, Rows(owner, *sizes), pages, lengths))
 
 
 def _with_gradient(tile: int, q, k, v, layer, layout, do):
