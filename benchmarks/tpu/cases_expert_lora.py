@@ -1,6 +1,7 @@
 """Experts' projections with LoRA inside at the shapes of two public bases: decodes, a prefill and its gradient."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +40,11 @@ def _projection(name: str, size, bank, step: str, gradient: bool) -> Case:
     a = None if up and shared else shape((LAYERS * slots, experts, rank, inner))
     b = None if not up and shared else shape((LAYERS * slots, experts, rank, outer))
     z = shape((places, rank)) if a is None else None
-    factors = Factors(a, b, jax.ShapeDtypeStruct((slots,), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32))
+    scales: Any = jax.ShapeDtypeStruct((slots,), jnp.float32)
+    offset: Any = jax.ShapeDtypeStruct((), jnp.int32)
+    factors = Factors(a, b, scales, offset)
     w, x = shape((LAYERS * experts, inner, outer)), shape((places, inner))
-    arguments = (x, z, w, factors, tiles, jax.ShapeDtypeStruct((), jnp.int32))
+    arguments = (x, z, w, factors, tiles, offset)
     name = f"{name} rank {rank} {slots} slots {step}"
     if not gradient:
         return Case("expert_lora", name, expert_lora, arguments, ("expert_lora",))

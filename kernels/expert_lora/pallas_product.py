@@ -144,7 +144,7 @@ def product(name: str, tiles: TileMap, offset, runs: Runs, given: Given, transpo
         results["small_out"] = (jax.ShapeDtypeStruct((base.rows, first.rank), base.dtype), block)
         scratch["turned"] = pltpu.VMEM((first.rank, base.tile), jnp.float32)
     for key, what, bank in (("first", first, given.first), ("second", second, given.second)):
-        if what is not None:
+        if what is not None and bank is not None:
             scratch |= {f"{key}_{part}": room for part, room in what.scratch(bank.dtype).items()}
     plan = Plan((*visits(tiles, offset), *runs), operands, results, scratch, {})
     found = call(form, name, _body, plan, base.cost(given.w))
