@@ -11,7 +11,7 @@ from kernels.expert_lora.api import expert_lora
 from kernels.factors import Factors
 
 # (rank, slots) as served and as trained.
-SERVED, TRAINED = ((1, 1), (16, 64), (64, 256)), ((16, 64), (64, 16))
+SERVED, TRAINED = ((16, 64), (1, 1), (64, 256)), ((64, 16), (16, 64))
 FORMS = ("per_expert", "shared_hidden")
 
 
@@ -52,10 +52,12 @@ def _projection(name: str, size, bank, step: str, gradient: bool) -> Case:
 
 
 def _gradient(x, z, w, factors, tiles, offset, cotangents):
-    """The projection and its gradients of x, z, a and b."""
+    """The projection and its gradients of x, z, a and b; in float32, so that none takes the place of a donated operand
+    that is still to be read.
+    """
 
     def project(x, z, a, b):
         return expert_lora(x, z, w, factors._replace(a=a, b=b), tiles, offset)
 
     y, pull = jax.vjp(project, x, z, factors.a, factors.b)
-    return y, pull(cotangents)
+    return jax.tree.map(lambda found: found.astype(jnp.float32), (y, pull(cotangents)))

@@ -45,5 +45,8 @@ def cases() -> list[Case]:
 
 
 def _gradient(x, w, tiles, offset, dy):
+    """The product and its gradient of x; in float32, so that none takes the place of a donated operand that is still
+    to be read.
+    """
     y, pull = jax.vjp(lambda x: grouped_matmul(x, w, tiles, offset), x)
-    return y, pull(dy)
+    return y.astype(jnp.float32), pull(dy)[0].astype(jnp.float32)

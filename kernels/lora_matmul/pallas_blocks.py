@@ -164,26 +164,28 @@ def call(form: Grid, name: str, body, plan: Plan, cost: pl.CostEstimate) -> dict
     def kernel(*refs):
         body(form, dict(zip(names, refs[n:], strict=True)), *refs[:n])
 
-    found = pl.pallas_call(
-        kernel,
-        name=name,
-        grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=n,
-            grid=(form.groups, form.steps),
-            in_specs=[block for _, block in operands.values()],
-            out_specs=[block for _, block in plan.results.values()],
-            scratch_shapes=list(plan.scratch.values()),
-        ),
-        out_shape=[shape for shape, _ in plan.results.values()],
-        input_output_aliases={
-            n + k: list(plan.results).index(plan.updated[key])
-            for k, key in enumerate(operands)
-            if plan.updated.get(key) in plan.results
-        },
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary", "arbitrary"), disable_bounds_checks=True
-        ),
-        cost_estimate=cost,
-        interpret=interpreter(),
-    )(*plan.prefetched, *(array for array, _ in operands.values()))
+    # Within a scope a kernel keeps its name where it is differentiated.
+    with jax.named_scope("pallas"):
+        found = pl.pallas_call(
+            kernel,
+            name=name,
+            grid_spec=pltpu.PrefetchScalarGridSpec(
+                num_scalar_prefetch=n,
+                grid=(form.groups, form.steps),
+                in_specs=[block for _, block in operands.values()],
+                out_specs=[block for _, block in plan.results.values()],
+                scratch_shapes=list(plan.scratch.values()),
+            ),
+            out_shape=[shape for shape, _ in plan.results.values()],
+            input_output_aliases={
+                n + k: list(plan.results).index(plan.updated[key])
+                for k, key in enumerate(operands)
+                if plan.updated.get(key) in plan.results
+            },
+            compiler_params=pltpu.CompilerParams(
+                dimension_semantics=("arbitrary", "arbitrary"), disable_bounds_checks=True
+            ),
+            cost_estimate=cost,
+            interpret=interpreter(),
+        )(*plan.prefetched, *(array for array, _ in operands.values()))
     return dict(zip(plan.results, found, strict=True))
