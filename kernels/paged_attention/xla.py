@@ -98,7 +98,7 @@ def _tiles(q, keys, values, layer, where):
     def block(j, carry):
         top, total, out = carry
         page = jax.lax.dynamic_slice_in_dim(pages, j * per_block, per_block, axis=1)
-        k, v = (_block(pool[layer, jnp.maximum(page, 0)]) for pool in (keys, values))
+        k, v = (_block(pool, layer, page) for pool in (keys, values))
         position = j * per_block * size + offsets
         # What lies past a sequence's end is another's or nobody's: not even a NaN of theirs may come through.
         mine = (position[None] < length[:, None])[:, None, :, None]
@@ -121,10 +121,11 @@ def _tiles(q, keys, values, layer, where):
     return out, from_head((top + jnp.log(total))[..., None], width, heads)[..., 0]
 
 
-def _block(pages: Float[Array, "NT N G B K"]) -> Float[Array, "NT G C K"]:
-    """Pages that follow each other as one block of keys, `C = N * B`."""
-    tiles, count, groups, size, width = pages.shape
-    return pages.transpose(0, 2, 1, 3, 4).reshape(tiles, groups, count * size, width)
+def _block(pool: Float[Array, "L P G B K"], layer, page: Int32[Array, "NT N"]) -> Float[Array, "NT G C K"]:
+    """Pages that follow each other as one block of keys, `C = N * B`; each head's are picked in their place."""
+    groups, _, width = pool.shape[2:]
+    heads = jnp.arange(groups, dtype=jnp.int32)[None, :, None]
+    return pool[layer, jnp.maximum(page, 0)[:, None], heads].reshape(page.shape[0], groups, -1, width)
 
 
 def backward(q, k, v, o, lse, do, at: Layout):
