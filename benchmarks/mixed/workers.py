@@ -55,8 +55,9 @@ class Worker:
         self._ask({"op": "prepare", "case": vars(self.entry.case)})
 
     def run(self) -> float:
-        """Seconds of one repetition."""
-        return self._ask({"op": "run"})["seconds"]
+        """Tokens/s of one repetition."""
+        answer = self._ask({"op": "run"})
+        return answer["tokens"] / answer["seconds"]
 
     def close(self) -> None:
         self._process.kill()
