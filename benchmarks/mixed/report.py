@@ -78,7 +78,7 @@ def _by_adapters(results: Results, kind: str) -> Points:
     for comparison in COMPARISONS:
         for entry, rate in zip(comparison.entries, results.get(comparison.name, ())):
             case = entry.case
-            if case.kind == kind and comparison.name != "resident" and case.slots == case.adapters + 1:
+            if case.kind == kind and case.slots == case.adapters + 1:
                 points.setdefault(entry.peer, {}).setdefault(case.adapters, []).extend(rate)
     return points
 
@@ -86,9 +86,10 @@ def _by_adapters(results: Results, kind: str) -> Points:
 def _by_slots(results: Results) -> Points:
     points: Points = {}
     for comparison in COMPARISONS:
-        if comparison.name == "resident":
-            for entry, rate in zip(comparison.entries, results.get(comparison.name, ())):
-                points.setdefault(entry.peer, {})[entry.case.slots] = rate
+        for entry, rate in zip(comparison.entries, results.get(comparison.name, ())):
+            case = entry.case
+            if entry.peer != TORCH and case.kind == "train" and (case.adapters, case.sequences) == (4, 8):
+                points.setdefault(entry.peer, {})[case.slots] = rate
     return points
 
 
