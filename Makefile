@@ -31,10 +31,10 @@ format: $(DEVELOP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(RUNTIME)
+bench: $(DEVELOP)
 	$(BIN)/pefx bench all
 
-studies: $(RUNTIME)
+studies: $(DEVELOP)
 	@for study in $(or $(wildcard studies/*.py),$(error there is no study yet)); do \
 	  echo "== $$study"; $(BIN)/python "$$study" || exit 1; done
 

@@ -1,6 +1,6 @@
 """What kernels and one layer of a mixed step must take on TPUs at least, from schedules and arithmetic, without one.
 
-    python benchmarks/tpu_static.py
+    python -m benchmarks.tpu_static
 
 It writes docs/tpu-static.md.
 
@@ -15,14 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.tpu.bound import Term, total
+from benchmarks.tpu.chips import CHIPS, Chip
+from benchmarks.tpu.layer import FORMS, STEPS, Step, layer_terms
+from benchmarks.tpu.schedule import Schedule, part_of
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.tpu.bound import Term, total  # noqa: E402
-from benchmarks.tpu.chips import CHIPS, Chip  # noqa: E402
-from benchmarks.tpu.layer import FORMS, STEPS, Step, layer_terms  # noqa: E402
-from benchmarks.tpu.schedule import Schedule, part_of  # noqa: E402
-
 # The mixed layer's bound over the bare base's that the design asks for, by form and adapters of a step.
 TARGETS = {
     ("per_expert", "decode"): 1.16,
@@ -122,7 +120,7 @@ def ratio_row(step: Step, chip: Chip, schedules: dict[str, Schedule]) -> str:
 
 def table(chips: list[Chip], schedules: dict[str, dict[str, Schedule]]) -> str:
     """The whole page."""
-    lines = ["# Static bounds on TPUs", "", "Written by `python benchmarks/tpu_static.py`.", "", METHOD]
+    lines = ["# Static bounds on TPUs", "", "Written by `python -m benchmarks.tpu_static`.", "", METHOD]
     lines += ["## A mixed layer over the bare base's", ""]
     lines += [
         "One layer of Qwen3-30B-A3B (vocabulary left out), rank 16, 64 slots resident; microseconds are the base's.",
