@@ -61,9 +61,9 @@ def test_a_row_has_the_same_bits_decoded_and_in_a_chunk_and_without_a_slot_those
     np.testing.assert_allclose(decoded, np.asarray(_oracle(*case)[0]), rtol=0, atol=1e-4)
 
 
-def test_several_blocks_and_factors_gathered_in_several_turns(monkeypatch):
+def test_several_blocks_and_factors_gathered_in_several_groups(monkeypatch):
     monkeypatch.setattr(grouped_sizes, "MATRIX_BYTES", 128 * 256 * 4)
-    monkeypatch.setattr(block_sizes, "FACTOR_BYTES", 8 * 128 * 4)
+    monkeypatch.setattr(block_sizes, "RUNS", 2)
     layer = Layer(rows=24, experts=2, slots=3, size=(256, 128))
     kernel, oracle = jit(layer.kernel((32, 8))), jit(layer.oracle)
 

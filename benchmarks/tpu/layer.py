@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.tpu.bound import Term, dynamic_grid, static_grid
 from benchmarks.tpu.schedule import Schedule
-from kernels.expert_lora.block_sizes import TPU_CHUNKS, TPU_DECODE
+from kernels.expert_lora.block_sizes import RUNS, TPU_CHUNKS, TPU_DECODE
 from kernels.lora_matmul import block_sizes
 from kernels.tiles import TileMap, tile_map
 
@@ -33,28 +33,23 @@ EXPERT_SITES = {"gate": (HIDDEN, EXPERT_HIDDEN), "up": (HIDDEN, EXPERT_HIDDEN), 
 
 @dataclass(frozen=True)
 class Step:
-    """`tokens` rows of `adapters` distinct adapters: decodes over `context` earlier tokens, or a prefill.
-
-    The compiled step has room for `room` of them.
-    """
+    """`tokens` rows of `adapters` distinct adapters: decodes over `context` earlier tokens, or a prefill."""
 
     tokens: int
     adapters: int
     decode: bool
     context: int = 0
-    room: int = SLOTS
 
     @property
     def name(self) -> str:
         if self.decode:
             return f"decode {self.tokens} rows, {self.adapters} adapters, context {self.context}"
-        return f"prefill {self.tokens} tokens, {self.adapters} adapters, room for {self.room}"
+        return f"prefill {self.tokens} tokens, {self.adapters} adapters"
 
 
 STEPS = (
     Step(64, 64, True, 0),
     Step(64, 64, True, 4096),
-    *(Step(4096, adapters, False, room=adapters) for adapters in (1, 2, 8)),
     *(Step(4096, adapters, False) for adapters in (1, 2, 8, 64)),
 )
 
@@ -77,9 +72,8 @@ def tiles_of(step: Step, mixed: bool) -> TileMap:
     group = jnp.asarray(routes(step).reshape(-1))
     if not mixed:
         return tile_map(group, groups=EXPERTS, tile=tile)
-    room = 1 + step.room  # subgroup 0 is the bare base
     subgroup = jnp.asarray(np.repeat(slots(step), CHOSEN) + 1)
-    return tile_map(group, subgroup, groups=EXPERTS, subgroups=room, tile=tile, subtile=subtile)
+    return tile_map(group, subgroup, groups=EXPERTS, subgroups=SLOTS + 1, tile=tile, subtile=subtile)
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,6 @@ class Grouping:
     rows: int  # in live tiles, with those that fill them
     experts: int  # that have a row
     runs: np.ndarray  # of each live tile, how many (expert, slot) have rows there
-    mixed_subtiles: float  # taken ones of tiles with several, over the subtiles of a tile
 
 
 @functools.cache
@@ -100,9 +93,8 @@ def grouping(step: Step, adapters: bool) -> Grouping:
     live = int(tiles.live)
     slot = np.asarray(tiles.subgroup).reshape(tiles.group.shape[0], -1)[:live]
     runs = np.array([np.unique(row[row > 0]).size for row in slot])
-    mixed = float(np.sum(slot[runs > 1] > 0)) / slot.shape[1]
     experts_hit = np.unique(np.asarray(tiles.group)[:live]).size
-    return Grouping(tiles.source.shape[0], live * tiles.tile, experts_hit, runs, mixed)
+    return Grouping(tiles.source.shape[0], live * tiles.tile, experts_hit, runs)
 
 
 def dense(step: Step) -> list[Term]:
@@ -185,13 +177,14 @@ def experts(step: Step, form: str, schedules: dict[str, Schedule]) -> list[Term]
         moved = 2 * (found.experts * inner * outer + found.rows * inner + found.places * outer)
         moved += 2 * RANK * int(found.runs.sum()) * (a * inner + b * outer)
         moved += 2 * RANK * (found.places if a else found.rows if b else 0)  # z, from here or given
-        # Branches in order: a's product for one run or for several; the expert's; b's for one, and for several at once
-        # or subtile by subtile. Loops ask for the first tile's factors, then for the next one's, and wait.
-        live, several = found.runs.size / tiles, float(np.sum(found.runs > 1)) / tiles
-        one = float(np.sum(found.runs == 1)) / tiles
-        every = [several] if step.decode else [found.mixed_subtiles / tiles] * (tile // TPU_CHUNKS[1])
-        shares = [one, several] * a + [live] + ([one, *every] if b else [])
-        trips = [0.0, found.runs.sum() / tiles, found.runs.sum() / tiles] * (a + b)
+        # For a factor a loop over a tile's groups of runs, with the first group's copies before it and the next one's
+        # inside; in it a's product for one run or for several, or b's for each run. Between the two the expert's.
+        live, runs = found.runs.size / tiles, found.runs.sum() / tiles
+        groups = np.sum(-(-found.runs // RUNS)) / tiles
+        one = np.sum(found.runs % RUNS == 1) / tiles / groups if groups else 0.0
+        each = runs / groups if groups else 0.0
+        shares = [one, 1 - one] * a + [live]
+        trips = [0.0, groups, each, each] * a + [0.0, groups, each, each, each] * b
         turns = dynamic_grid(schedules[f"{kind}/{same} {form}"], tiles, shares, trips)
         terms.append(Term(f"experts {site}", bytes=moved, flops=0, turns=turns))
     return terms

@@ -19,68 +19,84 @@ from jax.experimental.pallas import tpu as pltpu
 from kernels.expert_lora import block_sizes
 from kernels.grouped_matmul.pallas_tpu import Form, form_of, visits
 from kernels.lora_matmul.pallas_blocks import CHUNK, Plan, call, chunks, dot
-from kernels.tiles import TileMap, sums_before
+from kernels.tiles import TileMap
 
 
 class Runs(NamedTuple):
-    """Of each tile `K` places for its runs, as many as it has subtiles; the first `count` are taken.
+    """The runs of all tiles, one after another, and the groups of a few runs of one tile that are copied together.
 
-    `at` is a run's (slot, expert) in the folded bank, its rows are those from `start` up to `end` of the tile (none:
-    0), `scale` what its small product is multiplied by. `of [NT * K]` is each subtile's run, -1 for none.
+    Tile t has `count[t]` groups from `first[t]` on, group g has `size[g]` runs from `run[g]` on; there are
+    `groups [1]` in all. `at` is a run's (slot, expert) in the folded bank, its rows are those from `start` up to `end`
+    of its tile, `scale` what its small product is multiplied by.
     """
 
+    first: Any
     count: Any
+    run: Any
+    size: Any
+    groups: Any
     at: Any
     start: Any
     end: Any
     scale: Any
-    of: Any
 
 
-def runs_of(tiles: TileMap, pair, scale) -> Runs:
-    """`pair [NS]` is each subtile's (slot, expert), -1 for none; `scale [NS]` its scale."""
-    places = tiles.tile // tiles.subtile
-    pair, scale = pair.reshape(-1, places), scale.reshape(-1, places)
-    before = jnp.pad(pair[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    head = ((pair >= 0) & (pair != before)).astype(jnp.int32)
-    of = jnp.where(pair >= 0, sums_before(head) + head - 1, -1)
-    each = jnp.arange(places, dtype=jnp.int32)
-    own = of[:, None] == each[None, :, None]  # [tiles, runs, subtiles]
+def runs_of(tiles: TileMap, pair, scale, pairs: int) -> Runs:
+    """`pair [NS]` is each subtile's (slot, expert), -1 for none; `scale [NS]` its scale; there are at most `pairs`."""
+    count, places = tiles.group.shape[0], tiles.tile // tiles.subtile
+    place = jnp.arange(pair.shape[0], dtype=jnp.int32) % places
+    before = jnp.pad(pair[:-1], (1, 0), constant_values=-1)
+    after = jnp.pad(pair[1:], (0, 1), constant_values=-1)
+    heads = (pair >= 0) & ((pair != before) | (place == 0))
+    tails = (pair >= 0) & ((pair != after) | (place == places - 1))
+    of_tile = jnp.sum(heads.reshape(count, places), axis=1, dtype=jnp.int32)
+    of_tile_before = jnp.cumsum(of_tile, dtype=jnp.int32) - of_tile
+    parts = -(-of_tile // block_sizes.RUNS)
+    first = jnp.cumsum(parts, dtype=jnp.int32) - parts
+    most = min(pair.shape[0], count + pairs)
+    head, tail = _places_of(heads, most), _places_of(tails, most)
+    group = jnp.arange(min(most, count + most // block_sizes.RUNS), dtype=jnp.int32)
+    tile = jnp.minimum(jnp.searchsorted(first + parts, group, side="right", method="sort"), count - 1)
+    done = (group - first[tile]) * block_sizes.RUNS
+    return Runs(
+        first=first,
+        count=parts,
+        run=of_tile_before[tile] + done,
+        size=jnp.clip(of_tile[tile] - done, 0, block_sizes.RUNS),
+        groups=jnp.sum(parts, dtype=jnp.int32)[None],
+        at=pair[head],
+        start=place[head] * tiles.subtile,
+        end=(place[tail] + 1) * tiles.subtile,
+        scale=scale[head],
+    )
 
-    def chosen(values, absent):
-        return jnp.max(jnp.where(own, values, absent), axis=2).reshape(-1)
 
-    start = tiles.tile - chosen(tiles.tile - each[None, None] * tiles.subtile, 0)
-    end = chosen((each[None, None] + 1) * tiles.subtile, 0)
-    scale = jnp.sum(jnp.where(own & (head[:, None] > 0), scale[:, None], 0), axis=2).reshape(-1)
-    count = jnp.sum(head, axis=1, dtype=jnp.int32)
-    return Runs(count, chosen(pair[:, None], -1), start, end, scale, of.reshape(-1))
+def _places_of(marked, most: int):
+    """Where the first `most` marks are; past the last mark, the last place."""
+    each = jnp.arange(1, most + 1, dtype=jnp.int32)
+    found = jnp.searchsorted(jnp.cumsum(marked, dtype=jnp.int32), each, method="sort")
+    return jnp.minimum(found, marked.shape[0] - 1).astype(jnp.int32)
 
 
 @dataclass(frozen=True)
 class Gathered:
-    """How blocks `[rank, width]` of a factor come: `most` runs' at once, of one block, by turns into two buffers."""
+    """How blocks `[rank, width]` of a factor come: those of a group's runs, of one of `blocks`, into two buffers."""
 
     rank: int
     width: int
     blocks: int
-    most: int
-    turns: int
 
     def scratch(self, dtype) -> dict[str, Any]:
         """The buffers, and what tells that they are full."""
         return {
-            "blocks": pltpu.VMEM((2, self.most, self.rank, self.width), dtype),
+            "blocks": pltpu.VMEM((2, block_sizes.RUNS, self.rank, self.width), dtype),
             "arrived": pltpu.SemaphoreType.DMA((2,)),
         }
 
 
-def gathered(bank, width: int, places: int) -> Gathered:
-    """`bank [P, R, W]` in blocks of `width` columns, for tiles of up to `places` runs."""
-    rank = bank.shape[1]
-    most = max(min(places, block_sizes.FACTOR_BYTES // (rank * width * bank.dtype.itemsize)), 1)
-    most = next(n for n in range(most, 0, -1) if places % n == 0)
-    return Gathered(rank, width, bank.shape[2] // width, most, places // most)
+def gathered(bank, width: int) -> Gathered:
+    """`bank [P, R, W]` in blocks of `width` columns."""
+    return Gathered(bank.shape[1], width, bank.shape[2] // width)
 
 
 @dataclass(frozen=True)
@@ -88,7 +104,6 @@ class Mixed:
     """One kernel at one shape: the experts' product, and what is gathered of each factor there is."""
 
     base: Form
-    places: int
     first: Gathered | None
     second: Gathered | None
 
@@ -101,11 +116,6 @@ class Mixed:
     def steps(self) -> int:
         """Blocks of a tile's columns."""
         return self.base.steps
-
-    @property
-    def subtile(self) -> int:
-        """Rows that belong to one run for sure."""
-        return self.base.tile // self.places
 
 
 class Given(NamedTuple):
@@ -126,10 +136,9 @@ def product(name: str, tiles: TileMap, offset, runs: Runs, given: Given, transpo
     Rows without a run keep the bits of the experts' product.
     """
     base = form_of(given.x, given.w, tiles, transpose)
-    places = tiles.tile // tiles.subtile
-    first = None if given.first is None else gathered(given.first, base.inner, places)
-    second = None if given.second is None else gathered(given.second, base.width, places)
-    form = Mixed(base, places, first, second)
+    first = None if given.first is None else gathered(given.first, base.inner)
+    second = None if given.second is None else gathered(given.second, base.width)
+    form = Mixed(base, first, second)
     anywhere = pl.BlockSpec(memory_space=pl.ANY)
     operands = {
         "x": (given.x, base.block(base.inner)),
@@ -173,27 +182,43 @@ def _body(form, ref, _visit, _matrix, live, *runs):
         ref["y"][...] = jnp.zeros_like(ref["y"])
 
 
-def _arrived(form, what, name, item, ref, runs):
-    """The blocks of one turn of one tile, and how many are taken; those of the next turn are asked for."""
+def _each_group(form, what, name, ref, runs, use):
+    """`use(blocks, size, run)` for each group of this tile: its factors' blocks, how many they are, its first run.
+
+    While one is used the next one is copied, of this tile or of the next that has any.
+    """
     bank, blocks, semaphores = ref[name], ref[name + "_blocks"], ref[name + "_arrived"]
+    t, j = pl.program_id(0), pl.program_id(1) if what.blocks > 1 else 0
+    first, count = runs.first[t], runs.count[t]
 
-    def taken(item):
-        count = runs.count[item // (what.blocks * what.turns)]
-        return jnp.clip(count - item % what.turns * what.most, 0, what.most)
+    def copies(group, block, buffer, act):
+        def one(i, _):
+            pair = bank.at[runs.at[runs.run[group] + i]]
+            source = pair if what.blocks == 1 else pair.at[:, pl.ds(block * what.width, what.width)]
+            act(pltpu.make_async_copy(source, blocks.at[buffer, i], semaphores.at[buffer]))
 
-    def copy(item, i):
-        tile, block = item // (what.blocks * what.turns), item // what.turns % what.blocks
-        pair = bank.at[runs.at[tile * form.places + item % what.turns * what.most + i]]
-        source = pair if what.blocks == 1 else pair.at[:, pl.ds(block * what.width, what.width)]
-        return pltpu.make_async_copy(source, blocks.at[item % 2, i], semaphores.at[item % 2])
+        jax.lax.fori_loop(0, runs.size[group], one, None)
 
-    def ask(item):
-        jax.lax.fori_loop(0, taken(item), lambda i, _: copy(item, i).start(), None)
+    @pl.when((t == 0) & (j == 0) & (runs.groups[0] > 0))
+    def _first():
+        copies(0, 0, 0, lambda copy: copy.start())
 
-    pl.when(item == 0)(lambda: ask(item))
-    pl.when(item + 1 < form.groups * what.blocks * what.turns)(lambda: ask(item + 1))
-    jax.lax.fori_loop(0, taken(item), lambda i, _: copy(item, i).wait(), None)
-    return blocks.at[item % 2], taken(item)
+    def one(g, _):
+        group = first + g
+        # Groups are counted once for each block of columns.
+        buffer = (first * what.blocks + j * count + g) % 2
+        more, again = g + 1 < count, j + 1 < what.blocks
+        following = jnp.where(more, group + 1, jnp.where(again, first, first + count))
+        block = jnp.where(more, j, jnp.where(again, j + 1, 0))
+
+        @pl.when(following < runs.groups[0])
+        def _next():
+            copies(following, block, 1 - buffer, lambda copy: copy.start())
+
+        copies(group, j, buffer, lambda copy: copy.wait())
+        use(blocks.at[buffer], runs.size[group], runs.run[group])
+
+    jax.lax.fori_loop(0, count, one, None)
 
 
 def _shrink(form, ref, runs):
@@ -201,29 +226,29 @@ def _shrink(form, ref, runs):
     what, t, dtype = form.first, pl.program_id(0), form.base.dtype
     turned, out = ref["turned"], ref["small_out"]
     out[...] = jnp.zeros_like(out)
+    turned[...] = jnp.zeros_like(turned)
     column = jax.lax.broadcasted_iota(jnp.int32, turned.shape, 1)
-    for turn in range(what.turns):
-        blocks, taken = _arrived(form, what, "first", t * what.turns + turn, ref, runs)
-        place = t * form.places + turn * what.most
 
-        def add(found, turn=turn, place=place):
+    def use(blocks, size, run):
+        def add(found):
             """Choose among the runs' products, stacked."""
-            own = jnp.zeros(turned.shape, jnp.float32) if turn == 0 else turned[...]
+            own = turned[...]
             for i in range(found.shape[0] // what.rank):
-                mine = (column >= runs.start[place + i]) & (column < runs.end[place + i])
-                own = jnp.where(mine, found[i * what.rank : (i + 1) * what.rank] * runs.scale[place + i], own)
+                at = jnp.minimum(run + i, runs.at.shape[0] - 1)
+                mine = (column >= runs.start[at]) & (column < runs.end[at]) & (i < size)
+                own = jnp.where(mine, found[i * what.rank : (i + 1) * what.rank] * runs.scale[at], own)
             turned[...] = own
 
-        @pl.when(taken == 1)
-        def _one(blocks=blocks, add=add):
+        @pl.when(size == 1)
+        def _one():
             add(dot(blocks[0].astype(dtype), ref["x"][...], (1, 1)))
 
-        if what.most > 1:
+        @pl.when(size > 1)
+        def _several():
+            stacked = blocks[...].astype(dtype).reshape(block_sizes.RUNS * what.rank, what.width)
+            add(dot(stacked, ref["x"][...], (1, 1)))
 
-            @pl.when(taken > 1)
-            def _several(blocks=blocks, add=add):
-                stacked = blocks[...].astype(dtype).reshape(what.most * what.rank, what.width)
-                add(dot(stacked, ref["x"][...], (1, 1)))
+    _each_group(form, what, "first", ref, runs, use)
 
     @pl.when(runs.count[t] > 0)
     def _out():
@@ -232,43 +257,18 @@ def _shrink(form, ref, runs):
 
 def _expand(form, ref, runs):
     """Add each row's run's part to the experts' product."""
-    what, t, j, tile = form.second, pl.program_id(0), pl.program_id(1), form.base.tile
-    total, dtype = ref["total"], form.base.dtype
+    what, tile, total = form.second, form.base.tile, ref["total"]
     small = ref["small_out" if form.first is not None else "small"]
-    for turn in range(what.turns):
-        blocks, taken = _arrived(form, what, "second", (t * what.blocks + j) * what.turns + turn, ref, runs)
-        place = t * form.places + turn * what.most
 
-        def whole_tile(count, blocks=blocks, place=place):
+    def use(blocks, size, run):
+        def one(i, _):
             z = small[...]
             for c in chunks(what.width, CHUNK):
                 row = jax.lax.broadcasted_iota(jnp.int32, (tile, c.stop - c.start), 0)
-                before = result = total[:, c]
-                for i in range(count):
-                    mine = (row >= runs.start[place + i]) & (row < runs.end[place + i])
-                    delta = dot(z, blocks[i, :, c].astype(dtype), (1, 0))
-                    result = jnp.where(mine, before + delta, result)
-                total[:, c] = result
+                mine = (row >= runs.start[run + i]) & (row < runs.end[run + i])
+                delta = dot(z, blocks[i, :, c].astype(form.base.dtype), (1, 0))
+                total[:, c] = jnp.where(mine, total[:, c] + delta, total[:, c])
 
-        @pl.when(taken == 1)
-        def _one(whole_tile=whole_tile):
-            whole_tile(1)
+        jax.lax.fori_loop(0, size, one, None)
 
-        if what.most > 1 and form.subtile == 1:
-            pl.when(taken > 1)(lambda whole_tile=whole_tile: whole_tile(what.most))
-        elif what.most > 1:
-            _by_subtiles(form, total, small, blocks, (runs, turn, taken))
-
-
-def _by_subtiles(form, total, small, blocks, where):
-    """Add their runs' parts to the subtiles of a tile of several."""
-    what, (runs, turn, taken) = form.second, where
-    for s in range(form.places):
-        rows = slice(s * form.subtile, (s + 1) * form.subtile)
-        own = runs.of[pl.program_id(0) * form.places + s] - turn * what.most
-
-        @pl.when((taken > 1) & (own >= 0) & (own < what.most))
-        def _subtile(rows=rows, own=own):
-            z = small[rows]
-            for c in chunks(what.width, CHUNK):
-                total[rows, c] += dot(z, blocks[own, :, c].astype(form.base.dtype), (1, 0))
+    _each_group(form, what, "second", ref, runs, use)
