@@ -117,7 +117,7 @@ def _dispatch_forward(x, tiles, copies):
 def _dispatch_backward(copies, residuals, cotangent):
     (tiles,) = residuals
     back = take_rows(cotangent, tiles.place).reshape(-1, copies, cotangent.shape[-1])
-    return _in_order(back.astype(jnp.float32)).astype(cotangent.dtype), None
+    return in_order(back.astype(jnp.float32)).astype(cotangent.dtype), None
 
 
 dispatch.defvjp(_dispatch_forward, _dispatch_backward)
@@ -127,7 +127,7 @@ dispatch.defvjp(_dispatch_forward, _dispatch_backward)
 def combine(buffer: Float[Array, "NB D"], gates: Float[Array, "T k"], tiles: Placed) -> Float[Array, "T D"]:
     """Return rows to their tokens and add the `k` copies, weighted by float32 gates, in order; float32."""
     back = take_rows(buffer, tiles.place).reshape(*gates.shape, -1)
-    return _in_order(back.astype(jnp.float32) * gates[..., None])
+    return in_order(back.astype(jnp.float32) * gates[..., None])
 
 
 def _combine_forward(buffer, gates, tiles):
@@ -147,7 +147,7 @@ def _combine_backward(residuals, cotangent):
 combine.defvjp(_combine_forward, _combine_backward)
 
 
-def _in_order(copies: Float[Array, "T k D"]) -> Float[Array, "T D"]:
+def in_order(copies: Float[Array, "T k D"]) -> Float[Array, "T D"]:
     """Sum over axis 1, first to last: a fixed order that no sharding or batch changes."""
     total = copies[:, 0]
     for j in range(1, copies.shape[1]):

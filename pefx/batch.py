@@ -13,7 +13,9 @@ from jaxtyping import Float, Int32
 
 from kernels.paged_attention.xla import Layout
 from kernels.rows import Rows, rows_of
+from pefx.collectives import size
 from pefx.config import ModelConfig
+from pefx.mesh import MODEL
 
 # The host hands over numpy; inside a step it is jax's. No static type says both.
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class KVPool:
 
     @classmethod
     def zeros(cls, config: ModelConfig, pages: int, page_size: int) -> "KVPool":
-        shape = (config.layers, pages, config.kv_heads, page_size, config.head_size)
+        """Empty pages; within a step, of this shard's heads."""
+        shape = (config.layers, pages, config.kv_heads // size(MODEL), page_size, config.head_size)
         dtype = jnp.dtype(config.precision)
         return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

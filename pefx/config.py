@@ -111,9 +111,20 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices of a run. `data` shards hold their own adapters and sequences; 0: one for each device (on CPU, core)."""
+    """Devices of a run, a product of three axes.
+
+    `data` shards hold their own adapters and sequences (0: as many as the devices, on CPU cores, leave room for).
+    Experts are divided over `expert`, whose shards are shards of rows too; heads and widths over `model`.
+    """
 
     data: int = 0
+    expert: int = 1
+    model: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Shards of rows, each with slots and pages of its own."""
+        return self.data * self.expert
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
+from pefx.collectives import leave, own_part, size
+from pefx.mesh import MODEL
+
 
 def token_logprobs(logits: Float[Array, "Q V"], targets: Int32[Array, "Q"]) -> Float[Array, "Q"]:
-    """`log softmax(logits)[target]` in float32; 0 where the target is -1."""
-    chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
-    return jnp.where(targets >= 0, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
+    """`log softmax(logits)[target]` in float32; 0 where the target is -1. `logits` are this shard's vocabulary."""
+    if size(MODEL) == 1:
+        chosen = jnp.take_along_axis(logits, jnp.maximum(targets, 0)[:, None], axis=-1)[:, 0]
+        return jnp.where(targets >= 0, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
+    local, inside = own_part(targets, logits.shape[1])
+    chosen = leave(jnp.where(inside, jnp.take_along_axis(logits, local[:, None], axis=-1)[:, 0], 0.0))
+    highest = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(logits, axis=-1)), MODEL)
+    total = leave(jnp.sum(jnp.exp(logits - highest[:, None]), axis=-1))
+    return jnp.where(targets >= 0, chosen - highest - jnp.log(total), 0.0)
 
 
 def cross_entropy(

@@ -1,45 +1,59 @@
 """The device mesh, and what of a step lies where on it.
 
-One axis so far: `data`. A shard of it holds a part of the slots (with their moments), a part of the key and value
-pages, and the rows of the sequences that use them; the base is whole on every shard. An adapter's rows are all on its
-own shard: nothing is summed across shards, and no bit depends on their number. On CPU a shard is a core.
+Three axes. Rows of a step, with the slots and the pages they use, are divided over `data` and `expert` together: a
+shard of rows has adapters and sequences of its own. Experts, and the adapters' factors that belong to one of them, are
+divided over `expert`: rows travel to their experts and back. Heads, hidden widths and the vocabulary are divided over
+`model`, where partial sums are added. An adapter's rows are all on its own shard: no bit depends on how many shards
+`data` and `expert` make. On CPU a shard is a core.
 """
 
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pefx.config import MeshConfig, ModelConfig
 from pefx.errors import PefxError
 
-DATA = "data"
-# Where the shards of an array lie, by what it is an array of.
-Axis = Callable[[Any], int | None]
+DATA, EXPERT, MODEL = "data", "expert", "model"
+# Logical axis -> the mesh axes it is divided over. What is not here lies whole on every device.
+RULES: dict[str, tuple[str, ...]] = {
+    "rows": (DATA, EXPERT),
+    "pages": (DATA, EXPERT),
+    "slots": (DATA, EXPERT),
+    # Slots of what lies with the experts, and of the few numbers that everybody on an expert axis needs.
+    "group_slots": (DATA,),
+    "experts": (EXPERT,),
+    "heads": (MODEL,),
+    "kv_heads": (MODEL,),
+    "mlp": (MODEL,),
+    "vocab": (MODEL,),
+}
+ROWS = P(RULES["rows"])
+# The logical axes of an array, by its place in a tree: one name or None for each, as far as any is divided.
+Axes = Callable[[tuple[Any, ...], Any], tuple[str | None, ...]]
 
 
-def whole(x: Any) -> None:
-    """Not divided: weights of the base, and scalars."""
-    return None
+def of_base(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
+    """Weights of the base, and what has their shape: as the parameter says. Scalars are not divided."""
+    return x.get_metadata()["out_sharding"] if isinstance(x, nnx.Variable) else ()
 
 
-def by_row(x: Any) -> int:
+def by_row(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
     """Batches and what is computed of them."""
-    return 0
+    return ("rows",)
 
 
-def by_slot(x: Any) -> int:
-    """The bank and what stands beside it: slots are behind the layers, or first in an array of one number a slot."""
-    return min(x.ndim - 1, 1)
-
-
-def by_page(x: Any) -> int:
-    """Keys and values: pages are behind the layers."""
-    return 1
+def by_page(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
+    """Keys and values `[L, P, G, B, K]`. A single head is every shard's: queries of all heads attend to it."""
+    return ("layers", "pages", "kv_heads" if x.shape[2] > 1 else None)
 
 
 def use_cores() -> None:
@@ -48,48 +62,86 @@ def use_cores() -> None:
         jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
 
 
-def data_shards(asked: int, work: int) -> int:
-    """Shards of the `data` axis: `asked`, or where that is 0 as many as there are devices (cores, on CPU) and work for.
+def resolved(asked: MeshConfig, work: int) -> MeshConfig:
+    """The mesh of a run: a `data` of 0 becomes what devices (cores, on CPU) and `work` leave room for.
 
-    Raises PefxError where there are fewer devices than asked for.
+    `work` is how many shards of rows would have something to do. Raises PefxError where there are fewer devices than
+    asked for.
     """
-    devices = len(jax.devices())
-    if asked > devices:
-        raise PefxError(f"config field 'mesh.data' is {asked}, but there are {devices} devices")
-    if asked:
+    devices, others = len(jax.devices()), asked.expert * asked.model
+    needed = max(asked.data, 1) * others
+    if needed > devices:
+        named = f"{max(asked.data, 1)} x {asked.expert} x {asked.model} (data, expert, model)"
+        raise PefxError(f"config field 'mesh' is {named}, {needed} devices, but there are {devices} devices")
+    if asked.data:
         return asked
     cores = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else devices
-    return max(1, min(devices, cores, work))
+    return replace(asked, data=max(1, min(devices // others, cores // others, work // asked.expert)))
 
 
-def on_mesh(data: int) -> AbstractContextManager[Any]:
-    """Within it, steps run over `data` shards; with one shard there is no mesh."""
-    if data == 1:
+def check_divides(model: ModelConfig, mesh: MeshConfig) -> None:
+    """Raises PefxError, naming field and value, where a base does not divide over a mesh."""
+    latent = getattr(model, "kv_lora_rank", 0)
+    divided = {
+        "experts": (model.experts if _sparse(model) else 0, "expert", mesh.expert),
+        "heads": (model.heads, "model", mesh.model),
+        "kv_heads": (0 if latent else model.kv_heads, "model", mesh.model),
+        "dense_hidden": (model.dense_hidden if model.dense_layers else 0, "model", mesh.model),
+        "expert_hidden": (model.expert_hidden if _sparse(model) else 0, "model", mesh.model),
+        "vocab_size": (model.vocab_size, "model", mesh.model),
+    }
+    for field, (size, axis, shards) in divided.items():
+        if size % shards:
+            fitting = [n for n in range(1, size + 1) if size % n == 0][:12]
+            raise PefxError(
+                f"config field 'mesh.{axis}' is {shards}, which does not divide the base's {field} ({size}); "
+                f"choose one of {', '.join(map(str, fitting))}"
+            )
+
+
+def _sparse(model: ModelConfig) -> bool:
+    return any(layer not in model.dense_layers for layer in range(model.layers))
+
+
+def on_mesh(mesh: MeshConfig) -> AbstractContextManager[Any]:
+    """Within it, steps run over a mesh of that shape; one of a single device is none."""
+    shape = (mesh.data, mesh.expert, mesh.model)
+    count = int(np.prod(shape))
+    if count == 1:
         return nullcontext()
-    devices = np.asarray(jax.devices()[:data])
-    return jax.set_mesh(Mesh(devices, (DATA,), axis_types=(AxisType.Auto,)))
+    return jax.set_mesh(mesh_of(np.asarray(jax.devices()[:count]), mesh))
 
 
-def spec(axis: Axis, tree: Any) -> Any:
-    """A tree of partition specs like `tree`."""
-
-    def one(x: Any) -> P:
-        at = axis(x)
-        return P() if at is None else P(*[None] * at, DATA)
-
-    return jax.tree.map(one, tree)
+def mesh_of(devices: np.ndarray, mesh: MeshConfig) -> Mesh:
+    """The mesh over these devices, `data` outermost."""
+    shape = (mesh.data, mesh.expert, mesh.model)
+    return Mesh(devices.reshape(shape), (DATA, EXPERT, MODEL), axis_types=(AxisType.Auto,) * 3)
 
 
-def place(axis: Axis, tree: Any) -> Any:
-    """`tree` on the devices of the mesh in use, divided along `axis`; where there is no mesh, as it is."""
+def spec(axes: Axes, tree: Any) -> Any:
+    """A tree of partition specs like `tree`, by the rules."""
+
+    def one(path: tuple[Any, ...], x: Any) -> Any:
+        names = axes(path, x)
+        found = P(*[RULES.get(name) if name else None for name in names])
+        return x.replace(found) if isinstance(x, nnx.Variable) else found
+
+    return jax.tree_util.tree_map_with_path(one, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def shardings(axes: Axes, tree: Any, mesh: Mesh) -> Any:
+    """A tree of shardings like `tree` on a mesh."""
+    return jax.tree.map(lambda p: NamedSharding(mesh, p), spec(axes, tree), is_leaf=lambda x: isinstance(x, P))
+
+
+def place(axes: Axes, tree: Any) -> Any:
+    """`tree` on the devices of the mesh in use, divided by `axes`; where there is no mesh, as it is."""
     mesh = jax.sharding.get_mesh()
-    if mesh.empty:
-        return tree
-    return jax.device_put(tree, jax.tree.map(lambda p: NamedSharding(mesh, p), spec(axis, tree)))
+    return tree if mesh.empty else jax.device_put(tree, shardings(axes, tree, mesh))
 
 
-def sharded(function: Callable[..., Any], axes: tuple[Axis, ...], out: Callable[[tuple[Any, ...]], Any]):
-    """`function` on every shard's part of its arguments, divided along `axes`; without a mesh, `function` itself.
+def sharded(function: Callable[..., Any], axes: tuple[Axes, ...], out: Callable[[tuple[Any, ...]], Any]):
+    """`function` on every shard's part of its arguments, divided by `axes`; without a mesh, `function` itself.
 
     `out` gives the partition specs of the results from those of the arguments.
     """
@@ -101,8 +153,3 @@ def sharded(function: Callable[..., Any], axes: tuple[Axis, ...], out: Callable[
         return jax.shard_map(function, in_specs=specs, out_specs=out(specs), check_vma=False)(*args)
 
     return call
-
-
-def over_shards(x: Any) -> Any:
-    """The sum over all shards of what each has, within `sharded`."""
-    return x if jax.sharding.get_abstract_mesh().empty else jax.lax.psum(x, DATA)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int32
 
 from kernels.rows import Rows
 from pefx.batch import KVPool, TokenBatch
+from pefx.collectives import enter, leave, own_part, size
 from pefx.compiler import layers_at_once
 from pefx.config import ModelConfig, Remat
 from pefx.layers.attention import Attention, attention
@@ -23,6 +24,7 @@ from pefx.layers.moe import Experts, Region, Router, moe, regions, route
 from pefx.layers.norm import rms_norm
 from pefx.layers.parameter import ones, weight
 from pefx.layers.rope import angles
+from pefx.mesh import MODEL
 
 
 @jax.tree_util.register_dataclass
@@ -114,14 +116,17 @@ def forward(
     rows = None if bank is None else batch.by_slot()
     places = batch.positions, regions(batch.by_slot(), 0 if bank is None else bank.slots)
     turn = angles(batch.positions, config.head_size, config.rope_theta)
-    x = jnp.take(base.embed[...], batch.tokens, axis=0)
+    x = embed(base.embed[...], jnp.asarray(batch.tokens))
     tokens, copies = batch.tokens.shape[0], config.experts_per_token
     taken, loads, dense_seen, sparse_seen = [], [], 0, 0
     for segment, (run, dense) in zip(base.segments, runs(config), strict=True):
         seen = dense_seen if dense else sparse_seen
         kind = "dense" if dense else "experts"
         own = range(seen, seen + len(run))
-        scanned = ({}, {}) if bank is None else (bank.scanned(run, "attention"), bank.scanned(own, kind))
+        scanned = ({}, {}, {})
+        if bank is not None:
+            shared = {} if dense else bank.scanned(own, "shared")
+            scanned = bank.scanned(run, "attention"), bank.scanned(own, kind), shared
         if dense or routes is None:
             replay = jnp.full((len(run), tokens, copies), -1, jnp.int32)
         else:
@@ -167,12 +172,14 @@ class _LayerStep:
 
     def __call__(self, carry, first, xs):
         x, pool = carry
-        index, block, (attention_scanned, feed_scanned), replay = xs
+        index, block, (attention_scanned, feed_scanned, shared_scanned), replay = xs
         c, layer, own = self.config, first[0] + index, first[1] + index
         sites: Adapters = {}
+        shared: Adapters = {}
         if self.bank is not None:
             sites |= self.bank.at(layer, "attention", attention_scanned)
             sites |= self.bank.at(own, "dense" if self.dense else "experts", feed_scanned)
+            shared = self.bank.at(own, "shared", shared_scanned)
         y = rms_norm(x, block.input_norm[...], c.norm_epsilon)
         y, pool = attention(y, block.attention, c, sites, self.rows, self.batch, (pool, layer, self.turn))
         x = x + y
@@ -181,13 +188,25 @@ class _LayerStep:
             y = mlp(y, block.feed, sites, self.rows)
             return (x + y, pool), (replay, jnp.zeros(c.experts, jnp.float32))
         routing = route(y, block.feed, c, replay)
-        y = moe(y, self.experts, index, routing, sites, self.places)
+        y = moe(y, self.experts, index, routing, (sites, shared), self.places)
         load = jnp.sum(jnp.where((self.batch.positions >= 0)[:, None], routing.scores, 0.0), axis=0)
         return (x + y, pool), (routing.ids, load)
 
 
+def embed(table: Float[Array, "V D"], tokens: Int32[Array, "T"]) -> Float[Array, "T D"]:
+    """A row of the table for each token; the table may be divided over the vocabulary."""
+    if size(MODEL) == 1:
+        return jnp.take(table, tokens, axis=0)
+    local, inside = own_part(tokens, table.shape[0])
+    return leave(jnp.where(inside[:, None], jnp.take(table, local, axis=0), 0))
+
+
 def unembed(base: Base, bank: AdapterBank | None, hidden: Float[Array, "Q D"], rows: Rows) -> Float[Array, "Q V"]:
-    """Float32 logits of final hidden states, each row with its own slot's adapter; `rows` are owned by slots."""
+    """Float32 logits of final hidden states, each row with its own slot's adapter; `rows` are owned by slots.
+
+    Of this shard's part of the vocabulary.
+    """
+    hidden = enter(hidden)
     matrix = base.embed[...] if base.unembed is None else base.unembed[...]
     if bank is None:
         return dot(hidden, matrix)

@@ -1,15 +1,18 @@
 """AdamW through optax, for one adapter at a time over the slot axis, and for a whole base."""
 
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float, Int32
 
-from pefx.adapters.bank import Bank, FactorTree, put_slot, slot_at
+from pefx.adapters.bank import Bank, FactorTree, joined, parted, put_slot, slot_at
+from pefx.adapters.sites import width_axis
 from pefx.batch import Array
+from pefx.collectives import all_experts, group_slots, of_group, of_own, over_model, size
+from pefx.mesh import EXPERT
 
 
 @jax.tree_util.register_dataclass
@@ -52,8 +55,12 @@ def init_opt(bank: Bank, accumulate: bool = True) -> OptState:
 
 def adamw(hyper: Hyper, decayed=None) -> optax.GradientTransformation:
     """Clip by global norm, Adam, decoupled weight decay, rate. `decayed` masks which parameters decay."""
-    return optax.chain(
-        optax.clip_by_global_norm(hyper.clip),
+    return optax.chain(optax.clip_by_global_norm(hyper.clip), *clipped_adamw(hyper, decayed))
+
+
+def clipped_adamw(hyper: Hyper, decayed=None) -> tuple[optax.GradientTransformation, ...]:
+    """What `adamw` does to a gradient that is clipped already."""
+    return (
         optax.scale_by_adam(b1=hyper.beta1, b2=hyper.beta2, eps=hyper.epsilon),
         optax.add_decayed_weights(hyper.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(hyper.learning_rate),
@@ -81,51 +88,126 @@ def update_slots(
 
     One slot after another: a slot has its own norm, rate, decay and count, and no other slot's numbers come near it.
     A slot past the end is padding. Returns factors, state and the norm of each slot's mean gradient.
-    """
-    last = opt.count.shape[0] - 1
 
-    def one(i, carry):
-        held, norms = carry
+    What lies with the experts is updated on every shard of an expert axis for the slots of all of them.
+    """
+    everyone = group_slots(slots, opt.count.shape[0] // size(EXPERT))
+    held = _Held(factors, opt.mu, opt.nu, opt.gradient)
+    weight = jnp.take(opt.weight, everyone, mode="clip") + of_group(gradients.weight)
+    # Multiplied, not divided: XLA makes the one of the other where it sees fit, which would be another bit.
+    inverse = 1.0 / jnp.maximum(weight, 1e-30)
+    norms = _norms(held.gradient, gradients.sums, slots, everyone, inverse)
+    # A slot whose window held no weighted token has no gradient: its moments and count stay as they are.
+    apply = of_group(apply) & (weight > 0)
+    before = jnp.take(opt.count, everyone, mode="clip")
+    each = _Each(jax.tree.map(of_group, hyper), apply, before, inverse, of_group(norms))
+    own, with_experts = (held.map(lambda tree, i=i: tree and parted(tree)[i]) for i in (0, 1))
+    sums = parted(gradients.sums)
+    own = _update_all(own, sums[0], slots, jax.tree.map(of_own, each))
+    with_experts = _update_all(with_experts, sums[1], everyone, each)
+    held = _Held(*(x and joined(x, y) for x, y in zip(own, with_experts, strict=True)))
+    left = weight if opt.gradient is not None else jnp.zeros_like(weight)
+    state = OptState(
+        held.mu,
+        held.nu,
+        held.gradient,
+        opt.weight.at[everyone].set(jnp.where(apply, 0.0, left), mode="drop"),
+        opt.count.at[everyone].set(jnp.where(apply, before + 1, before), mode="drop"),
+    )
+    return held.factors, state, norms
+
+
+class _Held(NamedTuple):
+    """What there is of every slot, in trees shaped like the bank's factors."""
+
+    factors: FactorTree
+    mu: FactorTree
+    nu: FactorTree
+    gradient: FactorTree | None
+
+    def map(self, function) -> "_Held":
+        return _Held(*map(function, self))
+
+
+class _Each(NamedTuple):
+    """Numbers of each active slot: AdamW's, whether it is updated, updates so far, 1 / weight, norm of the mean."""
+
+    hyper: Hyper
+    apply: Bool[Array, "A"]
+    count: Int32[Array, "A"]
+    inverse: Float[Array, "A"]
+    norm: Float[Array, "A"]
+
+
+def _norms(held: FactorTree | None, sums: FactorTree, slots, everyone, inverse) -> Float[Array, "A"]:
+    """Norm of each own active slot's mean gradient.
+
+    Squares are added expert by expert, then over the experts, then over sites: in one order, however experts lie.
+    """
+
+    def squares(part: int, places, inverse):
+        old, new = None if held is None else parted(held)[part], parted(sums)[part]
+
+        def one(i, found):
+            total = slot_at(new, i)
+            if old is not None:
+                total = jax.tree.map(jnp.add, slot_at(old, places[i]), total)
+            mine = jax.tree.map(lambda g: _squares(g * inverse[i]), total)
+            return jax.tree.map(lambda x, y: x.at[i].set(y), found, mine)
+
+        room = jax.tree.map(lambda x: jnp.zeros((places.shape[0], *x.shape[2:-2]), jnp.float32), new)
+        return jax.lax.fori_loop(0, places.shape[0], one, room)
+
+    own = squares(0, slots, of_own(inverse))
+    with_experts = jax.tree.map(lambda x: jnp.sum(of_own(all_experts(x)), axis=1), squares(1, everyone, inverse))
+    by_factor = joined(own, with_experts)
+    total = jnp.zeros(slots.shape, jnp.float32)
+    for site, pair in by_factor.items():
+        for name, x in pair.items():
+            total = total + (over_model(x) if width_axis(site, name) else x)
+    return jnp.sqrt(total)
+
+
+def _squares(gradient: Float[Array, "L 1 ..."]) -> Float[Array, "..."]:
+    """Sum of squares of one slot's part, of each expert where there are any."""
+    return jnp.sum(gradient * gradient, axis=(0, 1, gradient.ndim - 2, gradient.ndim - 1))
+
+
+def _update_all(held: _Held, sums: FactorTree, slots: Int32[Array, "A"], each: _Each) -> _Held:
+    """`update_slots` of one part of all trees."""
+    leaves = jax.tree.leaves(held.factors)
+    if not leaves:
+        return held
+    last = leaves[0].shape[1] - 1
+
+    def one(i, held):
         place = jnp.minimum(slots[i], last)
         # A branch of its own reads copies and is over before anything is written: so the bank is updated in place.
-        live, old = slots[i] <= last, slot_at(held, place)
-        parts = (*old, slot_at(gradients, i), _scalars(hyper, i), apply[i])
-        new, norm = jax.lax.cond(live, _update, lambda *parts: (parts[:2], jnp.zeros((), jnp.float32)), *parts)
-        return put_slot(held, place, new), norms.at[i].set(norm)
+        old = slot_at(held, place)
+        parts = (old, slot_at(sums, i), jax.tree.map(lambda x: x[i], each))
+        return put_slot(held, place, jax.lax.cond(slots[i] <= last, _update, lambda *parts: parts[0], *parts))
 
-    (factors, opt), norms = jax.lax.fori_loop(0, slots.shape[0], one, ((factors, opt), jnp.zeros(slots.shape)))
-    return factors, opt, norms
+    return jax.lax.fori_loop(0, slots.shape[0], one, held)
 
 
-def _update(param: FactorTree, opt: OptState, gradients: Gradients, hyper: Hyper, apply: Bool[Array, ""]):
-    """One slot's part of `update_slots`: ((factors, state), norm of its mean gradient); trees are `[L, 1, ...]`."""
-    total, weight = gradients.sums, opt.weight + gradients.weight
-    if opt.gradient is not None:
-        total = jax.tree.map(jnp.add, opt.gradient, total)
-    # Multiplied, not divided: XLA makes the one of the other where it sees fit, which would be another bit.
-    inverse = 1.0 / jnp.maximum(weight[0], 1e-30)
-    mean = jax.tree.map(lambda g: g * inverse, total)
+def _update(held: _Held, sums: FactorTree, each: _Each) -> _Held:
+    """One slot's part; trees are `[L, 1, ...]`."""
+    total = sums if held.gradient is None else jax.tree.map(jnp.add, held.gradient, sums)
+    # As optax.clip_by_global_norm does, with a norm that is not of this part alone.
+    shrink = jnp.where(each.norm < each.hyper.clip, 1.0, each.hyper.clip / jnp.maximum(each.norm, 1e-30))
+    mean = jax.tree.map(lambda g: g * each.inverse * shrink, total)
     empty = optax.EmptyState()
-    before = (empty, optax.ScaleByAdamState(opt.count[0], opt.mu, opt.nu), empty, empty)
+    before = (optax.ScaleByAdamState(each.count, held.mu, held.nu), empty, empty)
     with jax.numpy_dtype_promotion("standard"):  # optax raises a traced float32 rate to an int32 count
-        updates, after = adamw(hyper).update(mean, before, param)
-    adam = cast(optax.ScaleByAdamState, cast(tuple, after)[1])
-    # A slot whose window held no weighted token has no gradient: its moments and count stay as they are.
-    apply = apply & (weight[0] > 0)
+        updates, after = optax.chain(*clipped_adamw(each.hyper)).update(mean, before, held.factors)
+    adam = cast(optax.ScaleByAdamState, cast(tuple, after)[0])
 
     def choose(new, old):
-        return jax.tree.map(lambda x, y: jnp.where(apply, x, y), new, old)
+        return jax.tree.map(lambda x, y: jnp.where(each.apply, x, y), new, old)
 
-    state = OptState(
-        choose(adam.mu, opt.mu),
-        choose(adam.nu, opt.nu),
-        None if opt.gradient is None else choose(jax.tree.map(jnp.zeros_like, total), total),
-        jnp.zeros_like(weight) if opt.gradient is None else jnp.where(apply, 0.0, weight),
-        jnp.where(apply, jnp.reshape(adam.count, (1,)), opt.count),
+    return _Held(
+        choose(optax.apply_updates(held.factors, updates), held.factors),
+        choose(adam.mu, held.mu),
+        choose(adam.nu, held.nu),
+        None if held.gradient is None else choose(jax.tree.map(jnp.zeros_like, total), total),
     )
-    return (choose(optax.apply_updates(param, updates), param), state), optax.tree.norm(mean)
-
-
-def _scalars(hyper: Hyper, index: Int32[Array, ""]) -> Hyper:
-    """The numbers of one active slot."""
-    return jax.tree.map(lambda x: x[index], hyper)

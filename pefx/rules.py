@@ -9,6 +9,7 @@ from pefx.config import (
     AdapterSpec,
     CheckpointConfig,
     DataConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     PretrainConfig,
@@ -32,7 +33,7 @@ def serve_rules(config: ServeConfig) -> Broken:
     yield from texts(config, "", "name", "base")
     yield from positive(config, "", "slots", "sequences", "step_tokens", "page_size", "max_rank")
     yield from not_negative(config, "", "pages", "seed")
-    yield from not_negative(config.mesh, "mesh.", "data")
+    yield from mesh_rules(config.mesh)
     yield from target_rules(config.targets, "")
     if config.catalog == "":
         yield "catalog", "is empty; name a folder, or None to serve the base alone"
@@ -42,7 +43,7 @@ def train_rules(config: TrainConfig) -> Broken:
     yield from texts(config, "", "name", "output")
     yield from positive(config, "", "steps", "accumulate", "page_size")
     yield from not_negative(config, "", "evaluate_every", "seed")
-    yield from not_negative(config.mesh, "mesh.", "data")
+    yield from mesh_rules(config.mesh)
     yield from data_rules(config.data, "data.")
     yield from checkpoint_rules(config.checkpoint, "checkpoint.")
     yield from adapter_rules(config.adapter, "adapter.")
@@ -54,7 +55,17 @@ def train_rules(config: TrainConfig) -> Broken:
             yield "users", "must be empty when pretrain is set: a run trains the base or adapters over it"
         if config.base is not None:
             yield "base", "must be None when pretrain is set: the run makes a base"
+        if config.mesh.expert > 1 or config.mesh.model > 1:
+            yield (
+                "mesh",
+                "must be 1 along expert and model when pretrain is set: every device trains the whole base",
+            )
         yield from pretrain_rules(config, config.pretrain)
+
+
+def mesh_rules(mesh: MeshConfig) -> Broken:
+    yield from not_negative(mesh, "mesh.", "data")
+    yield from positive(mesh, "mesh.", "expert", "model")
 
 
 def users_rules(config: TrainConfig) -> Broken:

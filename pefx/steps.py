@@ -5,7 +5,7 @@ All of them call the same `forward`. Training is a prefill into a fresh pool.
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int32, UInt32
 
 from kernels.rows import rows_of
-from pefx.adapters.bank import ActiveSlots, Bank
+from pefx.adapters.bank import ActiveSlots, Bank, by_slot
+from pefx.adapters.sites import is_partial
 from pefx.batch import Array, KVPool, TokenBatch
+from pefx.collectives import over_model, over_rows, whole_width
 from pefx.compiler import jit
 from pefx.config import Remat
 from pefx.losses import balance, cross_entropy, token_logprobs
-from pefx.mesh import DATA, by_page, by_row, by_slot, over_shards, sharded, whole
+from pefx.mesh import ROWS, RULES, by_page, by_row, of_base, sharded
 from pefx.model import AdapterBank, Base, Routes, forward, unembed
 from pefx.optim import Gradients, Hyper, OptState, adamw, update_slots
 from pefx.parcel import Parcel, unwrap
@@ -126,7 +128,7 @@ def score(base: Base, bank: Bank | None, batch: TrainBatch) -> Float[Array, "T"]
     def on_shard(base, bank, batch):
         return _teacher_forced(base, bank, batch)[0]
 
-    return sharded(on_shard, (whole, by_slot, by_row), lambda specs: P(DATA))(base, bank, batch)
+    return sharded(on_shard, (of_base, by_slot, by_row), lambda specs: ROWS)(base, bank, batch)
 
 
 @partial(jit, donate_argnames=("bank", "opt"), static_argnames="remat")
@@ -140,7 +142,7 @@ def train_step(
     On a mesh all slots are counted within their shard. `remat` trades time for memory: see `pefx.config.Remat`.
     """
     run = sharded(
-        partial(_train_shard, remat), (whole, by_slot, by_slot, by_row, by_row), lambda specs: (*specs[1:3], P(DATA))
+        partial(_train_shard, remat), (of_base, by_slot, by_slot, by_row, by_row), lambda specs: (*specs[1:3], ROWS)
     )
     return run(base, bank, opt, batch, hyper)
 
@@ -156,10 +158,18 @@ def _train_shard(remat: Remat, base: Base, bank: Bank, opt: OptState, batch: Tra
         return jnp.sum(sums), (sums, weight, logprobs)
 
     sums, (losses, weight, logprobs) = jax.grad(loss, has_aux=True)(active.factors)
-    gradients = Gradients(sums, weight)
+    gradients = Gradients(_whole_gradient(sums), weight)
     factors, opt, norm = update_slots(bank.factors, opt, gradients, hyper.slots, hyper.numbers(), hyper.apply)
     means = losses / jnp.maximum(weight, 1e-30)
     return replace(bank, factors=factors), opt, TrainMetrics(means[:asked], weight[:asked], norm[:asked], logprobs)
+
+
+def _whole_gradient(sums: Any) -> Any:
+    """Gradients of factors that are whole on shards of a divided width, each of which has a part of them."""
+    return {
+        site: {name: over_model(x) if is_partial(site, name) else x for name, x in pair.items()}
+        for site, pair in sums.items()
+    }
 
 
 def _never_one(hyper: TrainHyper, slots: int) -> TrainHyper:
@@ -176,7 +186,7 @@ def pretrain_step(
 ) -> tuple[Base, optax.OptState, PretrainMetrics]:
     """One AdamW step of the base itself (`opt` from `init_pretrain`); only matrices decay. `hyper` holds scalars."""
 
-    run = sharded(partial(_pretrain_shard, remat), (whole, by_row), lambda specs: (specs[0], P()))
+    run = sharded(partial(_pretrain_shard, remat), (of_base, by_row), lambda specs: (specs[0], P()))
     gradient, metrics = run(base, batch)
     with jax.numpy_dtype_promotion("standard"):  # as in pefx.optim
         updates, opt = _pretrain_optimizer(hyper).update(gradient, opt, cast(optax.Params, base))
@@ -186,8 +196,8 @@ def pretrain_step(
 
 def _pretrain_shard(remat: Remat, base: Base, batch: TrainBatch) -> tuple[Base, PretrainMetrics]:
     """The gradient of the whole batch's mean, from one shard's rows and those of the others."""
-    total = jnp.maximum(over_shards(jnp.sum(batch.weights)), 1e-30)
-    shards = over_shards(jnp.ones((), jnp.float32))
+    total = jnp.maximum(over_rows(jnp.sum(batch.weights)), 1e-30)
+    shards = over_rows(jnp.ones((), jnp.float32))
 
     def loss(base):
         logprobs, routes = _teacher_forced(base, None, batch, remat)
@@ -195,7 +205,7 @@ def _pretrain_shard(remat: Remat, base: Base, batch: TrainBatch) -> tuple[Base, 
         even = balance(routes.load, routes.ids, (batch.tokens.positions >= 0).astype(jnp.float32)) / shards
         return nats + BALANCE * even, (nats, even)
 
-    gradient, (nats, even) = jax.tree.map(over_shards, jax.grad(loss, has_aux=True)(base))
+    gradient, (nats, even) = jax.tree.map(over_rows, jax.grad(loss, has_aux=True)(base))
     return gradient, PretrainMetrics(nats, total, optax.tree.norm(gradient), even)
 
 
@@ -223,9 +233,9 @@ def serve_step(
     """
 
     def out(specs):
-        return specs[2], P(DATA), P(DATA), P(None, DATA)
+        return specs[2], ROWS, ROWS, P(None, RULES["rows"])
 
-    run = sharded(_serve_shard, (whole, by_slot, by_page, by_row), out)
+    run = sharded(_serve_shard, (of_base, by_slot, by_page, by_row), out)
     return run(base, bank, state, plan)
 
 
@@ -238,7 +248,7 @@ def _serve_shard(base: Base, bank: Bank | None, state: ServeState, plan: ServePl
     slots = jnp.where(plan.rows >= 0, plan.batch.slots[row], -1)
     logits = unembed(base, bank, hidden[row], rows_of(slots, plan.singles, plan.batch.tile))
     how = Sampling(plan.temperature, plan.top_p, plan.top_k, plan.seed)
-    sampled = sample(logits, how, plan.batch.positions[row])
+    sampled = sample(whole_width(logits), how, plan.batch.positions[row])
     tokens = jnp.where(plan.targets >= 0, plan.targets, sampled)
     logprobs = token_logprobs(logits, jnp.where(plan.rows >= 0, tokens, -1))
     return ServeState(kv), tokens, logprobs, routes.ids

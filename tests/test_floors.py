@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: list[tuple[str, ...]] = [
     ("kernels", "pefx.config", "pefx.errors", "pefx.progress"),
     ("pefx.compiler", "pefx.mesh"),
+    ("pefx.collectives",),
     ("pefx.invariance",),
     ("pefx.batch", "pefx.packing", "pefx.parcel"),
     ("pefx.layers",),

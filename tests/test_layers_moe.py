@@ -75,7 +75,16 @@ def _layer(x, ids, gates, positions, slots, factors, cotangent):
 
     def run(x, gates, factors):
         half = jnp.full(SLOTS, 0.5)
-        sites = {"experts." + name: Factors(pair[0], pair[1], half, zero) for name, pair in factors.items()}
+        inside = {name: [x if x.ndim == 4 else None for x in pair] for name, pair in factors.items()}
+        shared = {name: [x if x.ndim == 3 else None for x in pair] for name, pair in factors.items()}
+        sites = tuple(
+            {
+                "experts." + name: Factors(*pair, half, zero)
+                for name, pair in part.items()
+                if any(x is not None for x in pair)
+            }
+            for part in (inside, shared)
+        )
         return moe(x, EXPERTS, jnp.asarray(1, jnp.int32), Routing(ids, gates, jnp.zeros((ROWS, 5))), sites, places)
 
     y, pull = jax.vjp(run, x, gates, factors)

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from pefx import steps
-from pefx.adapters.bank import Bank, empty_bank, load_adapter
+from pefx.adapters.bank import Bank, by_slot, empty_bank, load_adapter
 from pefx.adapters.methods import init_adapter
-from pefx.config import AdapterSpec
+from pefx.config import AdapterSpec, MeshConfig
 from pefx.huggingface import load_base
-from pefx.mesh import by_slot, data_shards, on_mesh, place, use_cores, whole
+from pefx.mesh import of_base, on_mesh, place, resolved, use_cores
 from pefx.model import Base
 from pefx.optim import init_opt
 from pefx.packing import TILE, whole_pages
@@ -63,7 +63,8 @@ def filled_bank(base: Base, case: Case, slots: int) -> Bank:
 
 def training(base: Base, case: Case) -> Callable[[], float]:
     """One step of every adapter on its own sequences, in one mixed batch."""
-    shards = data_shards(0, case.adapters)
+    mesh = resolved(MeshConfig(), case.adapters)
+    shards = mesh.rows
     own, share = -(-case.adapters // shards), case.sequences // case.adapters
     layout = Layout(own, share * case.length, case.length, PAGE, shards)
     words = np.asarray(case.draw(base.config.vocab_size), np.int32)
@@ -88,12 +89,12 @@ def training(base: Base, case: Case) -> Callable[[], float]:
         epsilon=each(1e-8),
         apply=np.ones(shards * own, bool),
     )
-    with on_mesh(shards):
+    with on_mesh(mesh):
         bank = place(by_slot, filled_bank(base, case, shards * slots))
-        state: list[Any] = [bank, place(by_slot, init_opt(bank, accumulate=False)), place(whole, base)]
+        state: list[Any] = [bank, place(by_slot, init_opt(bank, accumulate=False)), place(of_base, base)]
 
     def run() -> float:
-        with on_mesh(shards):
+        with on_mesh(mesh):
             start = time.perf_counter()
             state[0], state[1], metrics = steps.train_step(state[2], state[0], state[1], batch, hyper)
             jax.block_until_ready((state[0], metrics))
@@ -104,12 +105,13 @@ def training(base: Base, case: Case) -> Callable[[], float]:
 
 def generation(base: Base, case: Case) -> Callable[[], float]:
     """Greedy continuation of all prompts from one running batch, sequence i with adapter i % adapters."""
-    shards = data_shards(0, case.sequences)
+    mesh = resolved(MeshConfig(), case.sequences)
+    shards = mesh.rows
     sequences = -(-case.sequences // shards)
     pages = sequences * whole_pages(case.prompt + case.new, PAGE)
     slots = -(-case.slots // shards)
     prompts = case.draw(base.config.vocab_size)
-    with on_mesh(shards):
+    with on_mesh(mesh):
         bank = filled_bank(base, case, shards * slots) if case.adapters else None
         runner = Runner(base, bank, Room(shards, pages, PAGE, sequences, STEP_TILES, TILE))
 
@@ -136,7 +138,7 @@ def generation(base: Base, case: Case) -> Callable[[], float]:
 
     def run() -> float:
         scheduler, asked = fresh()
-        with on_mesh(shards):
+        with on_mesh(mesh):
             start = time.perf_counter()
             for sequence in asked:
                 scheduler.submit(sequence)

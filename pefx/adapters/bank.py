@@ -10,33 +10,84 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Float, Int32
 
 from kernels.factors import Factors
 from kernels.fresh import fresh
 from pefx.adapters.methods import Adapter, scale
-from pefx.adapters.sites import SITES, factor_shapes
+from pefx.adapters.sites import SITES, factor_shapes, width_axis
+from pefx.batch import Array
+from pefx.collectives import group_slots, index, of_own, size
 from pefx.compiler import jit
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from pefx.layers.linear import Adapters
-from pefx.mesh import by_slot
+from pefx.mesh import DATA, EXPERT, of_base, sharded
 
-FactorTree = dict[str, dict[str, Array]]
+FactorTree = dict[str, dict[str, Any]]  # by site and factor; None where a tree was taken apart
 RANK_MULTIPLE = 8  # a rank of one row would take other bits, and does not compile for TPUs
+
+
+def by_slot(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
+    """Logical axes of a bank, and of what stands beside it slot by slot: factors `[L, N, (E,) R, width]`, numbers [N].
+
+    A factor of one expert lies with the expert; its slots are those of all shards that send rows to it.
+    """
+    if x.ndim == 1:
+        return ("group_slots",)
+    site, factor = (key.key for key in path[-2:])
+    if _split(x):
+        return ("layers", "group_slots", "experts", "rank", width_axis(site, factor))
+    return ("layers", "slots", "rank", width_axis(site, factor))
+
+
+def _split(factor: Any) -> bool:
+    """Whether each expert has its own."""
+    return factor.ndim == 5
+
+
+def parted(tree: Any) -> tuple[Any, Any]:
+    """What of a tree of factors lies with the slots' rows, and what with the experts; None in place of the rest."""
+    return jax.tree.map(lambda x: None if _split(x) else x, tree), jax.tree.map(
+        lambda x: x if _split(x) else None, tree
+    )
+
+
+def joined(own: Any, with_experts: Any) -> Any:
+    """The tree that `parted` took apart."""
+    return jax.tree.map(lambda x, y: y if x is None else x, own, with_experts, is_leaf=lambda x: x is None)
+
+
+def _of_kind(factors: FactorTree, kind: str) -> dict[str, dict[str, Any]]:
+    """By site, the factors that a layer of this kind has; "shared": those that the experts of a layer share."""
+    found = {}
+    for site, pair in factors.items():
+        named = SITES[site].kind
+        part = {name: x if _kind(named, x) == kind else None for name, x in pair.items()}
+        if any(x is not None for x in part.values()):
+            found[site] = part
+    return found
+
+
+def _kind(named: str, factor: Any) -> str:
+    return "shared" if named == "experts" and not _split(factor) else named
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Bank:
-    """Factors `[L, N, (E,) R, width]` by site, and each slot's scale. An empty slot is all zeros."""
+    """Factors `[L, N, (E,) R, width]` by site, and each slot's scale. An empty slot is all zeros.
+
+    Within a step: of this shard's slots and widths; factors of one expert and scales, of all slots of its expert axis.
+    """
 
     factors: FactorTree
     scales: Float[Array, "N"]
 
     @property
     def slots(self) -> int:
-        return self.scales.shape[0]
+        """Slots, within a step those of a shard."""
+        return self.scales.shape[0] // size(EXPERT)
 
     def scanned(self, sites: range, kind: str) -> FactorTree:
         """Nothing: a resident bank is read in place."""
@@ -44,20 +95,23 @@ class Bank:
 
     def at(self, layer: Int32[Array, ""], kind: str, scanned: FactorTree) -> Adapters:
         """One layer's factors by site: the whole bank with layers and slots folded, and where the layer begins."""
-        offset = layer * self.slots
+        scales = self.scales if kind == "experts" else of_own(self.scales)
+        offset = layer * scales.shape[0]
 
-        def fold(x: Array) -> Array:
-            return x.reshape(-1, *x.shape[2:])
+        def fold(x: Array | None) -> Array | None:
+            return None if x is None else x.reshape(-1, *x.shape[2:])
 
         return {
-            site: Factors(fold(f["a"]), fold(f["b"]), self.scales, offset)
-            for site, f in self.factors.items()
-            if SITES[site].kind == kind
+            site: Factors(fold(f["a"]), fold(f["b"]), scales, offset)
+            for site, f in _of_kind(self.factors, kind).items()
         }
 
     def take(self, slots: Int32[Array, "A"]) -> "ActiveSlots":
         """A compact copy of these slots; a slot past the end repeats the last one, for padding."""
-        return ActiveSlots(take_slots(self.factors, slots), jnp.take(self.scales, slots, mode="clip"))
+        own, with_experts = parted(self.factors)
+        everyone = group_slots(slots, self.slots)
+        factors = joined(take_slots(own, slots), take_slots(with_experts, everyone))
+        return ActiveSlots(factors, jnp.take(self.scales, everyone, mode="clip"))
 
 
 @jax.tree_util.register_dataclass
@@ -70,27 +124,32 @@ class ActiveSlots:
 
     @property
     def slots(self) -> int:
-        return self.scales.shape[0]
+        """Active slots of a shard."""
+        return self.scales.shape[0] // size(EXPERT)
 
     def scanned(self, sites: range, kind: str) -> FactorTree:
         """These layers' factors, to be sliced by the scan."""
-        mine = {site: f for site, f in self.factors.items() if SITES[site].kind == kind}
-        return jax.tree.map(lambda x: x[sites.start : sites.stop], mine)
+        return jax.tree.map(lambda x: x[sites.start : sites.stop], _of_kind(self.factors, kind))
 
     def at(self, layer: Int32[Array, ""], kind: str, scanned: FactorTree) -> Adapters:
         """One layer's factors by site, as the scan sliced them."""
-        zero = jnp.zeros((), jnp.int32)
-        return {site: Factors(f["a"], f["b"], self.scales, zero) for site, f in scanned.items()}
+        zero, scales = jnp.zeros((), jnp.int32), self.scales if kind == "experts" else of_own(self.scales)
+        return {site: Factors(f["a"], f["b"], scales, zero) for site, f in scanned.items()}
+
+
+def _slot_axis(x: Any) -> int:
+    """Slots are behind the layers, or first in an array of one number a slot."""
+    return min(x.ndim - 1, 1)
 
 
 def slot_at(tree: Any, slot: Int32[Array, ""]) -> Any:
     """The part of one slot in every array, its axis kept; past the end, the last slot's."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1, by_slot(x)), tree)
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1, _slot_axis(x)), tree)
 
 
 def put_slot(tree: Any, slot: Int32[Array, ""], part: Any) -> Any:
     """Replace the part of one slot in every array."""
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, slot, by_slot(x)), tree, part)
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, slot, _slot_axis(x)), tree, part)
 
 
 def take_slots(tree: Any, slots: Int32[Array, "A"]) -> Any:
@@ -100,7 +159,7 @@ def take_slots(tree: Any, slots: Int32[Array, "A"]) -> Any:
         return put_slot(out, i, slot_at(tree, slots[i]))
 
     def room(x: Array) -> Array:
-        axis = by_slot(x)
+        axis = _slot_axis(x)
         return fresh((*x.shape[:axis], slots.shape[0], *x.shape[axis + 1 :]), x)
 
     return jax.lax.fori_loop(0, slots.shape[0], one, jax.tree.map(room, tree))
@@ -111,7 +170,7 @@ def put_slots(tree: Any, slots: Int32[Array, "A"], parts: Any) -> Any:
 
     def one(i, tree):
         part, count = slot_at(parts, i), jax.tree.leaves(tree)[0]
-        live = slots[i] < count.shape[by_slot(count)]
+        live = slots[i] < count.shape[_slot_axis(count)]
         kept = jax.tree.map(lambda x, y: jnp.where(live, x, y), part, slot_at(tree, slots[i]))
         return put_slot(tree, slots[i], kept)
 
@@ -155,14 +214,19 @@ def load_adapter(bank: Bank, slot: int, adapter: Adapter, spec: AdapterSpec) -> 
     Raises PefxError (kind "bad_adapter") if a target, shape or rank does not fit; then nothing has changed.
     """
     _check_slot(bank, slot)
-    return _write_slot(bank, np.int32(slot), padded_factors(bank, adapter, spec), np.float32(scale(spec)))
+    return _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec))
 
 
 def unload(bank: Bank, slot: int) -> Bank:
     """The bank with `slot` zeroed. Raises PefxError if there is no such slot."""
     _check_slot(bank, slot)
     zeros = jax.tree.map(lambda x: np.zeros((x.shape[0], *x.shape[2:]), np.float32), bank.factors)
-    return _write_slot(bank, np.int32(slot), zeros, np.float32(0.0))
+    return _put(bank, slot, zeros, 0.0)
+
+
+def _put(bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_scale: float) -> Bank:
+    one = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32))
+    return _write_slot(bank, np.int32(slot), one)
 
 
 def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str, dict[str, np.ndarray]]:
@@ -225,9 +289,30 @@ def _check_slot(bank: Bank, slot: int) -> None:
         raise PefxError(f"slot {slot} is not in a bank of {bank.slots}", "bad_adapter")
 
 
-def _write(bank: Bank, slot: Int32[Array, ""], factors: FactorTree, slot_scale: Float[Array, ""]) -> Bank:
-    put = jax.tree.map(lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, slot, 1), bank.factors, factors)
-    return Bank(put, bank.scales.at[slot].set(slot_scale))
+def _of_one(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
+    """Logical axes of what goes into one slot: as a bank's, but the slot axis, of size one, is not divided."""
+    return tuple(None if name in ("slots", "group_slots") else name for name in by_slot(path, x))
+
+
+def _write(bank: Bank, slot: Int32[Array, ""], one: Bank) -> Bank:
+    """Put `one`, a bank of one slot, into `slot` of all shards' slots."""
+    return sharded(_write_shard, (by_slot, of_base, _of_one), lambda specs: specs[0])(bank, slot, one)
+
+
+def _write_shard(bank: Bank, slot: Int32[Array, ""], one: Bank) -> Bank:
+    """`_write` on one shard; where the slot is another's, nothing changes."""
+    slots, first = bank.scales.shape[0], index(DATA) * bank.scales.shape[0]
+
+    def put(tree: Any, count: int, first: Array, new: Any) -> Any:
+        local = slot - first
+        live, at = (local >= 0) & (local < count), jnp.clip(local, 0, count - 1)
+        part = jax.tree.map(lambda x, y: jnp.where(live, x, y), new, slot_at(tree, at))
+        return put_slot(tree, at, part)
+
+    (own, with_experts), (new, new_with_experts) = parted(bank.factors), parted(one.factors)
+    own = put(own, bank.slots, first + index(EXPERT) * bank.slots, new)
+    with_experts = put(with_experts, slots, first, new_with_experts)
+    return Bank(joined(own, with_experts), put(bank.scales, slots, first, one.scales))
 
 
 _write_slot = jit(_write, donate_argnums=0)

@@ -52,6 +52,26 @@ def width(config: ModelConfig, name: str) -> int:
     }[name]
 
 
+# Widths that the mesh may divide, by logical axis.
+DIVIDED = {
+    "queries": "heads",
+    "keys": "kv_heads",
+    "dense_hidden": "mlp",
+    "expert_hidden": "mlp",
+    "vocabulary": "vocab",
+}
+
+
+def width_axis(site: str, factor: str) -> str | None:
+    """The logical axis of a factor's width, None where it is never divided."""
+    return DIVIDED.get(SITES[site].reads if factor == "a" else SITES[site].writes)
+
+
+def is_partial(site: str, factor: str) -> bool:
+    """Whether this factor is whole on the shards of a divided width, each of which has a part of its gradient."""
+    return width_axis(site, factor) is None and width_axis(site, "ba"["ab".index(factor)]) is not None
+
+
 def factor_shapes(config: ModelConfig, spec: AdapterSpec) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shapes of an adapter's factors by site, `[L, (E,) R, width]`. Sites the base has no layer for are left out.
 

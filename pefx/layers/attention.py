@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from kernels.paged_attention.api import attend
 from kernels.rows import Rows
 from pefx.batch import KVPool, TokenBatch
+from pefx.collectives import enter, leave
 from pefx.config import ModelConfig
 from pefx.layers.linear import Adapters, linear
 from pefx.layers.norm import rms_norm
@@ -41,16 +42,16 @@ def attention(
 ) -> tuple[Float[Array, "T D"], KVPool]:
     """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles. Output in x's dtype."""
     pool, layer, (cosine, sine) = cache
-    tokens = x.shape[0]
+    x, tokens = enter(x), x.shape[0]
 
-    def project(name: str, heads: int):
+    def project(name: str):
         y = linear(x, getattr(weights, name)[...], adapters.get(name), rows)
-        return y.reshape(tokens, heads, config.head_size)
+        return y.reshape(tokens, -1, config.head_size)
 
-    q = rms_norm(project("q_proj", config.heads), weights.q_norm[...], config.norm_epsilon)
-    k = rms_norm(project("k_proj", config.kv_heads), weights.k_norm[...], config.norm_epsilon)
-    v = project("v_proj", config.kv_heads)
+    q = rms_norm(project("q_proj"), weights.q_norm[...], config.norm_epsilon)
+    k = rms_norm(project("k_proj"), weights.k_norm[...], config.norm_epsilon)
+    v = project("v_proj")
     q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
     o, keys, values = attend(q, k, v, pool.keys, pool.values, layer, batch.layout())
     y = linear(o.reshape(tokens, -1), weights.o_proj[...], adapters.get("o_proj"), rows)
-    return y, KVPool(keys, values)
+    return leave(y), KVPool(keys, values)

@@ -5,6 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from kernels.rows import Rows
+from pefx.collectives import enter, leave
 from pefx.config import ModelConfig
 from pefx.layers.linear import Adapters, linear
 from pefx.layers.parameter import weight
@@ -24,6 +25,7 @@ class Mlp(nnx.Module):
 
 def mlp(x: Float[Array, "T D"], weights: Mlp, adapters: Adapters, rows: Rows | None) -> Float[Array, "T D"]:
     """`(silu(x gate) * (x up)) down`, each with its rows' adapters, in x's dtype."""
+    x = enter(x)
     gate = linear(x, weights.gate_proj[...], adapters.get("gate_proj"), rows)
     up = linear(x, weights.up_proj[...], adapters.get("up_proj"), rows)
-    return linear(jax.nn.silu(gate) * up, weights.down_proj[...], adapters.get("down_proj"), rows)
+    return leave(linear(jax.nn.silu(gate) * up, weights.down_proj[...], adapters.get("down_proj"), rows))

@@ -17,11 +17,14 @@ from kernels.factors import Factors
 from kernels.grouped_matmul.api import grouped_matmul
 from kernels.lora_matmul.api import expand, shrink
 from kernels.rows import Rows
-from kernels.tiles import combine, dispatch, tile_map
+from kernels.tiles import tile_map
 from kernels.windows import windows
+from pefx.collectives import enter, group_slots, leave, size
 from pefx.config import ModelConfig
+from pefx.layers.exchange import bring, own_experts, send
 from pefx.layers.linear import Adapters, dot
 from pefx.layers.parameter import weight
+from pefx.mesh import EXPERT
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
@@ -31,7 +34,7 @@ class Router(nnx.Module):
 
     def __init__(self, config: ModelConfig, layers: int, rngs: nnx.Rngs):
         shape = (layers, config.experts, config.hidden)
-        self.weight = weight(rngs, shape, ("layers", "experts", "embed"), config.hidden**-0.5, config.precision)
+        self.weight = weight(rngs, shape, ("layers", "scores", "embed"), config.hidden**-0.5, config.precision)
 
 
 class Experts(nnx.Module):
@@ -68,29 +71,30 @@ def route(x: Float[Array, "T D"], weights: Router, config: ModelConfig, replay: 
 class Region(NamedTuple):
     """Rows of a step that go through the experts together: single rows, or tiles.
 
-    `place` says which rows they are; `rows` are owned by slots. `index` numbers the adapter of each row among those
-    present (0: the bare base), whose slots in the bank are `slots`.
+    `place` says which rows they are; `rows` are owned by slots. `index` numbers the adapter of each row of the group,
+    the shards of an expert axis, among those present (0: the bare base), whose slots among the group's are `slots`.
     """
 
     place: slice
     rows: Rows
-    index: Int32[Array, "T"]
+    index: Int32[Array, "T2"]
     slots: Int32[Array, "n"]
 
 
 def regions(rows: Rows, bank_slots: int) -> list[Region]:
-    """The regions of a step whose rows are owned by slots of a bank; made once for all layers."""
+    """The regions of a step whose rows are owned by a shard's slots of a bank; made once for all layers."""
     found = []
-    for place, groups, size in rows.parts():
+    for place, groups, rows_each in rows.parts():
         owner = rows.owner[groups]
         if bank_slots == 0:
             owner = jnp.full_like(owner, -1)
-        most = min(owner.shape[0], bank_slots)
+        everyone, all_slots = group_slots(owner, bank_slots), bank_slots * size(EXPERT)
+        most = min(everyone.shape[0], all_slots)
         # Numbered among those present, so that grouping does not grow with the bank. -1 comes first.
-        slots = jnp.unique(jnp.append(owner, -1), size=most + 1, fill_value=bank_slots).astype(jnp.int32)
-        index = jnp.searchsorted(slots, owner).astype(jnp.int32)
-        own = Rows(owner, owner.shape[0] if size == 1 else 0, rows.tile)
-        found.append(Region(place, own, jnp.repeat(index, size), slots))
+        slots = jnp.unique(jnp.append(everyone, -1), size=most + 1, fill_value=all_slots).astype(jnp.int32)
+        index = jnp.searchsorted(slots, everyone).astype(jnp.int32)
+        own = Rows(owner, owner.shape[0] if rows_each == 1 else 0, rows.tile)
+        found.append(Region(place, own, jnp.repeat(index, rows_each), slots))
     return found
 
 
@@ -99,25 +103,28 @@ def moe(
     experts: Experts,
     layer: Int32[Array, ""],
     routing: Routing,
-    adapters: Adapters,
+    adapters: tuple[Adapters, Adapters],
     places: tuple[Int32[Array, "T"], list[Region]],
 ) -> Float[Array, "T D"]:
-    """The layer's routed experts, `layer` counted among the stacked ones; `places` are positions (-1: padding, which
-    goes nowhere) and regions. Output in x's dtype.
+    """The layer's routed experts, `layer` counted among the stacked ones. Output in x's dtype.
+
+    `adapters` are factors of one expert each, and those that a layer's experts share; `places` are positions (-1:
+    padding, which goes nowhere) and regions.
     """
     positions, found = places
     ids = jnp.where((positions >= 0)[:, None], routing.ids, -1)
-    site = {name.removeprefix("experts."): f for name, f in adapters.items() if name.startswith("experts.")}
-    return jnp.concatenate(
-        [_region(x[r.place], experts, layer, site, (ids[r.place], routing.gates[r.place], r)) for r in found]
+    x, gates = enter(x), enter(routing.gates)
+    sites = tuple({name.removeprefix("experts."): f for name, f in part.items()} for part in adapters)
+    return leave(
+        jnp.concatenate([_region(x[r.place], experts, layer, sites, (ids[r.place], gates[r.place], r)) for r in found])
     )
 
 
-def _region(x, experts: Experts, layer, site: dict[str, Factors], where) -> Float[Array, "T D"]:
+def _region(x, experts: Experts, layer, sites: tuple[dict[str, Factors], ...], where) -> Float[Array, "T D"]:
     """One region's rows through the experts. Factors that a layer's experts share meet each row once, outside them."""
     ids, gates, region = where
-    inside = {name: Factors(_split(f.a), _split(f.b), f.scales, f.offset) for name, f in site.items()}
-    shrunk = {name: shrink(x, f._replace(b=None), region.rows) for name, f in site.items() if inside[name].a is None}
+    inside, shared = sites
+    shrunk = {name: shrink(x, f, region.rows) for name, f in shared.items() if f.a is not None}
     projections = [(_folded(experts, name, layer)[0], inside.get(name)) for name in PROJECTIONS]
     sizes = tile_sizes(x, projections, bool(region.rows.singles))
     run = _windowed if sizes is None else partial(_tiled, sizes)
@@ -125,12 +132,7 @@ def _region(x, experts: Experts, layer, site: dict[str, Factors], where) -> Floa
     y = y.astype(x.dtype)
     if z is None:
         return y
-    return expand(y, z.astype(x.dtype), site["down_proj"]._replace(a=None), region.rows)
-
-
-def _split(factor: Array) -> Array | None:
-    """A factor with an expert axis, None for one that experts share."""
-    return factor if factor.ndim == 4 else None
+    return expand(y, z.astype(x.dtype), shared["down_proj"], region.rows)
 
 
 def _folded(experts: Experts, name: str, layer: Int32[Array, ""]) -> tuple[Array, Int32[Array, ""]]:
@@ -144,14 +146,15 @@ def _tiled(sizes: tuple[int, int], x, shrunk, experts: Experts, layer, site: dic
     ids, gates, region = where
     copies, count = ids.shape[1], experts.gate_proj.shape[1]
     tile, subtile = sizes
+    own = own_experts(ids, count).reshape(-1)
     if site:
         adapter = jnp.repeat(region.index, copies)
         subgroups = region.slots.shape[0]
-        tiles = tile_map(ids.reshape(-1), adapter, groups=count, subgroups=subgroups, tile=tile, subtile=subtile)
+        tiles = tile_map(own, adapter, groups=count, subgroups=subgroups, tile=tile, subtile=subtile)
         tiles = replace(tiles, subgroup=jnp.where(tiles.subgroup < 0, 0, region.slots[tiles.subgroup] + 1))
     else:
-        tiles = tile_map(ids.reshape(-1), groups=count, tile=tile)
-    sent = {name: dispatch(z, tiles, copies) for name, z in shrunk.items()}
+        tiles = tile_map(own, groups=count, tile=tile)
+    sent = {name: send(z, tiles, copies) for name, z in shrunk.items()}
 
     def project(rows, name: str):
         matrices, offset = _folded(experts, name, layer)
@@ -159,10 +162,10 @@ def _tiled(sizes: tuple[int, int], x, shrunk, experts: Experts, layer, site: dic
             return grouped_matmul(rows, matrices, tiles, offset), None
         return expert_lora(rows, sent.get(name), matrices, site[name], tiles, offset)
 
-    rows = dispatch(x, tiles, copies)
+    rows = send(x, tiles, copies)
     (gate, _), (up, _) = project(rows, "gate_proj"), project(rows, "up_proj")
     y, z = project(jax.nn.silu(gate) * up, "down_proj")
-    return combine(y, gates, tiles), None if z is None else combine(z, gates, tiles)
+    return bring(y, gates, tiles), None if z is None else bring(z, gates, tiles)
 
 
 def _windowed(x, shrunk, experts: Experts, layer, site: dict[str, Factors], where):
@@ -170,10 +173,12 @@ def _windowed(x, shrunk, experts: Experts, layer, site: dict[str, Factors], wher
     ids, gates, region = where
     copies, count = ids.shape[1], experts.gate_proj.shape[1]
     adapter = jnp.repeat(region.index, copies)
-    own = windows(ids.reshape(-1), adapter, groups=count, subgroups=region.slots.shape[0], size=WINDOW)
+    own = windows(
+        own_experts(ids, count).reshape(-1), adapter, groups=count, subgroups=region.slots.shape[0], size=WINDOW
+    )
     own = replace(own, pairs=own.pairs._replace(subgroup=region.slots[own.pairs.subgroup] + 1))
-    sent = Sites(*(dispatch(shrunk[name], own, copies) if name in shrunk else None for name in PROJECTIONS))
+    sent = Sites(*(send(shrunk[name], own, copies) if name in shrunk else None for name in PROJECTIONS))
     (gate, offset), (up, _), (down, _) = (_folded(experts, name, layer) for name in PROJECTIONS)
     stacked = Matrices(gate, up, down, offset)
-    y, z = expert_mlp(dispatch(x, own, copies), sent, stacked, Sites(*map(site.get, PROJECTIONS)), own)
-    return combine(y, gates, own), None if z is None else combine(z, gates, own)
+    y, z = expert_mlp(send(x, own, copies), sent, stacked, Sites(*map(site.get, PROJECTIONS)), own)
+    return bring(y, gates, own), None if z is None else bring(z, gates, own)

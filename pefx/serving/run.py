@@ -10,7 +10,7 @@ from pefx.config import AdapterSpec, ServeConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.huggingface import load_base
 from pefx.invariance import check_row_invariance
-from pefx.mesh import data_shards, on_mesh
+from pefx.mesh import check_divides, on_mesh, resolved
 from pefx.model import Base
 from pefx.packing import tile_of, whole_pages
 from pefx.serving.batch import Batch
@@ -45,11 +45,12 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     base, digest = load_base(config.base, config.precision)
     run |= {"base": digest, "tokenizer": tokenizer.digest}
     policies = Policies(catalog, digest, bank_room(config))
-    shards = data_shards(config.mesh.data, config.sequences)
-    with Journal(out, run) as journal, on_mesh(shards):
+    mesh = resolved(config.mesh, config.sequences)
+    check_divides(base.config, mesh)
+    with Journal(out, run) as journal, on_mesh(mesh):
         journal.check()
         # What cannot be built must leave no trace of a run.
-        engine = None if journal.complete else build_engine(config, base, tokenizer, policies, shards)
+        engine = None if journal.complete else build_engine(config, base, tokenizer, policies, mesh.rows)
         journal.start()
         total = run["requests"]["requests"]
         with Reporter(config.name, total, journal.answered) as reporter:

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from pefx.adapters.bank import Bank, load_adapter
+from pefx.adapters.bank import Bank, by_slot, load_adapter
 from pefx.adapters.methods import Adapter
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec
-from pefx.mesh import by_page, by_row, by_slot, place, whole
+from pefx.mesh import by_page, by_row, of_base, place
 from pefx.model import Base
 from pefx.packing import Sizes, beside, pack, span_rows, whole_pages
 from pefx.parcel import wrap
@@ -60,7 +60,7 @@ class Runner:
 
     def __init__(self, base: Base, bank: Bank | None, room: Room):
         config = base.config
-        self._base, self._bank, self._room = place(whole, base), place(by_slot, bank), room
+        self._base, self._bank, self._room = place(of_base, base), place(by_slot, bank), room
         self._state = place(by_page, ServeState(KVPool.zeros(config, room.shards * room.pages, room.page_size)))
         self._blocks = whole_pages(config.context, room.page_size)
         # Padding of a tile costs as much as a tile; that of a single row little.

@@ -8,15 +8,15 @@ import jax
 import numpy as np
 
 from pefx import steps
-from pefx.adapters.bank import bank_spec, empty_bank, load_adapter, put_slots, read_adapter, take_slots
+from pefx.adapters.bank import bank_spec, by_slot, empty_bank, load_adapter, put_slots, read_adapter, take_slots
 from pefx.adapters.methods import init_adapter
 from pefx.compiler import jit
-from pefx.config import DataConfig, TrainConfig, UserConfig
+from pefx.config import DataConfig, MeshConfig, TrainConfig, UserConfig
 from pefx.data.pipeline import heldout_set, train_stream
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
 from pefx.huggingface import load_base, read_config
-from pefx.mesh import by_slot, place, whole
+from pefx.mesh import check_divides, of_base, place
 from pefx.optim import init_opt
 from pefx.packing import beside
 from pefx.store.catalog import Catalog, check_name
@@ -26,20 +26,23 @@ from pefx.training.planner import Layout, Lesson, lay_out, lesson
 from pefx.training.schedule import learning_rates
 from pefx.training.sessions import HyperTable, Progress, Session, make_sessions, take_turns
 
+ALONE = MeshConfig(data=1)
+
 
 class AdapterTraining:
     """A `Trainee` of one session per user. Device state: the bank and its optimizer; host state: positions.
 
-    Built within the mesh it runs on: sessions are dealt out to its `shards`, each of which has its own slots and rows.
+    Built within the mesh it runs on: sessions are dealt out to its shards of rows, which have slots of their own.
     """
 
-    def __init__(self, config: TrainConfig, shards: int = 1):
-        self.config = config
+    def __init__(self, config: TrainConfig, mesh: MeshConfig = ALONE):
+        self.config, shards = config, mesh.rows
         self.sessions = make_sessions(config, shards)
         for session in self.sessions:
             check_name(session.policy)
         directory = _base_directory(config)
         shape = read_config(directory)
+        check_divides(shape, mesh)
         self.layout = step_layout(config, len(self.sessions), shards)
         length = config.data.sequence_length
         if length > shape.context:
@@ -52,7 +55,7 @@ class AdapterTraining:
         self.hypers = HyperTable(self.sessions, rates, self.slots)
         self._go_on_from(0, [Progress() for _ in self.sessions])
         base, self.digest = load_base(directory, config.precision)
-        self.base, self.model = place(whole, base), base.config
+        self.base, self.model = place(of_base, base), base.config
         bank = empty_bank(self.model, bank_spec([s.spec for s in self.sessions]), shards * self.slots)
         for session in self.sessions:
             fresh = init_adapter(self.model, session.spec, session.seed)

@@ -14,7 +14,7 @@ from pefx.config import PretrainConfig, TrainConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
 from pefx.huggingface import save_base
-from pefx.mesh import data_shards, on_mesh, place, whole
+from pefx.mesh import of_base, on_mesh, place, resolved
 from pefx.model import Base
 from pefx.optim import Hyper
 from pefx.training.heldout import Exam, device_batch, nats_per_token
@@ -49,8 +49,8 @@ class BaseTraining:
         self.layout = Layout(1, pretrain.batch_tokens // shards, length, config.page_size, shards)
         self.per_shard = self.layout.share // (self.layout.sizes.blocks * config.page_size)
         self.rates = learning_rates(config.optimizer, config.steps)
-        self.base = place(whole, Base(pretrain.model, nnx.Rngs(config.seed)))
-        self.opt = place(whole, steps.init_pretrain(self.base))
+        self.base = place(of_base, Base(pretrain.model, nnx.Rngs(config.seed)))
+        self.opt = place(of_base, steps.init_pretrain(self.base))
 
     def advance(self, step: int) -> Any:
         each, shards = self.per_shard, self.layout.shards
@@ -105,9 +105,9 @@ class BaseTraining:
 
 def pretrain(config: TrainConfig, pretrain_config: PretrainConfig) -> int:
     """Train a base and export it in Hugging Face layout with a model card; returns the exit code."""
-    shards = data_shards(config.mesh.data, pretrain_config.batch_tokens // config.data.sequence_length)
-    with on_mesh(shards):
-        trainee, outcome = drive(lambda: BaseTraining(config, pretrain_config, shards), config)
+    mesh = resolved(config.mesh, pretrain_config.batch_tokens // config.data.sequence_length)
+    with on_mesh(mesh):
+        trainee, outcome = drive(lambda: BaseTraining(config, pretrain_config, mesh.rows), config)
     if outcome.exit_code == 0:
         _export(config, pretrain_config, trainee, outcome)
     return outcome.exit_code

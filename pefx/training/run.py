@@ -3,7 +3,7 @@
 from pefx.config import TrainConfig
 from pefx.errors import PefxError
 from pefx.invariance import check_row_invariance
-from pefx.mesh import data_shards, on_mesh
+from pefx.mesh import on_mesh, resolved
 from pefx.training.adapters import AdapterTraining
 from pefx.training.loop import drive, finished, mark_finished
 from pefx.training.pretrain import pretrain
@@ -24,9 +24,9 @@ def train(config: TrainConfig) -> int:
     check_row_invariance()
     if config.pretrain is not None:
         return pretrain(config, config.pretrain)
-    shards = data_shards(config.mesh.data, min(len(config.users), config.data.users_per_step))
-    with on_mesh(shards):
-        trainee, outcome = drive(lambda: AdapterTraining(config, shards), config)
+    mesh = resolved(config.mesh, min(len(config.users), config.data.users_per_step))
+    with on_mesh(mesh):
+        trainee, outcome = drive(lambda: AdapterTraining(config, mesh), config)
         committed = trainee.commit(outcome) if outcome.exit_code == 0 else {}
     if outcome.exit_code == 0:
         for policy, revision in committed.items():
