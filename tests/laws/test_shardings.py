@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pefx.adapters.bank import bank_spec, by_slot, empty_bank, load_adapter
+from pefx.adapters.bank import Bank, bank_spec, by_slot, empty_bank, load_adapter
 from pefx.adapters.methods import init_adapter
 from pefx.adapters.sites import SITES
 from pefx.batch import KVPool
@@ -22,8 +22,8 @@ from tests.laws.world import CONTEXT, MODEL, PAGE, TILE, Item, serve_plan, train
 
 CONFIG = replace(MODEL, layers=2, dense_layers=(0,))
 USERS, LENGTH = 8, 20  # a page a user
-SERVED = 0  # the text that is served, and scored by the last step, which updates nothing
-STEPS = ((1, True), (2, False), (3, True), (SERVED, False))  # text, and whether its gradient is applied now
+SERVED = 0  # the text that is served before training, and that the first step learns from
+STEPS = ((SERVED, False), (1, True), (2, True))  # text, and whether the gradient is applied now
 SAME = [MeshConfig(2, 1, 1), MeshConfig(1, 4, 1)]
 ALONE = MeshConfig(1, 1, 1)
 SPLIT, BOTH = MeshConfig(1, 1, 2), MeshConfig(2, 2, 2)
@@ -31,9 +31,10 @@ SPLIT, BOTH = MeshConfig(1, 1, 2), MeshConfig(2, 2, 2)
 
 @dataclass(frozen=True)
 class Found:
-    """Of each user: all that training changed, and log-probabilities and routes of training and of serving."""
+    """Of each user: all that training changed, the first step's gradient, and log-probabilities and routes."""
 
     state: list[list[np.ndarray]]
+    gradient: list[list[np.ndarray]]
     trained: list[np.ndarray]
     served: list[np.ndarray]
     routes: list[np.ndarray]
@@ -52,17 +53,22 @@ def _beside(parts):
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
-def _train(mesh: MeshConfig, base: Base, form: ExpertForm):
-    """All users, dealt out to the shards, in a bank with a free slot on each; they end with a step that updates nothing."""
+def _bank(mesh: MeshConfig, form: ExpertForm) -> tuple[Bank, list[int]]:
+    """All users' adapters, dealt out to the shards, in a bank with a free slot on each; and their slots."""
     spec, own = AdapterSpec(rank=3, targets=tuple(SITES), expert_form=form), USERS // mesh.rows
-    bank = empty_bank(CONFIG, bank_spec([spec]), mesh.rows * (own + 1))
+    bank = place(by_slot, empty_bank(CONFIG, bank_spec([spec]), mesh.rows * (own + 1)))
     places = [user % mesh.rows * (own + 1) + user // mesh.rows for user in range(USERS)]
     for user, slot in enumerate(places):
         adapter, rng = init_adapter(CONFIG, spec, user), np.random.default_rng(user)
         for pair in adapter.values():
             pair["b"] = rng.normal(size=pair["b"].shape).astype(np.float32) * 0.1
         bank = load_adapter(bank, slot, adapter, spec)
-    bank, opt = place(by_slot, bank), place(by_slot, init_opt(bank))
+    return bank, places
+
+
+def _train(mesh: MeshConfig, base: Base, bank: Bank, places: list[int]):
+    """What is left of each user after the steps, its first gradient, and its log-probabilities in the first step."""
+    own, opt = USERS // mesh.rows, place(by_slot, init_opt(bank))
     order = [shard + mesh.rows * i for shard in range(mesh.rows) for i in range(own)]
     each = np.asarray(order, np.float32)
     hyper = TrainHyper(
@@ -75,17 +81,22 @@ def _train(mesh: MeshConfig, base: Base, form: ExpertForm):
         epsilon=1e-8 + 0 * each,
         apply=np.ones(USERS, bool),
     )
+    gradient, first = [], np.zeros(0)
     for text, apply in STEPS:
         shards = [[Item(_tokens(order[s * own + i], text), i) for i in range(own)] for s in range(mesh.rows)]
         batch = _beside([train_batch(items, max(own, 2) * PAGE, max(own, 2)) for items in shards])
         bank, opt, metrics = train_step(base, bank, opt, batch, replace(hyper, apply=np.full(USERS, apply)))
-    rows = np.asarray(metrics.logprobs).reshape(mesh.rows, -1)
-    trained = {
-        order[s * own + i]: rows[s, i * PAGE : i * PAGE + LENGTH - 1] for s in range(mesh.rows) for i in range(own)
-    }
-    trees = jax.device_get((bank.factors, opt.mu, opt.nu, opt.gradient, [opt.count[None], opt.weight[None]]))
-    state = [[x[:, slot] for x in jax.tree.leaves(trees)] for slot in places]
-    return bank, state, [trained[user] for user in range(USERS)]
+        if text == SERVED:
+            first = np.asarray(metrics.logprobs).reshape(mesh.rows, -1)
+            gradient = _by_user(opt.gradient, places)
+    trained = [first[u % mesh.rows, u // mesh.rows * PAGE :][: LENGTH - 1] for u in range(USERS)]
+    numbers = [opt.count[None], opt.weight[None]]
+    return _by_user((bank.factors, opt.mu, opt.nu, opt.gradient, numbers), places), gradient, trained
+
+
+def _by_user(tree, places: list[int]) -> list[list[np.ndarray]]:
+    leaves = jax.tree.leaves(jax.device_get(tree))
+    return [[x[:, slot] for x in leaves] for slot in places]
 
 
 def _serve(mesh: MeshConfig, base: Base, bank):
@@ -115,8 +126,9 @@ def _serve(mesh: MeshConfig, base: Base, bank):
 def _found(mesh: MeshConfig, form: ExpertForm = "per_expert") -> Found:
     with on_mesh(mesh):
         base = place(of_base, Base(CONFIG, nnx.Rngs(7)))
-        bank, state, trained = _train(mesh, base, form)
-        return Found(state, trained, *_serve(mesh, base, bank))
+        bank, places = _bank(mesh, form)
+        served, routes = _serve(mesh, base, bank)
+        return Found(*_train(mesh, base, bank, places), served, routes)
 
 
 def _bits(found: Found):
@@ -144,6 +156,8 @@ def test_model_shards_take_the_same_routes_and_round_otherwise(mesh: MeshConfig)
         np.testing.assert_array_equal(alone.routes[user], split.routes[user])
         np.testing.assert_allclose(alone.served[user], split.served[user], rtol=0, atol=1e-5)
         np.testing.assert_allclose(alone.trained[user], split.trained[user], rtol=0, atol=1e-5)
+        for a, b in zip(alone.gradient[user], split.gradient[user], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6 * np.abs(a).max() + 1e-6)
 
 
 def test_shards_of_every_axis_together_have_the_bits_of_model_shards_alone() -> None:
@@ -165,7 +179,7 @@ def test_alone_or_among_others_a_user_ends_in_the_same_bits_on_a_mesh() -> None:
         patch.setattr("tests.laws.test_shardings._tokens", lambda user, step: _text(user, step if user == 5 else 7))
         with on_mesh(BOTH):
             base = place(of_base, Base(CONFIG, nnx.Rngs(7)))
-            _, state, trained = _train(BOTH, base, "per_expert")
+            state, _, trained = _train(BOTH, base, *_bank(BOTH, "per_expert"))
     for a, b in zip(found.state[5], state[5], strict=True):
         np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))
     np.testing.assert_array_equal(found.trained[5], trained[5])
