@@ -10,7 +10,6 @@ from flax import nnx
 
 from pefx.adapters.bank import Bank, bank_spec, by_slot, empty_bank, load_adapter
 from pefx.adapters.methods import init_adapter
-from pefx.adapters.sites import SITES
 from pefx.batch import KVPool
 from pefx.config import AdapterSpec, ExpertForm, MeshConfig
 from pefx.mesh import by_page, of_base, on_mesh, place
@@ -21,6 +20,8 @@ from pefx.steps import ServeState, TrainHyper, serve_step, train_step
 from tests.laws.world import CONTEXT, MODEL, PAGE, TILE, Item, serve_plan, train_batch
 
 CONFIG = replace(MODEL, layers=2, dense_layers=(0,))
+# One of each kind: widths divided behind a product and before it, inside experts, and the vocabulary.
+TARGETS = ("q_proj", "o_proj", "up_proj", "experts.up_proj", "experts.down_proj", "unembed")
 USERS, LENGTH = 8, 20  # a page a user
 SERVED = 0  # the text that is served before training, and that the first step learns from
 STEPS = ((SERVED, False), (1, True), (2, True))  # text, and whether the gradient is applied now
@@ -55,7 +56,7 @@ def _beside(parts):
 
 def _bank(mesh: MeshConfig, form: ExpertForm) -> tuple[Bank, list[int]]:
     """All users' adapters, dealt out to the shards, in a bank with a free slot on each; and their slots."""
-    spec, own = AdapterSpec(rank=3, targets=tuple(SITES), expert_form=form), USERS // mesh.rows
+    spec, own = AdapterSpec(rank=3, targets=TARGETS, expert_form=form), USERS // mesh.rows
     bank = place(by_slot, empty_bank(CONFIG, bank_spec([spec]), mesh.rows * (own + 1)))
     places = [user % mesh.rows * (own + 1) + user // mesh.rows for user in range(USERS)]
     for user, slot in enumerate(places):
@@ -105,8 +106,8 @@ def _serve(mesh: MeshConfig, base: Base, bank):
     state = place(by_page, ServeState(KVPool.zeros(CONFIG, mesh.rows * own, PAGE)))
     served, routes = [[] for _ in range(USERS)], [[] for _ in range(USERS)]
     for begin, end in ((0, LENGTH - 1), (LENGTH - 1, LENGTH)):
-        tiles = 0 if end - begin == 1 else own * -(-(end - begin) // TILE)
-        sizes = Sizes(max(own, 2) if end - begin == 1 else 0, tiles, max(own, 2), CONTEXT // PAGE, PAGE, TILE)
+        # One shape for both.
+        sizes = Sizes(max(own, 2), own * -(-LENGTH // TILE), max(own, 2), CONTEXT // PAGE, PAGE, TILE)
         plans, places = [], []
         for shard in range(mesh.rows):
             users = [shard + mesh.rows * i for i in range(own)]
