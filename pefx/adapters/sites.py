@@ -8,7 +8,9 @@ from pefx.errors import PefxError
 
 @dataclass(frozen=True)
 class Site:
-    """`kind` says which layers have it (attention: all; dense; experts; unembed: one). `reads`, `writes` name widths.
+    """`kind` says which layers have it (attention: all; dense; experts, shared_experts: the others; unembed: one).
+
+    `reads` and `writes` name widths.
 
     `shared` is the factor that the experts of a layer share in the `shared_hidden` form: the one on the hidden side.
     """
@@ -30,6 +32,9 @@ SITES: dict[str, Site] = {
     "experts.gate_proj": Site("experts", "hidden", "expert_hidden", shared="a"),
     "experts.up_proj": Site("experts", "hidden", "expert_hidden", shared="a"),
     "experts.down_proj": Site("experts", "expert_hidden", "hidden", shared="b"),
+    "shared_experts.gate_proj": Site("shared_experts", "hidden", "shared_hidden"),
+    "shared_experts.up_proj": Site("shared_experts", "hidden", "shared_hidden"),
+    "shared_experts.down_proj": Site("shared_experts", "shared_hidden", "hidden"),
     "unembed": Site("unembed", "hidden", "vocabulary"),
 }
 
@@ -37,7 +42,14 @@ SITES: dict[str, Site] = {
 def layer_count(config: ModelConfig, kind: str) -> int:
     """Layers of the base that have sites of this kind."""
     dense = sum(layer < config.layers for layer in config.dense_layers)
-    return {"attention": config.layers, "dense": dense, "experts": config.layers - dense, "unembed": 1}[kind]
+    sparse = config.layers - dense
+    return {
+        "attention": config.layers,
+        "dense": dense,
+        "experts": sparse,
+        "shared_experts": sparse if config.shared_experts else 0,
+        "unembed": 1,
+    }[kind]
 
 
 def width(config: ModelConfig, name: str) -> int:
@@ -48,6 +60,7 @@ def width(config: ModelConfig, name: str) -> int:
         "keys": config.kv_heads * config.head_size,
         "dense_hidden": config.dense_hidden,
         "expert_hidden": config.expert_hidden,
+        "shared_hidden": config.shared_experts * config.expert_hidden,
         "vocabulary": config.vocab_size,
     }[name]
 
