@@ -25,8 +25,8 @@ def linear(
 ) -> Float[Array, "T F"]:
     """The base's projection plus each row's own adapter (`rows` owned by slots); others keep its bits. In x's dtype.
 
-    A `bias` is part of the base's product. The base's product is rounded before the adapter's is added: where they are bfloat16, half as much goes to and from
-    memory for it.
+    A `bias` is part of the base's product, which is rounded before the adapter's is added: where they are bfloat16,
+    half as much goes to and from memory for it.
     """
     y = dot(x, w)
     if bias is not None:
