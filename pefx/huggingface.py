@@ -173,9 +173,7 @@ def save_base(
 
 def base_digest(config: ModelConfig, tensors: Mapping[str, np.ndarray | StoredTensor]) -> str:
     """`sha256:` over the shape (without precision) and the named tensors as stored; those of files by pieces."""
-    default, shape = dataclasses.asdict(ModelConfig()), dataclasses.asdict(config)
-    shape = {k: v for k, v in shape.items() if k in HASHED or (k != "precision" and v != default[k])}
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+    digest = hashlib.sha256(_shape(config))
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"\n{name} {value.dtype} {value.shape}\n".encode())
@@ -184,13 +182,24 @@ def base_digest(config: ModelConfig, tensors: Mapping[str, np.ndarray | StoredTe
     return "sha256:" + digest.hexdigest()
 
 
+def shape_digest(config: ModelConfig) -> str:
+    """`sha256:` over the shape alone."""
+    return "sha256:" + hashlib.sha256(_shape(config)).hexdigest()
+
+
+def _shape(config: ModelConfig) -> bytes:
+    default, shape = dataclasses.asdict(ModelConfig()), dataclasses.asdict(config)
+    shape = {k: v for k, v in shape.items() if k in HASHED or (k != "precision" and v != default[k])}
+    return json.dumps(shape, sort_keys=True).encode()
+
+
 def base_tensors(base: Base) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a base under its Hugging Face name and in its layout."""
     values = parameters(base)
     for path, source in sources(base).items():
         stacked = np.asarray(values[path][...])
         for place in np.ndindex(source.names.shape):
-            yield source.names[place], stacked[place].T if source.transposed else stacked[place]
+            yield str(source.names[place]), stacked[place].T if source.transposed else stacked[place]
 
 
 def parameters(base: Base) -> dict[str, nnx.Variable]:

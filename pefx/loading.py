@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from pefx.config import Precision
+from pefx.converted import ConvertedBase, is_converted
 from pefx.errors import PefxError
 from pefx.huggingface import TOP_TENSORS, base_digest, parameters, read_config, read_json, sources
 from pefx.model import Base, abstract_base
@@ -50,6 +51,10 @@ class HuggingFaceBase:
         return self.weights.read(self.sources[path], index, shape, dtype)
 
 
+# A base on disk: its `config`, the `digest()` that names it, and `read` for any part of its parameters, by path.
+StoredBase = HuggingFaceBase | ConvertedBase
+
+
 def load_base(
     directory: str | Path, precision: Precision | None = None, placement: Placement | None = None
 ) -> tuple[Base, str]:
@@ -71,19 +76,20 @@ def load_base(
     return base, digest
 
 
-def open_base(directory: Path) -> HuggingFaceBase:
+def open_base(directory: Path) -> StoredBase:
     """A base on disk, whichever form it has; raises PefxError like `load_base`."""
-    return HuggingFaceBase(directory)
+    return ConvertedBase(directory) if is_converted(directory) else HuggingFaceBase(directory)
 
 
-def _load(stored: HuggingFaceBase, name: str, variable: nnx.Variable, placement: Placement | None) -> jax.Array:
+def _load(stored: StoredBase, name: str, variable: nnx.Variable, placement: Placement | None) -> jax.Array:
     """One parameter. Devices that hold the same part share one reading of it."""
     shape, dtype = variable.shape, np.dtype(variable.dtype)
     if placement is None:
         return jnp.asarray(stored.read(name, tuple(slice(0, n) for n in shape), shape, dtype))
     parts: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
-    def part(index: Index) -> np.ndarray:
+    def part(index: Index | None) -> np.ndarray:
+        index = tuple(slice(0, n) for n in shape) if index is None else index
         bounds = tuple(spans(index, shape))
         if bounds not in parts:
             parts[bounds] = stored.read(name, index, shape, dtype)

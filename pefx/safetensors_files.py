@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import ml_dtypes
 import numpy as np
@@ -80,7 +80,7 @@ class StoredTensor:
         with open(self.file, "rb", buffering=0) as opened:
             for begin in range(self.begin, self.end, size):
                 part = np.empty(min(size, self.end - begin), np.uint8)
-                self._fill(opened.fileno(), memoryview(part), begin)
+                self._fill(opened.fileno(), part.data, begin)
                 yield part
 
     def _fill(self, opened: int, out: memoryview, begin: int) -> None:
@@ -185,7 +185,7 @@ def _stored(name: str, entry: Any, file: Path, start: int) -> StoredTensor:
     return StoredTensor(name, file, dtype, tuple(shape), start + begin, start + end)
 
 
-def _sizes(value: Any) -> bool:
+def _sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
 
 

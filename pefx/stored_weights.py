@@ -92,7 +92,7 @@ class StoredWeights:
         inner = tuple(slice(start, stop) for start, stop in bounds[lead:])
         names = source.names[(*[slice(start, stop) for start, stop in bounds[:lead]], ...)]
         for place in np.ndindex(names.shape):
-            part = self.numbers(names[place], inner[::-1] if source.transposed else inner)
+            part = self.numbers(str(names[place]), inner[::-1] if source.transposed else inner)
             out[place] = part.T if source.transposed else part
         return out
 
