@@ -91,7 +91,7 @@ def plan(stored: HuggingFaceBase, precision: Precision | None) -> Work:
     layouts, exact = {}, True
     for path, variable in parameters(abstract_base(config)).items():
         dtype = np.dtype(variable.dtype)
-        layouts[path] = converted.lay_out(dtype, variable.shape)
+        layouts[path] = converted.lay_out(dtype, variable.shape, converted.CHUNK_BYTES)
         exact = exact and stored.weights.exact({path: stored.sources[path]}, dtype)
     record = Record(stored.digest(), shape_digest(config), config.precision, exact, layouts, {})
     return Work(stored, record)

@@ -67,7 +67,7 @@ class Record:
     hashes: Mapping[str, list[str]]
 
 
-def lay_out(dtype: np.dtype, shape: tuple[int, ...], chunk_bytes: int = CHUNK_BYTES) -> Layout:
+def lay_out(dtype: np.dtype, shape: tuple[int, ...], chunk_bytes: int) -> Layout:
     """Chunks of whole trailing axes, at most `chunk_bytes` unless a single row is more."""
     chunk, room = [1] * len(shape), max(1, chunk_bytes // dtype.itemsize)
     for axis in range(len(shape) - 1, -1, -1):
@@ -113,9 +113,7 @@ class ConvertedBase:
         self.directory, self.record = directory, read_record(directory)
         self.config: ModelConfig = read_config(directory)
         if shape_digest(self.config) != self.record.shape or self.config.precision != self.record.precision:
-            raise PefxError(
-                f"{directory / 'config.json'}: is not the config this base was converted with; convert again"
-            )
+            raise PefxError(f"{directory / 'config.json'}: is not what this base was converted with; convert again")
 
     def digest(self) -> str:
         """Of the checkpoint that was converted."""
