@@ -18,6 +18,8 @@ class ModelConfig:
     """Shape of one base. Families are values of these fields, never copies of the model.
 
     Sizes are counts; `rope_theta` is the rotary base, `context` the longest sequence in tokens.
+    With a `kv_lora_rank` attention is latent: queries and keys of a head are `nope_size + rope_size` numbers wide, values
+    `value_size`; a `q_lora_rank` of 0 projects queries at once. `kv_heads` and `head_size` are then not used.
     `dense_layers` lists (0-based, global) layers whose feed-forward is dense; all others are mixtures of experts.
     """
 
@@ -28,6 +30,11 @@ class ModelConfig:
     heads: int = 6
     kv_heads: int = 2
     head_size: int = 32
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 0
+    nope_size: int = 0
+    rope_size: int = 0
+    value_size: int = 0
     dense_hidden: int = 512
     expert_hidden: int = 64
     experts: int = 16

@@ -18,6 +18,7 @@ from pefx.compiler import layers_at_once
 from pefx.config import ModelConfig, Remat
 from pefx.layers.attention import Attention, attention
 from pefx.layers.linear import Adapters, adapted, dot
+from pefx.layers.mla import LatentAttention, mla
 from pefx.layers.mlp import Mlp, mlp
 from pefx.layers.moe import Experts, Region, Router, moe, regions, route
 from pefx.layers.norm import rms_norm
@@ -55,7 +56,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, layers: int, dense: bool, rngs: nnx.Rngs):
         self.input_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
-        self.attention = Attention(config, layers, rngs)
+        self.attention = (LatentAttention if config.kv_lora_rank else Attention)(config, layers, rngs)
         self.post_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
         self.feed = Mlp(config, layers, rngs) if dense else Router(config, layers, rngs)
 
@@ -113,7 +114,7 @@ def forward(
     config = base.config
     rows = None if bank is None else batch.by_slot()
     places = batch.positions, regions(batch.by_slot(), 0 if bank is None else bank.slots)
-    turn = angles(batch.positions, config.head_size, config.rope_theta)
+    turn = angles(batch.positions, config.rope_size or config.head_size, config.rope_theta)
     x = jnp.take(base.embed[...], batch.tokens, axis=0)
     tokens, copies = batch.tokens.shape[0], config.experts_per_token
     taken, loads, dense_seen, sparse_seen = [], [], 0, 0
@@ -174,7 +175,8 @@ class _LayerStep:
             sites |= self.bank.at(layer, "attention", attention_scanned)
             sites |= self.bank.at(own, "dense" if self.dense else "experts", feed_scanned)
         y = rms_norm(x, block.input_norm[...], c.norm_epsilon)
-        y, pool = attention(y, block.attention, c, sites, self.rows, self.batch, (pool, layer, self.turn))
+        attend = mla if c.kv_lora_rank else attention
+        y, pool = attend(y, block.attention, c, sites, self.rows, self.batch, (pool, layer, self.turn))
         x = x + y
         y = rms_norm(x, block.post_norm[...], c.norm_epsilon)
         if self.experts is None:
