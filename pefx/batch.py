@@ -58,7 +58,7 @@ LANES = 128  # numbers in which a TPU lays out a row
 
 def latent_key_width(config: ModelConfig) -> int:
     """Numbers of a latent key in the pool: whole lanes where it has several, else XLA lays the pool out anew."""
-    size = config.kv_lora_rank + config.rope_size
+    size = config.kv_rank + config.rope_head_size
     return size if size <= LANES else -(-size // LANES) * LANES
 
 
@@ -75,7 +75,7 @@ class KVPool:
 
     @classmethod
     def zeros(cls, config: ModelConfig, pages: int, page_size: int) -> "KVPool":
-        latent = config.kv_lora_rank > 0
+        latent = config.kv_rank > 0
         heads, size = (1, latent_key_width(config)) if latent else (config.kv_heads, config.head_size)
         shape = (config.layers, pages, heads, page_size, size)
         dtype = jnp.dtype(config.precision)

@@ -65,6 +65,10 @@ LAYER_TENSORS = {
 }
 TOP_TENSORS = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "unembed": "lm_head.weight"}
 
+# Fields of the shape that are in every digest. Those that came later are in it where they are not their default: a
+# base keeps its digest when the shape learns a new field.
+HASHED = (*FIELDS, "family", "dense_layers", "rope_theta")
+
 Tensor = Callable[[str, tuple[int, ...]], np.ndarray]
 
 
@@ -198,7 +202,8 @@ def save_base(
 
 def base_digest(config: ModelConfig, tensors: dict[str, np.ndarray]) -> str:
     """`sha256:` over the shape (without precision) and the named tensors as stored."""
-    shape = {k: v for k, v in dataclasses.asdict(config).items() if k != "precision"}
+    default, shape = dataclasses.asdict(ModelConfig()), dataclasses.asdict(config)
+    shape = {k: v for k, v in shape.items() if k in HASHED or (k != "precision" and v != default[k])}
     digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
     for name in sorted(tensors):
         value = tensors[name]

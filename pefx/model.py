@@ -56,9 +56,11 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, layers: int, dense: bool, rngs: nnx.Rngs):
         self.input_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
-        self.attention = (LatentAttention if config.kv_lora_rank else Attention)(config, layers, rngs)
+        self.attention = (LatentAttention if config.kv_rank else Attention)(config, layers, rngs)
         self.post_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
-        self.feed = Mlp(config, layers, rngs) if dense else Router(config, layers, rngs)
+        self.feed = Mlp(config, layers, config.dense_hidden, rngs) if dense else Router(config, layers, rngs)
+        wide = 0 if dense else config.shared_experts * config.expert_hidden
+        self.shared_experts = Mlp(config, layers, wide, rngs) if wide else None
 
 
 class Segment(nnx.Module):
@@ -114,15 +116,15 @@ def forward(
     config = base.config
     rows = None if bank is None else batch.by_slot()
     places = batch.positions, regions(batch.by_slot(), 0 if bank is None else bank.slots)
-    turn = angles(batch.positions, config.rope_size or config.head_size, config.rope_theta)
+    turn = angles(batch.positions, config)
     x = jnp.take(base.embed[...], batch.tokens, axis=0)
     tokens, copies = batch.tokens.shape[0], config.experts_per_token
     taken, loads, dense_seen, sparse_seen = [], [], 0, 0
     for segment, (run, dense) in zip(base.segments, runs(config), strict=True):
         seen = dense_seen if dense else sparse_seen
-        kind = "dense" if dense else "experts"
         own = range(seen, seen + len(run))
-        scanned = ({}, {}) if bank is None else (bank.scanned(run, "attention"), bank.scanned(own, kind))
+        kinds = {"attention": run} | dict.fromkeys(("dense",) if dense else ("experts", "shared_experts"), own)
+        scanned = {} if bank is None else {kind: bank.scanned(layers, kind) for kind, layers in kinds.items()}
         if dense or routes is None:
             replay = jnp.full((len(run), tokens, copies), -1, jnp.int32)
         else:
@@ -168,14 +170,14 @@ class _LayerStep:
 
     def __call__(self, carry, first, xs):
         x, pool = carry
-        index, block, (attention_scanned, feed_scanned), replay = xs
+        index, block, scanned, replay = xs
         c, layer, own = self.config, first[0] + index, first[1] + index
         sites: Adapters = {}
         if self.bank is not None:
-            sites |= self.bank.at(layer, "attention", attention_scanned)
-            sites |= self.bank.at(own, "dense" if self.dense else "experts", feed_scanned)
+            for kind, factors in scanned.items():
+                sites |= self.bank.at(layer if kind == "attention" else own, kind, factors)
         y = rms_norm(x, block.input_norm[...], c.norm_epsilon)
-        attend = mla if c.kv_lora_rank else attention
+        attend = mla if c.kv_rank else attention
         y, pool = attend(y, block.attention, c, sites, self.rows, self.batch, (pool, layer, self.turn))
         x = x + y
         y = rms_norm(x, block.post_norm[...], c.norm_epsilon)
@@ -183,9 +185,11 @@ class _LayerStep:
             y = mlp(y, block.feed, sites, self.rows)
             return (x + y, pool), (replay, jnp.zeros(c.experts, jnp.float32))
         routing = route(y, block.feed, c, replay)
-        y = moe(y, self.experts, index, routing, sites, self.places)
+        routed = moe(y, self.experts, index, routing, sites, self.places)
+        if block.shared_experts is not None:
+            routed = routed + mlp(y, block.shared_experts, sites, self.rows, "shared_experts.")
         load = jnp.sum(jnp.where((self.batch.positions >= 0)[:, None], routing.scores, 0.0), axis=0)
-        return (x + y, pool), (routing.ids, load)
+        return (x + routed, pool), (routing.ids, load)
 
 
 def unembed(base: Base, bank: AdapterBank | None, hidden: Float[Array, "Q D"], rows: Rows) -> Float[Array, "Q V"]:

@@ -1,4 +1,4 @@
-"""Latent attention against keys and values of every head, made from the formulas in numpy; its adapters' gradients."""
+"""Latent attention against keys and values of every head, made from the formulas in jax.numpy; its adapters' gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,10 @@ from pefx.batch import KVPool
 from pefx.compiler import jit
 from pefx.layers.mla import LatentAttention, mla
 from pefx.layers.rope import angles
-from tests.model_small import PAGE, TOKENS, random_tokens, split_rows, train_batch, variant
+from tests.model_small import PAGE, TOKENS, random_tokens, train_batch, variant
 
-LATENT = variant(kv_lora_rank=20, q_lora_rank=11, nope_size=7, rope_size=4, value_size=5)
-DIRECT = variant(kv_lora_rank=20, nope_size=7, rope_size=4, value_size=5)
+LATENT = variant(rotary_neighbours=True, kv_rank=20, query_rank=11, nope_head_size=7, rope_head_size=4, value_head_size=5)
+DIRECT = variant(kv_rank=20, nope_head_size=7, rope_head_size=4, value_head_size=5)
 SITES = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj", "o_proj")
 SEQUENCES, SLOTS = random_tokens([18, 5, 16]), [1, -1, 0]
 BATCH = jax.tree.map(jnp.asarray, train_batch(SEQUENCES, SLOTS).tokens)
@@ -37,16 +37,17 @@ def factors_of(weights, rng, slots: int = 2):
     return found
 
 
-def layer(config, x, weights, factors, batch):
-    turn = angles(jnp.asarray(batch.positions), config.rope_size, config.rope_theta)
+def layer(config, x, weights, factors):
+    turn = angles(BATCH.positions, config)
     pool = KVPool.zeros(config, TOKENS // PAGE, PAGE)
-    return mla(x, weights, config, factors, batch.by_slot(), batch, (pool, jnp.asarray(1, jnp.int32), turn))[0]
+    return mla(x, weights, config, factors, BATCH.by_slot(), BATCH, (pool, jnp.asarray(1, jnp.int32), turn))[0]
 
 
 def rotated(x, theta):
-    """Pairs of neighbours, one sequence."""
+    """Pairs of neighbours."""
     size = x.shape[-1]
-    angle = jnp.arange(len(x), dtype=jnp.float32)[:, None] * theta ** -(jnp.arange(0, size, 2) / size)
+    frequency = theta ** -(jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+    angle = jnp.maximum(BATCH.positions, 0).astype(jnp.float32)[:, None] * frequency
     z = (x[..., ::2] + 1j * x[..., 1::2]) * jnp.exp(1j * angle)[:, None]
     return jnp.stack([z.real, z.imag], -1).reshape(x.shape)
 
@@ -57,27 +58,31 @@ def norm(x, weight):
 
 @jax.numpy_dtype_promotion("standard")
 @jax.numpy_rank_promotion("allow")
-def plain(x, weights, factors, config, slot):
-    """One sequence, keys and values of every head."""
-    c, n = config, len(x)
+def plain(config, x, weights, factors):
+    """Keys and values of every head; factors taken row by row."""
+    c, n, slot = config, len(x), jnp.maximum(BATCH.slots, 0)
 
     def project(name, x):
-        y = x @ getattr(weights, name)[...].T
-        if slot < 0:
-            return y
         f = factors[name]
-        return y + f.scales[slot] * (x @ f.a[slot].T) @ f.b[slot]
+        z = jnp.einsum("td,trd->tr", x, f.a[slot]) * f.scales[slot][:, None]
+        own = jnp.where((BATCH.slots >= 0)[:, None], jnp.einsum("tr,trf->tf", z, f.b[slot]), 0)
+        return x @ getattr(weights, name)[...].T + own
 
-    q = project("q_b_proj", norm(project("q_a_proj", x), weights.q_a_norm[...])) if c.q_lora_rank else project("q_proj", x)
+    if c.query_rank:
+        q = project("q_b_proj", norm(project("q_a_proj", x), weights.q_a_norm[...]))
+    else:
+        q = project("q_proj", x)
     q = q.reshape(n, c.heads, -1)
     kv = project("kv_a_proj", x)
-    both = project("kv_b_proj", norm(kv[:, : c.kv_lora_rank], weights.kv_a_norm[...])).reshape(n, c.heads, -1)
-    k_rope = jnp.repeat(rotated(kv[:, None, c.kv_lora_rank :], c.rope_theta), c.heads, 1)
-    k = jnp.concatenate([both[..., : c.nope_size], k_rope], -1)
-    q = jnp.concatenate([q[..., : c.nope_size], rotated(q[..., c.nope_size :], c.rope_theta)], -1)
-    s = jnp.einsum("qhd,khd->hqk", q, k) * (c.nope_size + c.rope_size) ** -0.5
-    p = jax.nn.softmax(jnp.where(jnp.tril(jnp.ones((n, n), bool))[None], s, -jnp.inf), -1)
-    return project("o_proj", jnp.einsum("hqk,khd->qhd", p, both[..., c.nope_size :]).reshape(n, -1))
+    both = project("kv_b_proj", norm(kv[:, : c.kv_rank], weights.kv_a_norm[...])).reshape(n, c.heads, -1)
+    k_rope = jnp.repeat(rotated(kv[:, None, c.kv_rank :], c.rope_theta), c.heads, 1)
+    k = jnp.concatenate([both[..., : c.nope_head_size], k_rope], -1)
+    q = jnp.concatenate([q[..., : c.nope_head_size], rotated(q[..., c.nope_head_size :], c.rope_theta)], -1)
+    s = jnp.einsum("qhd,khd->hqk", q, k) * (c.nope_head_size + c.rope_head_size) ** -0.5
+    same = BATCH.sequences[:, None] == BATCH.sequences
+    see = same & (BATCH.positions[:, None] >= BATCH.positions) & (BATCH.positions >= 0)
+    p = jax.nn.softmax(jnp.where(see | jnp.eye(n, dtype=bool), s, -jnp.inf), -1)
+    return project("o_proj", jnp.einsum("hqk,khd->qhd", p, both[..., c.nope_head_size :]).reshape(n, -1))
 
 
 @pytest.mark.parametrize("config", [LATENT, DIRECT], ids=["queries by a latent", "queries at once"])
@@ -85,36 +90,21 @@ def test_values_and_gradients_are_those_of_keys_of_every_head(config):
     rng = np.random.default_rng(0)
     weights = weights_of(config, rng)
     factors = factors_of(weights, rng)
-    x = rng.normal(size=(TOKENS, config.hidden)).astype(np.float32)
-    do = rng.normal(size=x.shape).astype(np.float32)
-
-    def of_pairs(pairs):
-        return {name: f._replace(a=pairs[name][0], b=pairs[name][1]) for name, f in factors.items()}
-
-    pairs = {name: (jnp.asarray(f.a), jnp.asarray(f.b)) for name, f in factors.items()}
-
-    def served(x, pairs):
-        return layer(config, x, weights, of_pairs(pairs), BATCH)
-
-    def wanted(x, pairs):
-        found, at = jnp.zeros_like(x), 0
-        for tokens, slot in zip(SEQUENCES, SLOTS, strict=True):
-            rows = slice(at, at + len(tokens))
-            found = found.at[rows].set(plain(x[rows], weights, of_pairs(pairs), config, slot))
-            at += -(-len(tokens) // PAGE) * PAGE
-        return found
-
-    live = (np.asarray(BATCH.positions) >= 0)[:, None]
-    do = jnp.where(live, do, 0)
+    live = (BATCH.positions >= 0)[:, None]
+    x, do = (jnp.asarray(rng.normal(size=(TOKENS, config.hidden)), jnp.float32) for _ in range(2))
 
     def with_gradients(function):
+        def of(x, pairs):
+            own = {name: f._replace(a=pairs[name][0], b=pairs[name][1]) for name, f in factors.items()}
+            return jnp.where(live, function(config, x, weights, own), 0)
+
         def both(x, pairs):
-            y, pull = jax.vjp(function, x, pairs)
-            return jnp.where(live, y, 0), pull(do)
+            y, pull = jax.vjp(of, x, pairs)
+            return y, pull(do)
 
-        return jit(both)(jnp.asarray(x), pairs)
+        return jit(both)(x, {name: (f.a, f.b) for name, f in factors.items()})
 
-    (got, gradients), (want, others) = with_gradients(served), with_gradients(wanted)
+    (got, gradients), (want, others) = with_gradients(layer), with_gradients(plain)
     np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
     for mine, other in zip(jax.tree.leaves(gradients), jax.tree.leaves(others), strict=True):
         assert np.abs(other).max() > 1e-3

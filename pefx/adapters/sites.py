@@ -8,7 +8,9 @@ from pefx.errors import PefxError
 
 @dataclass(frozen=True)
 class Site:
-    """`kind` says which layers have it (attention: all; dense; experts; unembed: one). `reads`, `writes` name widths.
+    """`kind` says which layers have it (attention: all; dense; experts, shared_experts: the others; unembed: one).
+
+    `reads` and `writes` name widths.
 
     `shared` is the factor that the experts of a layer share in the `shared_hidden` form: the one on the hidden side.
     """
@@ -34,6 +36,9 @@ SITES: dict[str, Site] = {
     "experts.gate_proj": Site("experts", "hidden", "expert_hidden", shared="a"),
     "experts.up_proj": Site("experts", "hidden", "expert_hidden", shared="a"),
     "experts.down_proj": Site("experts", "expert_hidden", "hidden", shared="b"),
+    "shared_experts.gate_proj": Site("shared_experts", "hidden", "shared_hidden"),
+    "shared_experts.up_proj": Site("shared_experts", "hidden", "shared_hidden"),
+    "shared_experts.down_proj": Site("shared_experts", "shared_hidden", "hidden"),
     "unembed": Site("unembed", "hidden", "vocabulary"),
 }
 
@@ -41,16 +46,24 @@ SITES: dict[str, Site] = {
 def layer_count(config: ModelConfig, kind: str) -> int:
     """Layers of the base that have sites of this kind."""
     dense = sum(layer < config.layers for layer in config.dense_layers)
-    return {"attention": config.layers, "dense": dense, "experts": config.layers - dense, "unembed": 1}[kind]
+    sparse = config.layers - dense
+    return {
+        "attention": config.layers,
+        "dense": dense,
+        "experts": sparse,
+        "shared_experts": sparse if config.shared_experts else 0,
+        "unembed": 1,
+    }[kind]
 
 
 def width(config: ModelConfig, name: str) -> int:
     """Size of a named width; 0 where the base has none."""
     return {
-        **(_latent_widths(config) if config.kv_lora_rank else _head_widths(config)),
+        **(_latent_widths(config) if config.kv_rank else _head_widths(config)),
         "hidden": config.hidden,
         "dense_hidden": config.dense_hidden,
         "expert_hidden": config.expert_hidden,
+        "shared_hidden": config.shared_experts * config.expert_hidden,
         "vocabulary": config.vocab_size,
     }[name]
 
@@ -62,16 +75,16 @@ def _head_widths(config: ModelConfig) -> dict[str, int]:
 
 
 def _latent_widths(config: ModelConfig) -> dict[str, int]:
-    queries = config.heads * (config.nope_size + config.rope_size)
+    queries = config.heads * (config.nope_head_size + config.rope_head_size)
     return {
-        "plain_queries": 0 if config.q_lora_rank else queries,
+        "plain_queries": 0 if config.query_rank else queries,
         "keys": 0,
-        "query_latent": config.q_lora_rank,
+        "query_latent": config.query_rank,
         "queries": queries,
-        "latent": config.kv_lora_rank,
-        "latent_key": config.kv_lora_rank + config.rope_size,
-        "keys_and_values": config.heads * (config.nope_size + config.value_size),
-        "heads": config.heads * config.value_size,
+        "latent": config.kv_rank,
+        "latent_key": config.kv_rank + config.rope_head_size,
+        "keys_and_values": config.heads * (config.nope_head_size + config.value_head_size),
+        "heads": config.heads * config.value_head_size,
     }
 
 

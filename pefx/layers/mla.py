@@ -22,7 +22,7 @@ from pefx.config import ModelConfig
 from pefx.layers.linear import Adapters, linear
 from pefx.layers.norm import rms_norm
 from pefx.layers.parameter import ones, weight
-from pefx.layers.rope import rotate
+from pefx.layers.rope import rotate, softmax_scale
 
 # Of the norms of latents, whatever the config says of the others: so the published models compute them.
 NORM_EPSILON = 1e-6
@@ -34,20 +34,20 @@ class LatentAttention(nnx.Module):
     """Weights of `layers` layers, stacked; projections are `[out, in]`. Latents are not divided over heads."""
 
     def __init__(self, config: ModelConfig, layers: int, rngs: nnx.Rngs):
-        c, d, rank = config, config.hidden, config.kv_lora_rank
-        queries, out = c.heads * (c.nope_size + c.rope_size), c.heads * c.value_size
+        c, d, rank = config, config.hidden, config.kv_rank
+        queries, out = c.heads * (c.nope_head_size + c.rope_head_size), c.heads * c.value_head_size
 
         def matrix(rows: int, columns: int, row_axis: str, column_axis: str) -> nnx.Param[jax.Array]:
             axes = ("layers", row_axis, column_axis)
             return weight(rngs, (layers, rows, columns), axes, columns**-0.5, c.precision)
 
-        self.q_proj = None if c.q_lora_rank else matrix(queries, d, "heads", "embed")
-        self.q_a_proj = matrix(c.q_lora_rank, d, "latent", "embed") if c.q_lora_rank else None
-        self.q_a_norm = ones((layers, c.q_lora_rank), ("layers", "latent"), c.precision) if c.q_lora_rank else None
-        self.q_b_proj = matrix(queries, c.q_lora_rank, "heads", "latent") if c.q_lora_rank else None
-        self.kv_a_proj = matrix(rank + c.rope_size, d, "latent", "embed")
+        self.q_proj = None if c.query_rank else matrix(queries, d, "heads", "embed")
+        self.q_a_proj = matrix(c.query_rank, d, "latent", "embed") if c.query_rank else None
+        self.q_a_norm = ones((layers, c.query_rank), ("layers", "latent"), c.precision) if c.query_rank else None
+        self.q_b_proj = matrix(queries, c.query_rank, "heads", "latent") if c.query_rank else None
+        self.kv_a_proj = matrix(rank + c.rope_head_size, d, "latent", "embed")
         self.kv_a_norm = ones((layers, rank), ("layers", "latent"), c.precision)
-        self.kv_b_proj = matrix(c.heads * (c.nope_size + c.value_size), rank, "heads", "latent")
+        self.kv_b_proj = matrix(c.heads * (c.nope_head_size + c.value_head_size), rank, "heads", "latent")
         self.o_proj = weight(
             rngs, (layers, d, out), ("layers", "embed", "heads"), (2 * c.layers * out) ** -0.5, c.precision
         )
@@ -64,34 +64,29 @@ def mla(
 ) -> tuple[Float[Array, "T D"], KVPool]:
     """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles. Output in x's dtype."""
     pool, layer, (cosine, sine) = cache
-    rank, nope = config.kv_lora_rank, config.nope_size
+    rank, nope = config.kv_rank, config.nope_head_size
 
     def project(name: str, x: Float[Array, "T D"]) -> Float[Array, "T F"]:
         return linear(x, getattr(weights, name)[...], adapters.get(name), rows)
 
     def turned(x: Float[Array, "T H K"]) -> Float[Array, "T H K"]:
-        return rotate(_halves(x), cosine, sine)
+        return rotate(x, cosine, sine, config.rotary_neighbours)
 
     if weights.q_a_norm is None:
         q = project("q_proj", x)
     else:
         q = project("q_b_proj", rms_norm(project("q_a_proj", x), weights.q_a_norm[...], NORM_EPSILON))
-    q = q.reshape(x.shape[0], -1, nope + config.rope_size)
+    q = q.reshape(x.shape[0], -1, nope + config.rope_head_size)
     kv = project("kv_a_proj", x)[:, None]
     latent = rms_norm(kv[..., :rank], weights.kv_a_norm[...], NORM_EPSILON)
-    gap = pool.keys.shape[-1] - rank - config.rope_size
+    gap = pool.keys.shape[-1] - rank - config.rope_head_size
     key = jnp.pad(jnp.concatenate([latent, turned(kv[..., rank:])], axis=-1), ((0, 0), (0, 0), (0, gap)))
     heads = _Heads.of(weights.kv_b_proj[...], config, adapters.get("kv_b_proj"), rows)
     query = jnp.concatenate([heads.to_latent(q[..., :nope]), turned(q[..., nope:])], axis=-1)
     query = jnp.pad(query, ((0, 0), (0, 0), (0, gap)))
-    how = Latent(rank, (nope + config.rope_size) ** -0.5)
+    how = Latent(rank, softmax_scale(config))
     o, keys, _ = attend(query, key, None, pool.keys, None, layer, batch.layout(), how)
     return project("o_proj", heads.from_latent(o).reshape(x.shape[0], -1)), KVPool(keys, None)
-
-
-def _halves(x: Float[Array, "T H K"]) -> Float[Array, "T H K"]:
-    """Pairs (2i, 2i + 1) at (i, i + K/2). Queries and keys alike, so that their products stay."""
-    return x.reshape(*x.shape[:2], -1, 2).swapaxes(2, 3).reshape(x.shape)
 
 
 class _Heads(NamedTuple):
@@ -104,8 +99,8 @@ class _Heads(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Array, config: ModelConfig, factors: Factors | None, rows: Rows | None) -> "_Heads":
-        by_head = matrix.reshape(-1, config.nope_size + config.value_size, matrix.shape[-1])
-        return cls(by_head, config.nope_size, factors, rows)
+        by_head = matrix.reshape(-1, config.nope_head_size + config.value_head_size, matrix.shape[-1])
+        return cls(by_head, config.nope_head_size, factors, rows)
 
     def to_latent(self, q: Float[Array, "T H n"]) -> Float[Array, "T H c"]:
         """Each head's query against latents: `q W_UK`, and `s (q B) A` of the row's own adapter."""
