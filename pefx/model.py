@@ -18,6 +18,7 @@ from pefx.compiler import layers_at_once
 from pefx.config import ModelConfig, Remat
 from pefx.layers.attention import Attention, attention
 from pefx.layers.linear import Adapters, adapted, dot
+from pefx.layers.mla import LatentAttention, mla
 from pefx.layers.mlp import Mlp, mlp
 from pefx.layers.moe import Experts, Region, Router, moe, regions, route
 from pefx.layers.norm import rms_norm
@@ -55,7 +56,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, layers: int, dense: bool, rngs: nnx.Rngs):
         self.input_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
-        self.attention = Attention(config, layers, rngs)
+        self.attention = (LatentAttention if config.kv_rank else Attention)(config, layers, rngs)
         self.post_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
         self.feed = Mlp(config, layers, config.dense_hidden, rngs) if dense else Router(config, layers, rngs)
         wide = 0 if dense else config.shared_experts * config.expert_hidden
@@ -176,7 +177,8 @@ class _LayerStep:
             for kind, factors in scanned.items():
                 sites |= self.bank.at(layer if kind == "attention" else own, kind, factors)
         y = rms_norm(x, block.input_norm[...], c.norm_epsilon)
-        y, pool = attention(y, block.attention, c, sites, self.rows, self.batch, (pool, layer, self.turn))
+        attend = mla if c.kv_rank else attention
+        y, pool = attend(y, block.attention, c, sites, self.rows, self.batch, (pool, layer, self.turn))
         x = x + y
         y = rms_norm(x, block.post_norm[...], c.norm_epsilon)
         if self.experts is None:
