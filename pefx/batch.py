@@ -55,17 +55,31 @@ class TokenBatch:
         return Layout(self.positions, rows_of(owner, self.singles, self.tile), self.pages, self.lengths)
 
 
+LANES = 128  # numbers in which a TPU lays out a row
+
+
+def latent_key_width(config: ModelConfig) -> int:
+    """Numbers of a latent key in the pool: whole lanes where it has several, else XLA lays the pool out anew."""
+    size = config.kv_rank + config.rope_head_size
+    return size if size <= LANES else -(-size // LANES) * LANES
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVPool:
-    """Keys and values of all layers in `P` pages of `B` tokens, which the host's plan owns."""
+    """Keys and values of all layers in `P` pages of `B` tokens, which the host's plan owns.
+
+    Latent keys (`pefx.layers.mla`) hold their values.
+    """
 
     keys: Float[Array, "L P G B K"]
-    values: Float[Array, "L P G B K"]
+    values: Float[Array, "L P G B K"] | None
 
     @classmethod
     def zeros(cls, config: ModelConfig, pages: int, page_size: int) -> "KVPool":
-        """Empty pages; within a step, of this shard's heads."""
-        shape = (config.layers, pages, config.kv_heads // size(MODEL), page_size, config.head_size)
+        """Empty pages; within a step, of this shard's heads. A latent key is one head, whole on every shard."""
+        latent = config.kv_rank > 0
+        heads, width = (1, latent_key_width(config)) if latent else (config.kv_heads // size(MODEL), config.head_size)
+        shape = (config.layers, pages, heads, page_size, width)
         dtype = jnp.dtype(config.precision)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return cls(jnp.zeros(shape, dtype), None if latent else jnp.zeros(shape, dtype))

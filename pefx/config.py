@@ -9,8 +9,27 @@ from typing import Literal
 Precision = Literal["float32", "bfloat16"]
 ExpertForm = Literal["per_expert", "shared_hidden"]
 Method = Literal["lora", "rslora"]
+# What a router makes of its logits.
+RouterScores = Literal["softmax", "sigmoid"]
 # What a backward pass computes again instead of keeping it: nothing, or every layer from its input.
 Remat = Literal["none", "full"]
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """Rotary frequencies stretched to a longer context (YaRN, Peng et al. 2023, section 3).
+
+    Frequencies that turn fewer than `beta_slow` times in `original_context` tokens are divided by `factor`, those that
+    turn more than `beta_fast` times stay, between them goes a ramp. Cosine and sine are multiplied by
+    `attention_factor`; softmax scores of latent attention by the square of `0.1 latent_factor ln(factor) + 1`.
+    """
+
+    factor: float
+    original_context: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    latent_factor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -19,6 +38,16 @@ class ModelConfig:
 
     Sizes are counts; `rope_theta` is the rotary base, `context` the longest sequence in tokens.
     `dense_layers` lists (0-based, global) layers whose feed-forward is dense; all others are mixtures of experts.
+
+    Attention: `rotary_fraction` of a head is rotated, in pairs of neighbours where `rotary_neighbours`, else of halves.
+    `kv_rank` above 0 means multi-head latent attention (DeepSeek-V2, section 2.1): keys and values are read from
+    a latent of `kv_rank` and a rotated part of `rope_head_size`, which all heads share; queries from one of
+    `query_rank` (0: straight from the hidden state). Its heads have `nope_head_size` + `rope_head_size` for scores and
+    `value_head_size` for values; `kv_heads` and `head_size` then mean nothing.
+
+    Routing (DeepSeek-V3, section 2.1.2): `router_bias` is added to scores when experts are chosen, not in gates; of
+    `expert_groups`, only the best `groups_per_token` are chosen from; gates are multiplied by `gate_scale`.
+    `shared_experts` experts read every token: one dense layer of that many times `expert_hidden`.
     """
 
     family: str = "qwen3_moe"
@@ -39,6 +68,22 @@ class ModelConfig:
     tied_embedding: bool = True
     context: int = 1024
     precision: Precision = "float32"
+    query_key_norm: bool = True
+    attention_bias: bool = False
+    rotary_fraction: float = 1.0
+    rotary_neighbours: bool = False
+    yarn: YarnConfig | None = None
+    query_rank: int = 0
+    kv_rank: int = 0
+    nope_head_size: int = 0
+    rope_head_size: int = 0
+    value_head_size: int = 0
+    router_scores: RouterScores = "softmax"
+    router_bias: bool = False
+    expert_groups: int = 1
+    groups_per_token: int = 1
+    gate_scale: float = 1.0
+    shared_experts: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Bases as Hugging Face directories: `config.json`, `*.safetensors`, `tokenizer.json`. A family is a row of two tables.
+"""Bases as Hugging Face directories: `config.json`, `*.safetensors`, `tokenizer.json`, by `pefx.families`.
 
 The digest of a base is over the stored tensors and the shape, so it is the same at whatever precision it is loaded.
 """
@@ -7,165 +7,29 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import ml_dtypes
+import jax
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pefx.config import ModelConfig, Precision
-from pefx.errors import PefxError
-from pefx.model import Base, Segment, abstract_base, runs
+from pefx.families.config_json import config_json
+from pefx.families.tables import FAMILIES, FLOAT32_TENSORS, TOP_TENSORS
+from pefx.model import Base, Segment, runs
+from pefx.safetensors_files import StoredTensor
+from pefx.stored_weights import Source
 
-# ModelConfig field -> config.json field, for what families of the Qwen3 line share.
-FIELDS = {
-    "vocab_size": "vocab_size",
-    "hidden": "hidden_size",
-    "layers": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "head_size": "head_dim",
-    "dense_hidden": "intermediate_size",
-    "expert_hidden": "moe_intermediate_size",
-    "experts": "num_experts",
-    "experts_per_token": "num_experts_per_tok",
-    "normalize_gates": "norm_topk_prob",
-    "norm_epsilon": "rms_norm_eps",
-    "tied_embedding": "tie_word_embeddings",
-    "context": "max_position_embeddings",
-}
-# config.json field -> its name since transformers 5.
-RENAMED = {"num_experts": "num_local_experts"}
-ARCHITECTURES = {"qwen3_moe": "Qwen3MoeForCausalLM"}
-# What a family's code assumes: any other value is refused by name rather than computed wrongly.
-FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
-
-# Parameter of a segment -> tensor of a layer. `{e}` runs over experts, whose matrices are transposed.
-LAYER_TENSORS = {
-    "block.input_norm": "input_layernorm.weight",
-    "block.post_norm": "post_attention_layernorm.weight",
-    "block.attention.q_proj": "self_attn.q_proj.weight",
-    "block.attention.k_proj": "self_attn.k_proj.weight",
-    "block.attention.v_proj": "self_attn.v_proj.weight",
-    "block.attention.o_proj": "self_attn.o_proj.weight",
-    "block.attention.q_norm": "self_attn.q_norm.weight",
-    "block.attention.k_norm": "self_attn.k_norm.weight",
-    "block.feed.gate_proj": "mlp.gate_proj.weight",
-    "block.feed.up_proj": "mlp.up_proj.weight",
-    "block.feed.down_proj": "mlp.down_proj.weight",
-    "block.feed.weight": "mlp.gate.weight",
-    "experts.gate_proj": "mlp.experts.{e}.gate_proj.weight",
-    "experts.up_proj": "mlp.experts.{e}.up_proj.weight",
-    "experts.down_proj": "mlp.experts.{e}.down_proj.weight",
-}
-TOP_TENSORS = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "unembed": "lm_head.weight"}
-
-Tensor = Callable[[str, tuple[int, ...]], np.ndarray]
-
-
-def read_config(directory: str | Path) -> ModelConfig:
-    """The shape of the base in a directory. Raises PefxError naming file and field."""
-    path = Path(directory) / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise PefxError(f"{path}: no such file; a base is a Hugging Face directory") from None
-    except (OSError, ValueError) as error:
-        raise PefxError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise PefxError(f"{path}: must hold one JSON object")
-    family = raw.get("model_type")
-    if family not in ARCHITECTURES:
-        raise PefxError(f"{path}: model_type {family!r} is not known; known are {', '.join(ARCHITECTURES)}")
-    for field, value in FIXED.items():
-        if raw.get(field, value) != value:
-            raise PefxError(f"{path}: {field} is {raw[field]!r}, only {value!r} is supported")
-    values = _values(raw, path)
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise PefxError(f"{path}: rope_type {rope.get('rope_type', rope.get('type'))!r} is not supported")
-    if rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1)) not in (1, None):
-        raise PefxError(f"{path}: partial_rotary_factor is not supported; all of a head is rotated")
-    theta = rope.get("rope_theta", raw.get("rope_theta", 10000.0))
-    stride, only = raw.get("decoder_sparse_step", 1), raw.get("mlp_only_layers") or []
-    dense = tuple(i for i in range(values["layers"]) if i in only or (i + 1) % stride)
-    kind = raw.get("dtype", raw.get("torch_dtype", "float32"))
-    precision: Precision = "bfloat16" if kind == "bfloat16" else "float32"
-    return ModelConfig(family=family, dense_layers=dense, rope_theta=float(theta), precision=precision, **values)
-
-
-def _values(raw: dict[str, Any], path: Path) -> dict[str, Any]:
-    """ModelConfig's fields by `FIELDS`, each of its type; sizes are positive."""
-    values = {}
-    for field in dataclasses.fields(ModelConfig):
-        if field.name not in FIELDS:
-            continue
-        name = FIELDS[field.name]
-        value = raw.get(name, raw.get(RENAMED.get(name, name)))
-        if value is None and name == "head_dim":
-            value = values["hidden"] // values["heads"]
-        if value is None:
-            raise PefxError(f"{path}: field '{name}' is missing")
-        kind: Any = field.type
-        if type(value) not in ((int, float) if kind is float else (kind,)) or (kind is not bool and value <= 0):
-            wanted = "true or false" if kind is bool else f"a positive {kind.__name__}"
-            raise PefxError(f"{path}: {name} is {value!r}, must be {wanted}")
-        values[field.name] = value
-    return values
-
-
-def config_json(config: ModelConfig, precision: Precision) -> dict[str, Any]:
-    """`config.json` of a base, as transformers reads it."""
-    return {
-        "architectures": [ARCHITECTURES[config.family]],
-        "model_type": config.family,
-        **{theirs: getattr(config, ours) for ours, theirs in FIELDS.items()},
-        **FIXED,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": list(config.dense_layers),
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        "dtype": precision,
-        "torch_dtype": precision,
-    }
-
-
-def load_base(directory: str | Path, precision: Precision | None = None) -> tuple[Base, str]:
-    """The base of a directory and its digest, at `precision` (default: as stored).
-
-    Raises PefxError for a missing, misshapen or foreign tensor, naming file and tensor; nothing is dropped.
-    """
-    directory = Path(directory)
-    config = read_config(directory)
-    if precision is not None:
-        config = dataclasses.replace(config, precision=precision)
-    tensors = _read_tensors(directory)
-    if config.tied_embedding:
-        copy = tensors.pop(TOP_TENSORS["unembed"], None)
-        if copy is not None and not np.array_equal(copy, tensors.get(TOP_TENSORS["embed"], np.empty(0))):
-            raise PefxError(
-                f"{directory}: tensor '{TOP_TENSORS['unembed']}' is not the embedding, to which config.json ties it"
-            )
-    digest = base_digest(config, tensors)
-    unused = dict(tensors)
-
-    def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name not in tensors:
-            raise PefxError(f"{directory}: tensor '{name}' is missing")
-        if tensors[name].shape != shape:
-            raise PefxError(f"{directory}: tensor '{name}' has shape {tensors[name].shape}, config.json says {shape}")
-        unused.pop(name, None)
-        return tensors[name]
-
-    base = _fill(abstract_base(config), tensor)
-    if unused:
-        raise PefxError(f"{directory}: tensor '{min(unused)}' is not part of a {config.family} base")
-    return base, digest
+# Fields of the shape that are in every digest. Those that came later are in it where they are not their default: a
+# base keeps its digest when the shape learns a new field.
+HASHED = {
+    "family", "vocab_size", "hidden", "layers", "heads", "kv_heads", "head_size", "dense_hidden", "expert_hidden",
+    "experts", "experts_per_token", "normalize_gates", "dense_layers", "rope_theta", "norm_epsilon", "tied_embedding",
+    "context",
+}  # fmt: skip
 
 
 def save_base(
@@ -182,7 +46,10 @@ def save_base(
     directory, tokenizer_json = Path(directory), Path(tokenizer_json)
     directory.mkdir(parents=True, exist_ok=True)
     precision = precision or base.config.precision
-    tensors = {name: np.ascontiguousarray(x.astype(precision)) for name, x in base_tensors(base)}
+    tensors = {
+        name: np.ascontiguousarray(x.astype("float32" if name.endswith(FLOAT32_TENSORS) else precision))
+        for name, x in base_tensors(base)
+    }
     for source in (tokenizer_json, tokenizer_json.with_name("tokenizer_config.json")):
         target = directory / source.name
         if source.exists() and source.resolve() != target.resolve():
@@ -196,84 +63,62 @@ def save_base(
     return base_digest(base.config, tensors)
 
 
-def base_digest(config: ModelConfig, tensors: dict[str, np.ndarray]) -> str:
-    """`sha256:` over the shape (without precision) and the named tensors as stored."""
-    shape = {k: v for k, v in dataclasses.asdict(config).items() if k != "precision"}
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+def base_digest(config: ModelConfig, tensors: Mapping[str, np.ndarray | StoredTensor]) -> str:
+    """`sha256:` over the shape (without precision) and the named tensors as stored; those of files by pieces."""
+    digest = hashlib.sha256(_shape(config))
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"\n{name} {value.dtype} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
+        for piece in value.chunks() if isinstance(value, StoredTensor) else [np.ascontiguousarray(value)]:
+            digest.update(piece.reshape(-1).view(np.uint8).data)
     return "sha256:" + digest.hexdigest()
+
+
+def shape_digest(config: ModelConfig) -> str:
+    """`sha256:` over the shape alone."""
+    return "sha256:" + hashlib.sha256(_shape(config)).hexdigest()
+
+
+def _shape(config: ModelConfig) -> bytes:
+    default, shape = dataclasses.asdict(ModelConfig()), dataclasses.asdict(config)
+    shape = {k: v for k, v in shape.items() if k in HASHED or (k != "precision" and v != default[k])}
+    return json.dumps(shape, sort_keys=True).encode()
 
 
 def base_tensors(base: Base) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a base under its Hugging Face name and in its layout."""
-    for ours, theirs in TOP_TENSORS.items():
-        if getattr(base, ours) is not None:
-            yield theirs, np.asarray(getattr(base, ours)[...])
-    for segment, (run, _) in zip(base.segments, runs(base.config), strict=True):
-        for path, name in _segment_names(segment):
-            stacked = np.asarray(_get(segment, path)[...])
-            for index, layer in enumerate(run):
-                prefix = f"model.layers.{layer}."
-                if "{e}" not in name:
-                    yield prefix + name, stacked[index]
-                    continue
-                for e in range(base.config.experts):
-                    yield prefix + name.format(e=e), stacked[index, e].T
+    values = parameters(base)
+    for path, source in sources(base).items():
+        stacked = np.asarray(values[path][...])
+        for place in np.ndindex(source.names.shape):
+            yield str(source.names[place]), stacked[place].T if source.transposed else stacked[place]
 
 
-def _fill(base: Base, tensor: Tensor) -> Base:
-    """A base with every abstract parameter replaced by its tensor."""
-    dtype = jnp.dtype(base.config.precision)
-
-    def put(holder: Any, attribute: str, value: np.ndarray) -> None:
-        variable = getattr(holder, attribute)
-        setattr(holder, attribute, nnx.Param(jnp.asarray(value.astype(dtype)), **variable.get_metadata()))
-
-    for ours, theirs in TOP_TENSORS.items():
-        if getattr(base, ours) is not None:
-            put(base, ours, tensor(theirs, getattr(base, ours).shape))
-    for segment, (run, _) in zip(base.segments, runs(base.config), strict=True):
-        for path, name in _segment_names(segment):
-            *parents, attribute = path.split(".")
-            shape = _get(segment, path).shape[1:]
-            layers = [_layer(tensor, f"model.layers.{layer}.{name}", shape) for layer in run]
-            put(_get(segment, ".".join(parents)), attribute, np.stack(layers))
-    return base
+def parameters(base: Base) -> dict[str, nnx.Variable]:
+    """The parameters of a base (abstract or not) by path, e.g. `segments.0.block.input_norm`."""
+    leaves = jax.tree_util.tree_flatten_with_path(base, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): variable for path, variable in leaves}
 
 
-def _layer(tensor: Tensor, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if "{e}" not in name:
-        return tensor(name, shape)
-    experts, rows, columns = shape
-    return np.stack([tensor(name.format(e=e), (columns, rows)).T for e in range(experts)])
+def sources(base: Base) -> dict[str, Source]:
+    """Where the numbers of each parameter of a base (abstract or not) are, by the parameter's path."""
+    found = {ours: Source(np.array(theirs, object)) for ours, theirs in TOP_TENSORS.items()}
+    if base.config.tied_embedding:
+        del found["unembed"]
+    for number, (segment, (run, _)) in enumerate(zip(base.segments, runs(base.config), strict=True)):
+        for path, name in _segment_names(segment, base.config.family):
+            layers = [f"model.layers.{layer}.{name}" for layer in run]
+            if "{e}" in name:
+                layers = [[layer.format(e=e) for e in range(base.config.experts)] for layer in layers]
+            found[f"segments.{number}.{path}"] = Source(np.array(layers, object), transposed="{e}" in name)
+    return found
 
 
-def _segment_names(segment: Segment) -> list[tuple[str, str]]:
-    return [(path, name) for path, name in LAYER_TENSORS.items() if _get(segment, path) is not None]
+def _segment_names(segment: Segment, family: str) -> list[tuple[str, str]]:
+    return [(path, name) for path, name in FAMILIES[family].tensors.items() if _get(segment, path) is not None]
 
 
 def _get(module: Any, path: str) -> Any:
     for attribute in path.split("."):
         module = getattr(module, attribute, None)
     return module
-
-
-def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise PefxError(f"{directory}: holds no *.safetensors file")
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                    tensors[name] = opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise PefxError(f"{file}: not a readable safetensors file ({error})") from None
-    for name, value in tensors.items():
-        if value.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
-            raise PefxError(f"{directory}: tensor '{name}' is {value.dtype}; float32, float16 or bfloat16 is needed")
-    return tensors

@@ -81,12 +81,13 @@ def resolved(asked: MeshConfig, work: int) -> MeshConfig:
 
 def check_divides(model: ModelConfig, mesh: MeshConfig) -> None:
     """Raises PefxError, naming field and value, where a base does not divide over a mesh."""
-    latent = getattr(model, "kv_lora_rank", 0)
+    latent = model.kv_rank
     divided = {
         "experts": (model.experts if _sparse(model) else 0, "expert", mesh.expert),
         "heads": (model.heads, "model", mesh.model),
         "kv_heads": (0 if latent else model.kv_heads, "model", mesh.model),
         "dense_hidden": (model.dense_hidden if model.dense_layers else 0, "model", mesh.model),
+        "shared experts' width": (model.shared_experts * model.expert_hidden, "model", mesh.model),
         "expert_hidden": (model.expert_hidden if _sparse(model) else 0, "model", mesh.model),
         "vocab_size": (model.vocab_size, "model", mesh.model),
     }
@@ -132,6 +133,12 @@ def spec(axes: Axes, tree: Any) -> Any:
 def shardings(axes: Axes, tree: Any, mesh: Mesh) -> Any:
     """A tree of shardings like `tree` on a mesh."""
     return jax.tree.map(lambda p: NamedSharding(mesh, p), spec(axes, tree), is_leaf=lambda x: isinstance(x, P))
+
+
+def placement() -> Callable[[nnx.Variable], jax.sharding.Sharding] | None:
+    """Where a parameter of the base lies on the mesh in use; None where there is no mesh."""
+    mesh = jax.sharding.get_mesh()
+    return None if mesh.empty else lambda x: NamedSharding(mesh, spec(of_base, x).get_value())
 
 
 def place(axes: Axes, tree: Any) -> Any:

@@ -19,6 +19,7 @@ from pefx.compiler import layers_at_once
 from pefx.config import ModelConfig, Remat
 from pefx.layers.attention import Attention, attention
 from pefx.layers.linear import Adapters, adapted, dot
+from pefx.layers.mla import LatentAttention, mla
 from pefx.layers.mlp import Mlp, mlp
 from pefx.layers.moe import Experts, Region, Router, moe, regions, route
 from pefx.layers.norm import rms_norm
@@ -48,6 +49,8 @@ class AdapterBank(Protocol):
     def at(self, layer: Int32[Array, ""], kind: str, scanned: dict[str, dict[str, Array]]) -> Adapters: ...
 
 
+# Kinds of sites of a layer with experts; "across_experts" are factors that the routed experts share.
+SPARSE = ("experts", "across_experts", "shared_experts")
 # What the backward pass finds of a layer besides its input, by `Remat`; None: whatever it asks for.
 SAVED = {"none": None, "full": jax.checkpoint_policies.nothing_saveable}
 
@@ -57,9 +60,11 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, layers: int, dense: bool, rngs: nnx.Rngs):
         self.input_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
-        self.attention = Attention(config, layers, rngs)
+        self.attention = (LatentAttention if config.kv_rank else Attention)(config, layers, rngs)
         self.post_norm = ones((layers, config.hidden), ("layers", "embed"), config.precision)
-        self.feed = Mlp(config, layers, rngs) if dense else Router(config, layers, rngs)
+        self.feed = Mlp(config, layers, config.dense_hidden, rngs) if dense else Router(config, layers, rngs)
+        wide = 0 if dense else config.shared_experts * config.expert_hidden
+        self.shared_experts = Mlp(config, layers, wide, rngs) if wide else None
 
 
 class Segment(nnx.Module):
@@ -115,18 +120,15 @@ def forward(
     config = base.config
     rows = None if bank is None else batch.by_slot()
     places = batch.positions, regions(batch.by_slot(), 0 if bank is None else bank.slots)
-    turn = angles(batch.positions, config.head_size, config.rope_theta)
+    turn = angles(batch.positions, config)
     x = embed(base.embed[...], jnp.asarray(batch.tokens))
     tokens, copies = batch.tokens.shape[0], config.experts_per_token
     taken, loads, dense_seen, sparse_seen = [], [], 0, 0
     for segment, (run, dense) in zip(base.segments, runs(config), strict=True):
         seen = dense_seen if dense else sparse_seen
-        kind = "dense" if dense else "experts"
         own = range(seen, seen + len(run))
-        scanned = ({}, {}, {})
-        if bank is not None:
-            shared = {} if dense else bank.scanned(own, "shared")
-            scanned = bank.scanned(run, "attention"), bank.scanned(own, kind), shared
+        kinds = {"attention": run} | dict.fromkeys(("dense",) if dense else SPARSE, own)
+        scanned = {} if bank is None else {kind: bank.scanned(layers, kind) for kind, layers in kinds.items()}
         if dense or routes is None:
             replay = jnp.full((len(run), tokens, copies), -1, jnp.int32)
         else:
@@ -172,25 +174,26 @@ class _LayerStep:
 
     def __call__(self, carry, first, xs):
         x, pool = carry
-        index, block, (attention_scanned, feed_scanned, shared_scanned), replay = xs
+        index, block, scanned, replay = xs
         c, layer, own = self.config, first[0] + index, first[1] + index
-        sites: Adapters = {}
-        shared: Adapters = {}
+        sites: dict[str, Adapters] = dict.fromkeys(("attention", "dense", *SPARSE), {})
         if self.bank is not None:
-            sites |= self.bank.at(layer, "attention", attention_scanned)
-            sites |= self.bank.at(own, "dense" if self.dense else "experts", feed_scanned)
-            shared = self.bank.at(own, "shared", shared_scanned)
+            for kind, factors in scanned.items():
+                sites[kind] = self.bank.at(layer if kind == "attention" else own, kind, factors)
         y = rms_norm(x, block.input_norm[...], c.norm_epsilon)
-        y, pool = attention(y, block.attention, c, sites, self.rows, self.batch, (pool, layer, self.turn))
+        attend = mla if c.kv_rank else attention
+        y, pool = attend(y, block.attention, c, sites["attention"], self.rows, self.batch, (pool, layer, self.turn))
         x = x + y
         y = rms_norm(x, block.post_norm[...], c.norm_epsilon)
         if self.experts is None:
-            y = mlp(y, block.feed, sites, self.rows)
+            y = mlp(y, block.feed, sites["dense"], self.rows)
             return (x + y, pool), (replay, jnp.zeros(c.experts, jnp.float32))
         routing = route(y, block.feed, c, replay)
-        y = moe(y, self.experts, index, routing, (sites, shared), self.places)
+        routed = moe(y, self.experts, index, routing, (sites["experts"], sites["across_experts"]), self.places)
+        if block.shared_experts is not None:
+            routed = routed + mlp(y, block.shared_experts, sites["shared_experts"], self.rows, "shared_experts.")
         load = jnp.sum(jnp.where((self.batch.positions >= 0)[:, None], routing.scores, 0.0), axis=0)
-        return (x + y, pool), (routing.ids, load)
+        return (x + routed, pool), (routing.ids, load)
 
 
 def embed(table: Float[Array, "V D"], tokens: Int32[Array, "T"]) -> Float[Array, "T D"]:

@@ -17,7 +17,7 @@ BATCH = train_batch(SEQUENCES, [-1, -1]).tokens
 
 @jit
 def _layer(x, weights, pool, layer):
-    turn = angles(jnp.asarray(BATCH.positions), MODEL.head_size, MODEL.rope_theta)
+    turn = angles(jnp.asarray(BATCH.positions), MODEL)
     return attention(x, weights, MODEL, {}, None, BATCH, (pool, layer, turn))
 
 

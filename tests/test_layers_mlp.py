@@ -27,7 +27,7 @@ def _run(x, weights, factors, slots):
 
 def test_it_is_its_formula_with_each_rows_adapter():
     rng = np.random.default_rng(0)
-    weights = jax.tree.map(lambda w: w[0], Mlp(MODEL, 1, nnx.Rngs(0)))
+    weights = jax.tree.map(lambda w: w[0], Mlp(MODEL, 1, 21, nnx.Rngs(0)))
     x, slots = rng.normal(size=(ROWS, 33)).astype(np.float32), np.array([0, 1, -1, 1, -1, 0], np.int32)
     factors = {
         name: [rng.normal(size=(SLOTS, RANK, n)).astype(np.float32) * 0.3 for n in widths]
@@ -47,6 +47,6 @@ def test_it_is_its_formula_with_each_rows_adapter():
 
 
 def test_weights_are_out_by_in_and_stacked():
-    weights = Mlp(MODEL, 2, nnx.Rngs(0))
+    weights = Mlp(MODEL, 2, 21, nnx.Rngs(0))
     assert weights.gate_proj.shape == weights.up_proj.shape == (2, 21, 33)
     assert weights.down_proj.shape == (2, 33, 21)

@@ -1,5 +1,6 @@
 """Causal attention over paged keys and values: prefill, decode and training are one operation."""
 
+from functools import partial
 from typing import cast
 
 import jax
@@ -7,48 +8,55 @@ from jaxtyping import Array, Float, Int32
 
 from kernels.implementation import use_pallas
 from kernels.paged_attention import pallas_tpu, xla
-from kernels.paged_attention.xla import Layout
+from kernels.paged_attention.xla import Latent, Layout
 
 
 def attend(
     q: Float[Array, "T H K"],
     k: Float[Array, "T G K"],
-    v: Float[Array, "T G K"],
+    v: Float[Array, "T G K"] | None,
     keys: Float[Array, "L P G B K"],
-    values: Float[Array, "L P G B K"],
+    values: Float[Array, "L P G B K"] | None,
     layer: Int32[Array, ""],
     at: Layout,
-) -> tuple[Float[Array, "T H K"], Float[Array, "L P G B K"], Float[Array, "L P G B K"]]:
+    latent: Latent | None = None,
+) -> tuple[Float[Array, "T H V"], Float[Array, "L P G B K"], Float[Array, "L P G B K"] | None]:
     """Write this step's keys and values to their pages, then attend to every key at or before each query.
 
-    Gradients reach q, k, v where every sequence lies whole in this batch, in tiles; the pool is data.
+    Where keys are `latent` they hold their values, and v and values are None. Gradients reach q, k, v where every
+    sequence lies whole in this batch, in tiles; the pool is data.
     """
-    pool = jax.lax.stop_gradient((keys, values))
-    o, keys, values = cast(tuple, _attend(q, k, v, *pool, layer, at))
-    return o, jax.lax.stop_gradient(keys), jax.lax.stop_gradient(values)
+    new, pools = ((k,), (keys,)) if latent is not None else ((k, v), (keys, values))
+    if (v is None, values is None) != (latent is not None,) * 2:
+        raise ValueError("values come with their keys where those are latent, and beside them where not")
+    o, pools = cast(tuple, _attend(latent, q, new, jax.lax.stop_gradient(pools), layer, at))
+    pools = jax.lax.stop_gradient(pools)
+    return o, pools[0], None if latent is not None else pools[1]
 
 
-@jax.custom_vjp
-def _attend(q, k, v, keys, values, layer, at):
-    return _forward(q, k, v, keys, values, layer, at)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(latent, q, new, pools, layer, at):
+    return _forward(latent, q, new, pools, layer, at)[0]
 
 
-def _form(q, keys, at):
+def _form(q, keys, at, latent):
     """The module that computes this: the portable form or the TPU's."""
-    return pallas_tpu if use_pallas("paged_attention", pallas_tpu.unsupported(q, keys, at)) else xla
+    return pallas_tpu if use_pallas("paged_attention", pallas_tpu.unsupported(q, keys, at, latent)) else xla
 
 
-def _forward(q, k, v, keys, values, layer, at):
-    form = _form(q, keys, at)
-    keys, values = form.write((keys, values), (k, v), layer, at)
-    o, lse = form.forward(q, keys, values, layer, at)
-    return (o, keys, values), (q, k, v, o, lse, at)
+def _forward(latent, q, new, pools, layer, at):
+    form = _form(q, pools[0], at, latent)
+    pools = form.write(pools, new, layer, at)
+    o, lse = form.forward(q, pools, layer, at, latent)
+    return (o, tuple(pools)), (q, new, o, lse, at)
 
 
-def _backward(residuals, cotangents):
-    q, k, v, o, lse, at = residuals
+def _backward(latent, residuals, cotangents):
+    q, new, o, lse, at = residuals
     # The pool that was written has the heads, the dtype and the page size that count.
-    return *_form(q, cotangents[1], at).backward(q, k, v, o, lse, cotangents[0], at), None, None, None, None
+    do, pools = cotangents
+    dq, *dnew = _form(q, pools[0], at, latent).backward((q, *new), (o, lse), do, at, latent)
+    return dq, tuple(dnew), None, None, None
 
 
 _attend.defvjp(_forward, _backward)

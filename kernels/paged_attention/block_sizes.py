@@ -33,7 +33,11 @@ def heads_at_once(groups: int, rows: int, keys: int, row_bytes: int) -> int:
 
 
 def queries_at_once(tile: int, group: int, row_bytes: int) -> int:
-    """Queries of a tile that one place of the grid takes; `group` rows each, of `row_bytes`."""
-    while tile > SUBLANES and tile % 2 == 0 and tile * group * row_bytes > QUERY_BYTES:
+    """Queries of a tile that one place of the grid takes; `group` rows each, of `row_bytes`.
+
+    At least eight, or fewer where those of one query fill whole sublanes.
+    """
+    least = 1 if group % SUBLANES == 0 else SUBLANES
+    while tile > least and tile % 2 == 0 and tile * group * row_bytes > QUERY_BYTES:
         tile //= 2
     return tile

@@ -4,6 +4,8 @@ The grid is (tiles, parts of the heads). A tile of queries walks its sequence's 
 few tiles of keys walk their sequence's queries from themselves on. Each gradient is a float32 sum in that order.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
@@ -15,6 +17,7 @@ from kernels.paged_attention.pallas_blocks import (
     BUFFERS,
     Form,
     Plan,
+    block_of,
     call,
     chunks,
     column,
@@ -28,34 +31,38 @@ from kernels.paged_attention.pallas_blocks import (
     walk,
     zero_from,
 )
-from kernels.paged_attention.xla import Layout, by_head, from_head
+from kernels.paged_attention.xla import Latent, Layout, by_head, from_head
 
 ANYWHERE = pl.BlockSpec(memory_space=pl.ANY)
 
 
-def gradients(q, k, v, do, stats, at: Layout):
-    """(dq, dk, dv), each like its array. `stats` is (lse, sum of do * o), `[T, H]` float32."""
+def gradients(inputs, do, stats, at: Layout, latent: Latent | None = None):
+    """The gradients of (q, k, v), or of (q, k) where keys are `latent`. `stats` is (lse, sum of do * o), float32."""
+    q, k = inputs[:2]
     heads, groups, tile, size = q.shape[1], k.shape[1], at.rows.tile, q.shape[2]
     width = size * q.dtype.itemsize
     part = block_sizes.queries_at_once(tile, heads // groups, 2 * width)
     rows = [_by_part(x, part, groups) for x in (q, do)]
     tiles, m = rows[0].shape[0], rows[0].shape[2]
     at_once = block_sizes.heads_at_once(groups, m, block_sizes.keys_at_once(tile), 2 * width)
-    form = Form(tiles, groups // at_once, at_once, heads // groups, m, block_sizes.keys_at_once(tile), size, q.dtype)
+    form = Form(
+        tiles, groups // at_once, at_once, heads // groups, m, block_sizes.keys_at_once(tile), size, q.dtype, latent
+    )
     stats = [_by_part(x[..., None], part, groups).reshape(tiles, form.parts, form.heads, m) for x in stats]
     given = {
         "q": rows[0],
         "do": rows[1],
         "stats": jnp.concatenate(stats, axis=2),
-        "keys": k.reshape(-1, tile, groups, size).transpose(0, 2, 1, 3),
-        "values": v.reshape(-1, tile, groups, size).transpose(0, 2, 1, 3),
+        **{
+            name: x.reshape(-1, tile, groups, size).transpose(0, 2, 1, 3)
+            for name, x in zip(form.pools, inputs[1:], strict=True)
+        },
     }
     live = at.rows.owner >= 0
     first = jnp.where(live, at.positions[::tile], 0)
     length = jnp.where(live, at.lengths[jnp.maximum(at.rows.owner, 0)], 0)
     dq = from_head(_of_queries(form, given, first, length), part, heads)
-    dk, dv = (x.transpose(0, 2, 1, 3).reshape(k.shape) for x in _of_keys(form, given, first, length))
-    return dq, dk, dv
+    return dq, *(x.transpose(0, 2, 1, 3).reshape(k.shape) for x in _of_keys(form, given, first, length))
 
 
 def _by_part(x, part: int, groups: int):
@@ -73,6 +80,7 @@ def _of_queries(form: Form, given, first, length):
     start = jnp.arange(first.shape[0], dtype=jnp.int32) - first // tile
     counts = -(-end // form.keys)
     rows = form.block(form.heads, form.rows, form.size)
+    outputs = form.block(form.heads, form.rows, form.values)
     plan = Plan(
         prefetched={
             "start": jnp.repeat(start, split),
@@ -83,15 +91,13 @@ def _of_queries(form: Form, given, first, length):
         },
         operands={
             "q": (given["q"], rows),
-            "do": (given["do"], rows),
+            "do": (given["do"], outputs),
             "stats": (given["stats"], form.block(1, 2 * form.heads, form.rows)),
-            "keys": (given["keys"], ANYWHERE),
-            "values": (given["values"], ANYWHERE),
+            **{name: (given[name], ANYWHERE) for name in form.pools},
         },
         results={"dq": (jax.ShapeDtypeStruct(given["q"].shape, form.dtype), rows)},
         scratch={
-            "k": pltpu.VMEM((BUFFERS, form.heads, form.keys, form.size), form.dtype),
-            "v": pltpu.VMEM((BUFFERS, form.heads, form.keys, form.size), form.dtype),
+            **dict.fromkeys(form.pools.values(), pltpu.VMEM((BUFFERS, form.heads, form.keys, form.size), form.dtype)),
             "position": pltpu.VMEM((form.rows, LANES), jnp.int32),
             "columns": pltpu.VMEM((2 * form.heads, form.rows, LANES), jnp.float32),
             "sum": pltpu.VMEM((form.heads, form.rows, form.size), jnp.float32),
@@ -119,13 +125,13 @@ def _queries_body(form: Form, ref) -> None:
         size = ref["keys"].shape[2]
         before = j * (form.keys // size)
         count = jnp.minimum(form.keys // size, pl.cdiv(ref["end"][tile], size) - before)
-        ends = [(ref[array], ref[name].at[slot]) for array, name in (("keys", "k"), ("values", "v"))]
+        ends = [(ref[array], ref[name].at[slot]) for array, name in form.pools.items()]
         page_copies((count, lambda i: ref["start"][tile] + before + i), own_heads(form, part), ends, do)
 
     def compute(j, slot):
         @pl.when((j + 1) * form.keys > end)
         def _past_the_end():
-            for name in ("k", "v"):
+            for name in form.pools.values():
                 zero_from(ref[name], slot, end - j * form.keys)
 
         for head in range(form.heads):
@@ -139,7 +145,7 @@ def _queries_body(form: Form, ref) -> None:
 def _add_to_queries(form: Form, ref, at, j, slot) -> None:
     """Block j's part of dq of some rows of a head, `at = (head, rows)`."""
     head, m = at
-    k, v = ref["k"][slot, head], ref["v"][slot, head]
+    k, v = block_of(form, ref, slot, head)
     s = dot(ref["q"][0, *at], k, (1, 1)) * form.scale
     key = j * form.keys + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
     see = key <= lanes(ref["position"][m], form.keys)
@@ -158,19 +164,20 @@ def _of_keys(form: Form, given, first, length):
     leads = (length > 0) & (first // tile % together == 0)
     held = jnp.where(leads, jnp.minimum(together, -(-(length - first) // tile)), 0)
     counts = jnp.where(leads, -(-length // queries) - first // queries, 0)
-    block = Form(tiles, form.parts, form.heads, form.group, form.rows, together * tile, form.size, form.dtype)
-    rows = pltpu.VMEM((BUFFERS, form.heads, form.rows, form.size), form.dtype)
+    block = replace(form, tiles=tiles, keys=together * tile)
     keys = pltpu.VMEM((1, form.heads, block.keys, form.size), form.dtype)
     plan = Plan(
         prefetched={"first": first, "length": length, "held": held, "counts": counts, "follow": following(counts)},
-        operands={name: (given[name], ANYWHERE) for name in ("keys", "values", "q", "do", "stats")},
-        results={name: (jax.ShapeDtypeStruct(given["keys"].shape, form.dtype), ANYWHERE) for name in ("dk", "dv")},
+        operands={name: (given[name], ANYWHERE) for name in (*form.pools, "q", "do", "stats")},
+        results={name: (jax.ShapeDtypeStruct(given["keys"].shape, form.dtype), ANYWHERE) for name in form.gradients},
         scratch={
-            "q_block": rows,
-            "do_block": rows,
+            "q_block": pltpu.VMEM((BUFFERS, form.heads, form.rows, form.size), form.dtype),
+            "do_block": pltpu.VMEM((BUFFERS, form.heads, form.rows, form.values), form.dtype),
             "stats_block": pltpu.VMEM((BUFFERS, 2 * form.heads, form.rows), jnp.float32),
-            **dict.fromkeys(("k", "v", "dk_sent", "dv_sent"), keys),
-            **dict.fromkeys(("dk_sum", "dv_sum"), pltpu.VMEM((form.heads, block.keys, form.size), jnp.float32)),
+            **dict.fromkeys((*form.pools.values(), *(name + "_sent" for name in form.gradients)), keys),
+            **dict.fromkeys(
+                (name + "_sum" for name in form.gradients), pltpu.VMEM((form.heads, block.keys, form.size), jnp.float32)
+            ),
             "under_way": pltpu.SMEM((1,), jnp.int32),
             "loaded": pltpu.SemaphoreType.DMA,
             "sent": pltpu.SemaphoreType.DMA,
@@ -178,7 +185,7 @@ def _of_keys(form: Form, given, first, length):
     )
     found = call(block, "paged_attention_dkv", _keys_body, plan, _cost(form, given, 4))
     mine = (length > 0)[:, None, None, None]  # what is nobody's was not written
-    return jnp.where(mine, found["dk"], 0), jnp.where(mine, found["dv"], 0)
+    return [jnp.where(mine, found[name], 0) for name in form.gradients]
 
 
 def _keys_body(form: Form, ref) -> None:
@@ -193,8 +200,8 @@ def _keys_body(form: Form, ref) -> None:
     @pl.when(ref["counts"][t] > 0)
     def _start():
         _load(form, ref)
-        for name in ("dk_sum", "dv_sum"):
-            ref[name][...] = jnp.zeros_like(ref[name])
+        for name in form.gradients:
+            ref[name + "_sum"][...] = jnp.zeros_like(ref[name + "_sum"])
 
     def copies(tile, part, j, slot, do):
         there, heads = tile * per_tile + j, own_heads(form, part)
@@ -215,7 +222,7 @@ def _keys_body(form: Form, ref) -> None:
     @pl.when(ref["counts"][t] > 0)
     def _finish():
         _wait_for_sent(form, ref)
-        for name in ("dk", "dv"):
+        for name in form.gradients:
             ref[name + "_sent"][0] = ref[name + "_sum"][...].astype(form.dtype)
         _send(form, ref, t, ref["held"][t], lambda copy: copy.start())
         ref["under_way"][0] = ref["held"][t]
@@ -226,9 +233,9 @@ def _keys_body(form: Form, ref) -> None:
 
 
 def _load(form: Form, ref) -> None:
-    """The keys and values of these tiles, zeros past the end."""
+    """The keys, and values, of these tiles, zeros past the end."""
     t, part = pl.program_id(0), pl.program_id(1)
-    ends = [(ref[array], ref[name].at[0]) for array, name in (("keys", "k"), ("values", "v"))]
+    ends = [(ref[array], ref[name].at[0]) for array, name in form.pools.items()]
 
     def copy(source, buffer):
         return pltpu.make_async_copy(source, buffer, ref["loaded"])
@@ -239,13 +246,13 @@ def _load(form: Form, ref) -> None:
 
     @pl.when(ref["first"][t] + form.keys > ref["length"][t])
     def _past_the_end():
-        for name in ("k", "v"):
+        for name in form.pools.values():
             zero_from(ref[name], 0, ref["length"][t] - ref["first"][t])
 
 
 def _send(form: Form, ref, first, count, do) -> None:
     """`do` for the copies of dk and dv to `count` tiles from `first` on."""
-    ends = [(ref[name], ref[name + "_sent"].at[0]) for name in ("dk", "dv")]
+    ends = [(ref[name], ref[name + "_sent"].at[0]) for name in form.gradients]
     part = own_heads(form, pl.program_id(1))
     page_copies((count, lambda i: first + i), part, ends, lambda a, b: do(pltpu.make_async_copy(b, a, ref["sent"])))
 
@@ -260,13 +267,15 @@ def _add_to_keys(form: Form, ref, at, position, slot) -> None:
     head, m = at
     q, do, stats = ref["q_block"][slot, head, m], ref["do_block"][slot, head, m], ref["stats_block"]
     lse, drop = (stats[slot, i : i + 1, m] for i in (head, form.heads + head))
-    s = dot(ref["k"][0, head], q, (1, 1)) * form.scale
+    k, v = block_of(form, ref, 0, head)
+    s = dot(k, q, (1, 1)) * form.scale
     key = ref["first"][pl.program_id(0)] + jax.lax.broadcasted_iota(jnp.int32, s.shape, 0)
     see = key <= position
     p = jnp.where(see, jnp.exp(s - lse), 0)
-    dp = dot(ref["v"][0, head], do, (1, 1)) - drop
+    dp = dot(v, do, (1, 1)) - drop
     ds = jnp.where(see, p * dp * form.scale, 0).astype(form.dtype)
-    ref["dv_sum"][head] += dot(p.astype(form.dtype), do, (1, 0))
+    of_values = ref["dv_sum"].at[head] if form.latent is None else ref["dk_sum"].at[head, :, : form.values]
+    of_values[...] += dot(p.astype(form.dtype), do, (1, 0))
     ref["dk_sum"][head] += dot(ds, q, (1, 0))
 
 

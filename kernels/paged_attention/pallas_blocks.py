@@ -15,6 +15,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from kernels.implementation import interpreter
 from kernels.paged_attention.block_sizes import LANES, SUBLANES
+from kernels.paged_attention.xla import Latent, measures
 
 BUFFERS = 2
 
@@ -34,10 +35,26 @@ class Form:
     keys: int
     size: int
     dtype: Any
+    latent: Latent | None = None
+
+    @property
+    def values(self) -> int:
+        """The width of a value."""
+        return measures(self.size, self.latent)[0]
 
     @property
     def scale(self) -> float:
-        return self.size**-0.5
+        return measures(self.size, self.latent)[1]
+
+    @property
+    def pools(self) -> dict[str, str]:
+        """The arrays of keys, and of values where keys do not hold them, and the name of a block of each."""
+        return {"keys": "k"} if self.latent is not None else {"keys": "k", "values": "v"}
+
+    @property
+    def gradients(self) -> list[str]:
+        """Names of the gradients of those arrays."""
+        return ["d" + name for name in self.pools.values()]
 
     def block(self, *shape: int) -> pl.BlockSpec:
         """The block of a tile and a part in an array `[tiles, parts * n, ...]`, where `shape` is `(n, ...)`."""
@@ -195,6 +212,12 @@ def lanes(x, width: int):
 def column(row, count: int):
     """`[1, M]` along lanes as `[M, LANES]`, the same along all lanes."""
     return jnp.broadcast_to(row, (LANES, count)).T
+
+
+def block_of(form: Form, ref, slot, head):
+    """A head's block of keys, and their values."""
+    k = ref["k"][slot, head]
+    return k, k[:, : form.values] if form.latent is not None else ref["v"][slot, head]
 
 
 def zero_from(buffer, slot, end) -> None:

@@ -15,6 +15,7 @@ from kernels.paged_attention.pallas_blocks import (
     BUFFERS,
     Form,
     Plan,
+    block_of,
     call,
     chunks,
     dot,
@@ -27,24 +28,24 @@ from kernels.paged_attention.pallas_blocks import (
     walk,
     zero_from,
 )
-from kernels.paged_attention.xla import MASKED, by_head, from_head
+from kernels.paged_attention.xla import MASKED, Latent, by_head, from_head
 
 
-def attend_tiles(q, pool, layer, where):
-    """`o [rows, H, K]` and `lse [rows, H]` (float32) of `q [rows, H, K]`, rows in tiles; `pool` is (keys, values).
+def attend_tiles(q, pools, layer, where, latent: Latent | None = None):
+    """`o [rows, H, V]` and `lse [rows, H]` (float32) of `q [rows, H, K]`, rows in tiles; `pools` as in `forward`.
 
     `where` is (sequence, first, end `[tiles]`, pages `[S, PS]`): whose a tile is, the position of its first row, and
     the number of keys that its rows see, 0 for a tile of nobody. The positions of its rows follow each other.
     """
     sequence, first, end, pages = where
     tiles, heads, size = sequence.shape[0], q.shape[1], q.shape[2]
-    groups, page = pool[0].shape[2:4]
+    groups, page = pools[0].shape[2:4]
     queries = q.shape[0] // tiles
     rows = padded(by_head(q.reshape(tiles, queries, heads, size), groups), 2)
     keys = block_sizes.keys_at_once(page)
     width = size * q.dtype.itemsize
     at_once = block_sizes.heads_at_once(groups, rows.shape[2], keys, width)
-    form = Form(tiles, groups // at_once, at_once, heads // groups, rows.shape[2], keys, size, q.dtype)
+    form = Form(tiles, groups // at_once, at_once, heads // groups, rows.shape[2], keys, size, q.dtype, latent)
     counts = -(-end // keys)
     plan = Plan(
         prefetched={
@@ -58,23 +59,24 @@ def attend_tiles(q, pool, layer, where):
         },
         operands={
             "q": (rows, form.block(form.heads, form.rows, size)),
-            "keys": (pool[0], pl.BlockSpec(memory_space=pl.ANY)),
-            "values": (pool[1], pl.BlockSpec(memory_space=pl.ANY)),
+            **{name: (pool, pl.BlockSpec(memory_space=pl.ANY)) for name, pool in zip(form.pools, pools, strict=True)},
         },
         results={
-            "o": (jax.ShapeDtypeStruct(rows.shape, q.dtype), form.block(form.heads, form.rows, size)),
+            "o": (
+                jax.ShapeDtypeStruct((*rows.shape[:3], form.values), q.dtype),
+                form.block(form.heads, form.rows, form.values),
+            ),
             "lse": (
                 jax.ShapeDtypeStruct((tiles, form.parts, form.heads, form.rows), jnp.float32),
                 form.block(1, form.heads, form.rows),
             ),
         },
         scratch={
-            "k": pltpu.VMEM((BUFFERS, form.heads, keys, size), pool[0].dtype),
-            "v": pltpu.VMEM((BUFFERS, form.heads, keys, size), pool[1].dtype),
+            **{name: pltpu.VMEM((BUFFERS, form.heads, keys, size), q.dtype) for name in form.pools.values()},
             "position": pltpu.VMEM((form.rows, LANES), jnp.int32),
             "top": pltpu.VMEM((form.heads, form.rows, LANES), jnp.float32),
             "total": pltpu.VMEM((form.heads, form.rows, LANES), jnp.float32),
-            "out": pltpu.VMEM((form.heads, form.rows, size), jnp.float32),
+            "out": pltpu.VMEM((form.heads, form.rows, form.values), jnp.float32),
         },
     )
     found = call(form, "paged_attention" + ("_rows" if queries == 1 else ""), _body, plan, _cost(form, pages, page))
@@ -86,8 +88,9 @@ def _cost(form: Form, pages, page: int) -> pl.CostEstimate:
     """If every tile saw every page of its sequence."""
     keys, groups = pages.shape[1] * page, form.parts * form.heads
     pairs = form.tiles * groups * form.rows * keys
-    moved = form.tiles * groups * (2 * keys + 2 * form.rows) * form.size * jnp.dtype(form.dtype).itemsize
-    return pl.CostEstimate(flops=4 * pairs * form.size, transcendentals=pairs, bytes_accessed=moved)
+    numbers = len(form.pools) * keys * form.size + form.rows * (form.size + form.values)
+    moved = form.tiles * groups * numbers * jnp.dtype(form.dtype).itemsize
+    return pl.CostEstimate(flops=2 * pairs * (form.size + form.values), transcendentals=pairs, bytes_accessed=moved)
 
 
 def _body(form: Form, ref) -> None:
@@ -105,7 +108,7 @@ def _body(form: Form, ref) -> None:
     def compute(j, slot):
         @pl.when((j + 1) * form.keys > end)
         def _past_the_end():
-            for name in ("k", "v"):
+            for name in form.pools.values():
                 zero_from(ref[name], slot, end - j * form.keys)
 
         for head in range(form.heads):
@@ -119,8 +122,8 @@ def _body(form: Form, ref) -> None:
         live = ref["position"][...] < end
         for head in range(form.heads):
             total = ref["total"][head]
-            o = ref["out"][head] / lanes(total, form.size)
-            ref["o"][0, head] = jnp.where(lanes(live, form.size), o, 0).astype(form.dtype)
+            o = ref["out"][head] / lanes(total, form.values)
+            ref["o"][0, head] = jnp.where(lanes(live, form.values), o, 0).astype(form.dtype)
             lse = jnp.where(live, ref["top"][head] + jnp.log(total), 0)
             ref["lse"][0, 0, head : head + 1] = lse.T[:1]
 
@@ -139,13 +142,13 @@ def _copies(form: Form, ref, tile, part, j, slot, do) -> None:
     def number(i):
         return jnp.maximum(ref["pages"][ref["sequence"][tile], j * per_block + i], 0)
 
-    ends = [(ref[pool].at[ref["layer"][0]], ref[name].at[slot]) for pool, name in (("keys", "k"), ("values", "v"))]
+    ends = [(ref[pool].at[ref["layer"][0]], ref[name].at[slot]) for pool, name in form.pools.items()]
     page_copies((count, number), own_heads(form, part), ends, do)
 
 
 def _one_block(form: Form, ref, at, j, slot) -> None:
     """Add block j of keys to the running softmax of some rows of a head, `at = (head, rows)`."""
-    k, v = ref["k"][slot, at[0]], ref["v"][slot, at[0]]
+    k, v = block_of(form, ref, slot, at[0])
     s = dot(ref["q"][0, *at], k, (1, 1)) * form.scale
     key = j * form.keys + jax.lax.broadcasted_iota(jnp.int32, s.shape, 1)
     s = jnp.where(key <= lanes(ref["position"][at[1]], form.keys), s, MASKED)
@@ -155,4 +158,4 @@ def _one_block(form: Form, ref, at, j, slot) -> None:
     keep = jnp.exp(top - new_top)
     ref["top"][at] = new_top
     ref["total"][at] = ref["total"][at] * keep + jnp.sum(p, axis=1, keepdims=True)
-    ref["out"][at] = ref["out"][at] * lanes(keep, form.size) + dot(p.astype(v.dtype), v, (1, 0))
+    ref["out"][at] = ref["out"][at] * lanes(keep, form.values) + dot(p.astype(v.dtype), v, (1, 0))

@@ -10,16 +10,18 @@ from kernels.paged_attention.block_sizes import LANES, SUBLANES
 from kernels.paged_attention.pallas_backward import gradients
 from kernels.paged_attention.pallas_forward import attend_tiles
 from kernels.paged_attention.pallas_write import write_tiles
-from kernels.paged_attention.xla import Layout, places
+from kernels.paged_attention.xla import Latent, Layout, places
 
 
-def unsupported(q, keys, at: Layout) -> str | None:
+def unsupported(q, keys, at: Layout, latent: Latent | None = None) -> str | None:
     """Why these kernels cannot take these shapes, or None."""
     page, size = keys.shape[3:]
     if q.dtype not in (jnp.float32, jnp.bfloat16) or q.dtype != keys.dtype:
         return f"queries of {q.dtype} and keys of {keys.dtype} (both float32 or both bfloat16 are needed)"
     if size % LANES:
         return f"heads of {size} (a multiple of {LANES} is needed)"
+    if latent is not None and latent.values % LANES:
+        return f"latent values of {latent.values} (a multiple of {LANES} is needed)"
     if page % SUBLANES:
         return f"pages of {page} tokens (a multiple of {SUBLANES} is needed)"
     if at.rows.tiles and at.rows.tile % SUBLANES:
@@ -49,12 +51,12 @@ def _write_rows(pools, new, layer, places):
     return [pool.at[layer, page, heads, offset].set(x, mode="drop") for pool, x in zip(pools, new, strict=True)]
 
 
-def forward(q, keys, values, layer, at: Layout):
-    """Attention of every query to its sequence's pages. Returns `o [T, H, K]` and `lse [T, H]` (float32)."""
-    found, group = [], q.shape[1] // keys.shape[2]
+def forward(q, pools, layer, at: Layout, latent: Latent | None = None):
+    """Attention of every query to its sequence's pages. Returns `o [T, H, V]` and `lse [T, H]` (float32)."""
+    found, group = [], q.shape[1] // pools[0].shape[2]
     for rows, owners, tile in at.rows.parts():
         part = block_sizes.queries_at_once(tile, group, q.shape[2] * q.dtype.itemsize)
-        found.append(attend_tiles(q[rows], (keys, values), layer, _tiles(at, rows, owners, tile, part)))
+        found.append(attend_tiles(q[rows], pools, layer, _tiles(at, rows, owners, tile, part), latent))
     o, lse = (jnp.concatenate(part) for part in zip(*found, strict=True))
     return o, lse
 
@@ -67,7 +69,8 @@ def _tiles(at: Layout, rows: slice, owners: slice, tile: int, part: int | None =
     return sequence, positions[:, 0], jnp.max(positions, axis=1) + 1, at.pages
 
 
-def backward(q, k, v, o, lse, do, at: Layout):
-    """Gradients of q, k and v for sequences that lie whole in the batch, each in tiles of its own; no single rows."""
+def backward(inputs, outputs, do, at: Layout, latent: Latent | None = None):
+    """Gradients of `inputs` for sequences that lie whole in the batch, each in tiles of its own; no single rows."""
+    o, lse = outputs
     drop = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1)
-    return gradients(q, k, v, do, (lse, drop), at)
+    return gradients(inputs, do, (lse, drop), at, latent)

@@ -17,10 +17,11 @@ NAMES = ("keys", "values")
 
 
 def write_tiles(pools, new, layer, where):
-    """Keys and values `[L, P, G, B, K]` with `new`, two of `[NT, G, tile, K]`, stored; `where` as in `attend_tiles`.
+    """Keys and values `[L, P, G, B, K]`, or keys alone, with as many of `new`, `[NT, G, tile, K]`, stored.
 
-    What has no page is dropped.
+    `where` is as in `attend_tiles`. What has no page is dropped.
     """
+    names = NAMES[: len(pools)]
     sequence, first, end, pages = where
     tiles, groups, tile, size = new[0].shape
     page, dtype = pools[0].shape[3], pools[0].dtype
@@ -30,23 +31,23 @@ def write_tiles(pools, new, layer, where):
     plan = Plan(
         prefetched={"layer": jnp.reshape(layer, 1), "sequence": sequence, "first": first, "end": end, "pages": pages},
         operands={
-            **{"new_" + name: (x, form.block(heads, tile, size)) for name, x in zip(NAMES, new, strict=True)},
-            **{name + "_before": (x, anywhere) for name, x in zip(NAMES, pools, strict=True)},
+            **{"new_" + name: (x, form.block(heads, tile, size)) for name, x in zip(names, new, strict=True)},
+            **{name + "_before": (x, anywhere) for name, x in zip(names, pools, strict=True)},
         },
         results={
-            name: (jax.ShapeDtypeStruct(x.shape, x.dtype), anywhere) for name, x in zip(NAMES, pools, strict=True)
+            name: (jax.ShapeDtypeStruct(x.shape, x.dtype), anywhere) for name, x in zip(names, pools, strict=True)
         },
         scratch={
-            "page": pltpu.VMEM((BUFFERS, len(NAMES), heads, form.keys, size), form.dtype),
+            "page": pltpu.VMEM((BUFFERS, len(names), heads, form.keys, size), form.dtype),
             "under_way": pltpu.SMEM((BUFFERS,), jnp.int32),
             "sent": pltpu.SemaphoreType.DMA((BUFFERS,)),
         },
-        updated={name + "_before": name for name in NAMES},
+        updated={name + "_before": name for name in names},
     )
-    bytes_moved = 2 * len(NAMES) * new[0].size * jnp.dtype(form.dtype).itemsize
+    bytes_moved = 2 * len(names) * new[0].size * jnp.dtype(form.dtype).itemsize
     cost = pl.CostEstimate(flops=0, transcendentals=0, bytes_accessed=bytes_moved)
     found = call(form, "paged_attention_write", _body, plan, cost)
-    return [found[name] for name in NAMES]
+    return [found[name] for name in names]
 
 
 def _body(form: Form, ref) -> None:
@@ -104,9 +105,13 @@ def _one_page(form: Form, ref, number, start) -> None:
 
 
 def _ends(form: Form, ref, slot, number):
-    """(buffer, page) of keys and of values."""
+    """(buffer, page) of keys, and of values where there are any."""
     heads, layer = own_heads(form, pl.program_id(1)), ref["layer"][0]
-    return [(ref["page"].at[slot, i], ref[name].at[layer, number, heads]) for i, name in enumerate(NAMES)]
+    return [(ref["page"].at[slot, i], ref[name].at[layer, number, heads]) for i, name in enumerate(_names(ref))]
+
+
+def _names(ref) -> list[str]:
+    return [name for name in NAMES if name in ref]
 
 
 def _finish(form: Form, ref, slot) -> None:
@@ -129,7 +134,7 @@ def _blend(form: Form, ref, slot, start) -> None:
     turn = jax.lax.rem(first - start + long, long)
 
     def one(head, carry):
-        for i, name in enumerate(NAMES):
+        for i, name in enumerate(_names(ref)):
             new = ref["new_" + name][0, head].astype(jnp.float32)
             new = jnp.concatenate([new, jnp.zeros((size, form.size), jnp.float32)])
             new = pltpu.roll(new, turn, 0)[:size].astype(form.dtype)

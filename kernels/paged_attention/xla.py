@@ -29,10 +29,22 @@ class Layout(NamedTuple):
     lengths: Int32[Array, "S"]
 
 
+class Latent(NamedTuple):
+    """Keys that hold their values: the first `values` numbers of each. Scores are products times `scale`."""
+
+    values: int
+    scale: float
+
+
+def measures(size: int, latent: Latent | None) -> tuple[int, float]:
+    """The width of a value, and what scores are multiplied by, of keys of `size` numbers."""
+    return (size, size**-0.5) if latent is None else latent
+
+
 def write(pools, new, layer, at: Layout):
     """Store each token's rows at its sequence's page; padding is dropped.
 
-    `pools` are keys and values `[L, P, G, B, K]`, `new` those of the tokens, `[T, G, K]`.
+    `pools` are keys and values `[L, P, G, B, K]` or keys alone, `new` those of the tokens, `[T, G, K]`.
     """
     page, offset = places(pools[0], at)
     return tuple(pool.at[layer, page, :, offset].set(x, mode="drop") for pool, x in zip(pools, new, strict=True))
@@ -71,21 +83,26 @@ def query_tile(tile: int, heads: int, groups: int) -> int:
     return tile
 
 
-def forward(q, keys, values, layer, at: Layout):
-    """Attention of every query to its sequence's pages. Returns `o [T, H, K]` and `lse [T, H]` (float32)."""
+def forward(q, pools, layer, at: Layout, latent: Latent | None = None):
+    """Attention of every query to its sequence's pages. Returns `o [T, H, V]` and `lse [T, H]` (float32).
+
+    `pools` are keys and values, or keys alone where they are `latent`.
+    """
     found = []
     for rows, groups, tile in at.rows.parts():
-        part = query_tile(tile, q.shape[1], keys.shape[2])
+        part = query_tile(tile, q.shape[1], pools[0].shape[2])
         sequence = jnp.repeat(at.rows.owner[groups], tile // part)
-        found.append(_tiles(q[rows], keys, values, layer, (at.positions[rows].reshape(-1, part), sequence, at)))
+        where = at.positions[rows].reshape(-1, part), sequence, at
+        found.append(_tiles(q[rows], pools, layer, where, latent))
     o, lse = (jnp.concatenate(part) for part in zip(*found, strict=True))
     return o, lse
 
 
-def _tiles(q, keys, values, layer, where):
+def _tiles(q, pools, layer, where, latent: Latent | None):
     """`forward` for query tiles of one width; `where` is their positions `[NT, Q]`, their sequences, and the layout."""
     positions, sequence, at = where
-    heads, groups, size = q.shape[1], *keys.shape[2:4]
+    heads, groups, size = q.shape[1], *pools[0].shape[2:4]
+    values, scale = measures(q.shape[-1], latent)
     tiles, width = positions.shape
     sequence = jnp.maximum(sequence, 0)
     per_block = max(1, BLOCK_KEYS // size)
@@ -95,16 +112,17 @@ def _tiles(q, keys, values, layer, where):
     length = at.lengths[sequence]
     offsets = jnp.arange(per_block * size, dtype=jnp.int32)
 
-    def block(j, carry):
+    def add_block(j, carry):
         top, total, out = carry
         page = jax.lax.dynamic_slice_in_dim(pages, j * per_block, per_block, axis=1)
-        k, v = (_block(pool, layer, page) for pool in (keys, values))
+        block = [_block(pool, layer, page) for pool in pools]
         position = j * per_block * size + offsets
         # What lies past a sequence's end is another's or nobody's: not even a NaN of theirs may come through.
         mine = (position[None] < length[:, None])[:, None, :, None]
-        k, v = jnp.where(mine, k, 0), jnp.where(mine, v, 0)
+        block = [jnp.where(mine, x, 0) for x in block]
+        k, v = block[0], block[-1][..., :values]
         v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, -v.shape[-1] % LANES)))
-        s = jnp.einsum("ngmk,ngck->ngmc", qt, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        s = jnp.einsum("ngmk,ngck->ngmc", qt, k, preferred_element_type=jnp.float32) * scale
         s = jnp.where(position[None, None, None] <= last, s, MASKED)
         new_top = jnp.maximum(top, jnp.max(s, axis=-1))
         p = jnp.exp(s - new_top[..., None])
@@ -114,9 +132,9 @@ def _tiles(q, keys, values, layer, where):
 
     blocks = -(-jnp.max(length) // (per_block * size))
     rows = qt.shape[:3]
-    start = (jnp.full(rows, MASKED), jnp.zeros(rows), jnp.zeros((*rows, q.shape[-1] + -q.shape[-1] % LANES)))
-    top, total, out = jax.lax.fori_loop(0, blocks, block, start)
-    out = from_head((out[..., : q.shape[-1]] / total[..., None]).astype(q.dtype), width, heads)
+    start = (jnp.full(rows, MASKED), jnp.zeros(rows), jnp.zeros((*rows, values + -values % LANES)))
+    top, total, out = jax.lax.fori_loop(0, blocks, add_block, start)
+    out = from_head((out[..., :values] / total[..., None]).astype(q.dtype), width, heads)
     out = jnp.where((positions >= 0).reshape(-1, 1, 1), out, 0)
     return out, from_head((top + jnp.log(total))[..., None], width, heads)[..., 0]
 
@@ -128,20 +146,24 @@ def _block(pool: Float[Array, "L P G B K"], layer, page: Int32[Array, "NT N"]) -
     return pool[layer, jnp.maximum(page, 0)[:, None], heads].reshape(page.shape[0], groups, -1, width)
 
 
-def backward(q, k, v, o, lse, do, at: Layout):
+def backward(inputs, outputs, do, at: Layout, latent: Latent | None = None):
     """Gradients of q, k and v for sequences that lie whole in the batch, each in tiles of its own.
+
+    `inputs` are (q, k, v), or (q, k) where keys are `latent`; `outputs` are what `forward` gave.
 
     Pair i holds query tile n + i and key tile n of one sequence, i ascending: each gradient is a sum in a fixed order
     over its own sequence.
     """
-    heads, groups, scale, tile = q.shape[1], k.shape[1], q.shape[-1] ** -0.5, at.rows.tile
+    (q, k), (o, lse) = inputs[:2], outputs
+    heads, groups, tile = q.shape[1], k.shape[1], at.rows.tile
+    values, scale = measures(q.shape[-1], latent)
 
     def tiled(x: Array) -> Array:
         return x.reshape(-1, tile, *x.shape[1:])
 
     drop = jnp.sum(do.astype(jnp.float32) * o.astype(jnp.float32), axis=-1)
     qb, dob = by_head(tiled(q), groups), by_head(tiled(do), groups)
-    kb, vb = tiled(k).transpose(0, 2, 1, 3), tiled(v).transpose(0, 2, 1, 3)
+    kb, vb = (tiled(x).transpose(0, 2, 1, 3)[..., :width] for x, width in ((k, None), (inputs[-1], values)))
     stats = by_head(tiled(jnp.stack([lse, drop], axis=-1)), groups)
     position, sequence = tiled(at.positions), at.rows.owner
     q_position = head_rows(position, heads, groups)[..., None]
@@ -170,5 +192,6 @@ def backward(q, k, v, o, lse, do, at: Layout):
 
     start = (jnp.zeros(qb.shape), jnp.zeros(kb.shape), jnp.zeros(vb.shape))
     dq, dk, dv = jax.lax.fori_loop(0, -(-jnp.max(at.lengths) // tile), pair, start)
-    dk, dv = (x.transpose(0, 2, 1, 3).reshape(k.shape) for x in (dk, dv))
-    return tuple(g.astype(q.dtype) for g in (from_head(dq, tile, heads), dk, dv))
+    dk, dv = (x.transpose(0, 2, 1, 3).reshape(*k.shape[:2], -1) for x in (dk, dv))
+    found = (dk, dv) if latent is None else (jnp.concatenate([dk[..., :values] + dv, dk[..., values:]], axis=-1),)
+    return tuple(g.astype(q.dtype) for g in (from_head(dq, tile, heads), *found))

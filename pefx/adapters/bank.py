@@ -59,7 +59,7 @@ def joined(own: Any, with_experts: Any) -> Any:
 
 
 def _of_kind(factors: FactorTree, kind: str) -> dict[str, dict[str, Any]]:
-    """By site, the factors that a layer of this kind has; "shared": those that the experts of a layer share."""
+    """By site, the factors that a layer of this kind has; "across_experts": those that the experts of a layer share."""
     found = {}
     for site, pair in factors.items():
         named = SITES[site].kind
@@ -70,7 +70,7 @@ def _of_kind(factors: FactorTree, kind: str) -> dict[str, dict[str, Any]]:
 
 
 def _kind(named: str, factor: Any) -> str:
-    return "shared" if named == "experts" and not _split(factor) else named
+    return "across_experts" if named == "experts" and not _split(factor) else named
 
 
 @jax.tree_util.register_dataclass

@@ -8,9 +8,10 @@ from pefx.errors import PefxError
 
 @dataclass(frozen=True)
 class Site:
-    """`kind` says which layers have it (attention: all; dense; experts; unembed: one). `reads`, `writes` name widths.
+    """`kind` says which layers have it (attention: all; dense; experts, shared_experts: the others; unembed: one).
 
-    `shared` is the factor that the experts of a layer share in the `shared_hidden` form: the one on the hidden side.
+    `reads` and `writes` name widths. `shared` is the factor that the experts of a layer share in the `shared_hidden`
+    form: the one on the hidden side.
     """
 
     kind: str
@@ -20,16 +21,23 @@ class Site:
 
 
 SITES: dict[str, Site] = {
-    "q_proj": Site("attention", "hidden", "queries"),
+    "q_proj": Site("attention", "hidden", "plain_queries"),
     "k_proj": Site("attention", "hidden", "keys"),
     "v_proj": Site("attention", "hidden", "keys"),
-    "o_proj": Site("attention", "queries", "hidden"),
+    "q_a_proj": Site("attention", "hidden", "query_latent"),
+    "q_b_proj": Site("attention", "query_latent", "queries"),
+    "kv_a_proj": Site("attention", "hidden", "latent_key"),
+    "kv_b_proj": Site("attention", "latent", "keys_and_values"),
+    "o_proj": Site("attention", "heads", "hidden"),
     "gate_proj": Site("dense", "hidden", "dense_hidden"),
     "up_proj": Site("dense", "hidden", "dense_hidden"),
     "down_proj": Site("dense", "dense_hidden", "hidden"),
     "experts.gate_proj": Site("experts", "hidden", "expert_hidden", shared="a"),
     "experts.up_proj": Site("experts", "hidden", "expert_hidden", shared="a"),
     "experts.down_proj": Site("experts", "expert_hidden", "hidden", shared="b"),
+    "shared_experts.gate_proj": Site("shared_experts", "hidden", "shared_hidden"),
+    "shared_experts.up_proj": Site("shared_experts", "hidden", "shared_hidden"),
+    "shared_experts.down_proj": Site("shared_experts", "shared_hidden", "hidden"),
     "unembed": Site("unembed", "hidden", "vocabulary"),
 }
 
@@ -37,27 +45,74 @@ SITES: dict[str, Site] = {
 def layer_count(config: ModelConfig, kind: str) -> int:
     """Layers of the base that have sites of this kind."""
     dense = sum(layer < config.layers for layer in config.dense_layers)
-    return {"attention": config.layers, "dense": dense, "experts": config.layers - dense, "unembed": 1}[kind]
+    sparse = config.layers - dense
+    return {
+        "attention": config.layers,
+        "dense": dense,
+        "experts": sparse,
+        "shared_experts": sparse if config.shared_experts else 0,
+        "unembed": 1,
+    }[kind]
 
 
 def width(config: ModelConfig, name: str) -> int:
-    """Size of a named width."""
+    """Size of a named width; 0 where the base has none."""
     return {
+        **(_latent_widths(config) if config.kv_rank else _head_widths(config)),
         "hidden": config.hidden,
-        "queries": config.heads * config.head_size,
-        "keys": config.kv_heads * config.head_size,
         "dense_hidden": config.dense_hidden,
         "expert_hidden": config.expert_hidden,
+        "shared_hidden": config.shared_experts * config.expert_hidden,
         "vocabulary": config.vocab_size,
     }[name]
 
 
-# Widths that the mesh may divide, by logical axis.
+def _head_widths(config: ModelConfig) -> dict[str, int]:
+    queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
+    absent = dict.fromkeys(("query_latent", "queries", "latent", "latent_key", "keys_and_values"), 0)
+    return {"plain_queries": queries, "keys": keys, "heads": queries, **absent}
+
+
+def _latent_widths(config: ModelConfig) -> dict[str, int]:
+    queries = config.heads * (config.nope_head_size + config.rope_head_size)
+    return {
+        "plain_queries": 0 if config.query_rank else queries,
+        "keys": 0,
+        "query_latent": config.query_rank,
+        "queries": queries,
+        "latent": config.kv_rank,
+        "latent_key": config.kv_rank + config.rope_head_size,
+        "keys_and_values": config.heads * (config.nope_head_size + config.value_head_size),
+        "heads": config.heads * config.value_head_size,
+    }
+
+
+# Where in a segment of the base the parameters of a kind of site are.
+_PLACES = {"attention": "block.attention.", "dense": "block.feed.", "experts": "", "shared_experts": "block."}
+
+
+def parameter(name: str) -> str | None:
+    """The parameter of a segment that a site adapts, as the tables of families name it; None for the unembedding."""
+    kind = SITES[name].kind
+    return None if kind == "unembed" else _PLACES[kind] + name
+
+
+def has_site(config: ModelConfig, name: str) -> bool:
+    """Whether the base has layers with this site, and the site two sides."""
+    site = SITES[name]
+    return min(layer_count(config, site.kind), width(config, site.reads), width(config, site.writes)) > 0
+
+
+# Widths that the mesh may divide, by logical axis. Latents are whole everywhere.
 DIVIDED = {
+    "plain_queries": "heads",
     "queries": "heads",
+    "keys_and_values": "heads",
+    "heads": "heads",
     "keys": "kv_heads",
     "dense_hidden": "mlp",
     "expert_hidden": "mlp",
+    "shared_hidden": "mlp",
     "vocabulary": "vocab",
 }
 
@@ -82,9 +137,9 @@ def factor_shapes(config: ModelConfig, spec: AdapterSpec) -> dict[str, dict[str,
         if target not in SITES:
             raise PefxError(f"adapter target '{target}' is not known; choose from {', '.join(SITES)}", "bad_adapter")
         site = SITES[target]
-        layers = layer_count(config, site.kind)
-        if layers == 0:
+        if not has_site(config, target):
             continue
+        layers = layer_count(config, site.kind)
         shapes[target] = {}
         for factor, side in (("a", site.reads), ("b", site.writes)):
             split = site.kind == "experts" and not (spec.expert_form == "shared_hidden" and site.shared == factor)

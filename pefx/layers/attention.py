@@ -1,4 +1,4 @@
-"""Grouped-query attention with query and key norms (Qwen3), over paged keys and values."""
+"""Grouped-query attention, with query and key norms (Qwen3) and biases (GLM-4.5) where a base has them, paged."""
 
 import jax
 from flax import nnx
@@ -11,7 +11,7 @@ from pefx.collectives import enter, leave
 from pefx.config import ModelConfig
 from pefx.layers.linear import Adapters, linear
 from pefx.layers.norm import rms_norm
-from pefx.layers.parameter import ones, weight
+from pefx.layers.parameter import ones, weight, zeros
 from pefx.layers.rope import rotate
 
 
@@ -27,8 +27,12 @@ class Attention(nnx.Module):
         self.o_proj = weight(
             rngs, (layers, d, q), ("layers", "embed", "heads"), (2 * c.layers * q) ** -0.5, c.precision
         )
-        self.q_norm = ones((layers, c.head_size), ("layers", "head"), c.precision)
-        self.k_norm = ones((layers, c.head_size), ("layers", "head"), c.precision)
+        norms, biases = c.query_key_norm, c.attention_bias
+        self.q_norm = ones((layers, c.head_size), ("layers", "head"), c.precision) if norms else None
+        self.k_norm = ones((layers, c.head_size), ("layers", "head"), c.precision) if norms else None
+        self.q_bias = zeros((layers, q), ("layers", "heads"), c.precision) if biases else None
+        self.k_bias = zeros((layers, kv), ("layers", "kv_heads"), c.precision) if biases else None
+        self.v_bias = zeros((layers, kv), ("layers", "kv_heads"), c.precision) if biases else None
 
 
 def attention(
@@ -45,13 +49,21 @@ def attention(
     x, tokens = enter(x), x.shape[0]
 
     def project(name: str):
-        y = linear(x, getattr(weights, name)[...], adapters.get(name), rows)
+        bias = getattr(weights, f"{name}_bias")
+        y = linear(
+            x,
+            getattr(weights, f"{name}_proj")[...],
+            adapters.get(f"{name}_proj"),
+            rows,
+            None if bias is None else bias[...],
+        )
         return y.reshape(tokens, -1, config.head_size)
 
-    q = rms_norm(project("q_proj"), weights.q_norm[...], config.norm_epsilon)
-    k = rms_norm(project("k_proj"), weights.k_norm[...], config.norm_epsilon)
-    v = project("v_proj")
-    q, k = rotate(q, cosine, sine), rotate(k, cosine, sine)
+    def turned(y, norm):
+        y = y if norm is None else rms_norm(y, norm[...], config.norm_epsilon)
+        return rotate(y, cosine, sine, config.rotary_neighbours)
+
+    q, k, v = turned(project("q"), weights.q_norm), turned(project("k"), weights.k_norm), project("v")
     o, keys, values = attend(q, k, v, pool.keys, pool.values, layer, batch.layout())
     y = linear(o.reshape(tokens, -1), weights.o_proj[...], adapters.get("o_proj"), rows)
     return leave(y), KVPool(keys, values)

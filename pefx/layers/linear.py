@@ -17,14 +17,21 @@ def dot(x: Float[Array, "T D"], w: Float[Array, "F D"]) -> Float[Array, "T F"]:
 
 
 def linear(
-    x: Float[Array, "T D"], w: Float[Array, "F D"], factors: Factors | None, rows: Rows | None
+    x: Float[Array, "T D"],
+    w: Float[Array, "F D"],
+    factors: Factors | None,
+    rows: Rows | None,
+    bias: Float[Array, "F"] | None = None,
 ) -> Float[Array, "T F"]:
     """The base's projection plus each row's own adapter (`rows` owned by slots); others keep its bits. In x's dtype.
 
-    The base's product is rounded before the adapter's is added: where they are bfloat16, half as much goes to and from
-    memory for it.
+    A `bias` is part of the base's product, which is rounded before the adapter's is added: where they are bfloat16,
+    half as much goes to and from memory for it.
     """
-    return adapted(dot(x, w).astype(x.dtype), x, factors, rows)
+    y = dot(x, w)
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)[None]
+    return adapted(y.astype(x.dtype), x, factors, rows)
 
 
 def adapted(

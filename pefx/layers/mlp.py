@@ -12,10 +12,10 @@ from pefx.layers.parameter import weight
 
 
 class Mlp(nnx.Module):
-    """Weights of `layers` dense feed-forward layers, stacked; projections are `[out, in]`."""
+    """Weights of `layers` dense feed-forward layers of hidden size `wide`, stacked; projections are `[out, in]`."""
 
-    def __init__(self, config: ModelConfig, layers: int, rngs: nnx.Rngs):
-        c, d, f = config, config.hidden, config.dense_hidden
+    def __init__(self, config: ModelConfig, layers: int, wide: int, rngs: nnx.Rngs):
+        c, d, f = config, config.hidden, wide
         self.gate_proj = weight(rngs, (layers, f, d), ("layers", "mlp", "embed"), d**-0.5, c.precision)
         self.up_proj = weight(rngs, (layers, f, d), ("layers", "mlp", "embed"), d**-0.5, c.precision)
         self.down_proj = weight(
@@ -23,9 +23,11 @@ class Mlp(nnx.Module):
         )
 
 
-def mlp(x: Float[Array, "T D"], weights: Mlp, adapters: Adapters, rows: Rows | None) -> Float[Array, "T D"]:
-    """`(silu(x gate) * (x up)) down`, each with its rows' adapters, in x's dtype."""
+def mlp(
+    x: Float[Array, "T D"], weights: Mlp, adapters: Adapters, rows: Rows | None, sites: str = ""
+) -> Float[Array, "T D"]:
+    """`(silu(x gate) * (x up)) down`, each with its rows' adapters, in x's dtype. Names of its sites begin `sites`."""
     x = enter(x)
-    gate = linear(x, weights.gate_proj[...], adapters.get("gate_proj"), rows)
-    up = linear(x, weights.up_proj[...], adapters.get("up_proj"), rows)
-    return leave(linear(jax.nn.silu(gate) * up, weights.down_proj[...], adapters.get("down_proj"), rows))
+    gate = linear(x, weights.gate_proj[...], adapters.get(f"{sites}gate_proj"), rows)
+    up = linear(x, weights.up_proj[...], adapters.get(f"{sites}up_proj"), rows)
+    return leave(linear(jax.nn.silu(gate) * up, weights.down_proj[...], adapters.get(f"{sites}down_proj"), rows))

@@ -23,18 +23,21 @@ from pefx.collectives import enter, group_slots, leave, size
 from pefx.config import ModelConfig
 from pefx.layers.exchange import bring, own_experts, send
 from pefx.layers.linear import Adapters, dot
-from pefx.layers.parameter import weight
+from pefx.layers.parameter import weight, zeros
 from pefx.mesh import EXPERT
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+SCORES = {"softmax": lambda logits: jax.nn.softmax(logits, axis=-1), "sigmoid": jax.nn.sigmoid}
 
 
 class Router(nnx.Module):
-    """Routers of `layers` layers, stacked, `[E, D]`."""
+    """Routers of `layers` layers, stacked, `[E, D]`; `bias [E]` is float32 whatever the base's precision."""
 
     def __init__(self, config: ModelConfig, layers: int, rngs: nnx.Rngs):
         shape = (layers, config.experts, config.hidden)
+        # Every shard scores all experts.
         self.weight = weight(rngs, shape, ("layers", "scores", "embed"), config.hidden**-0.5, config.precision)
+        self.bias = zeros(shape[:2], ("layers", "scores"), "float32") if config.router_bias else None
 
 
 class Experts(nnx.Module):
@@ -57,15 +60,31 @@ class Routing(NamedTuple):
 
 
 def route(x: Float[Array, "T D"], weights: Router, config: ModelConfig, replay: Int32[Array, "T k"]) -> Routing:
-    """Top-k softmax routing. A `replay` id >= 0 is taken as recorded, its gate live; -1 routes live."""
-    logits = dot(x, weights.weight[...])
-    scores = jax.nn.softmax(logits, axis=-1)
-    live = jax.lax.top_k(jax.lax.stop_gradient(scores), config.experts_per_token)[1].astype(jnp.int32)
+    """Top-k routing; of equal experts, the first. A `replay` id >= 0 is taken as recorded, its gate live; -1: live."""
+    scores = SCORES[config.router_scores](dot(x, weights.weight[...]))
+    wanted = jax.lax.stop_gradient(scores)
+    if weights.bias is not None:
+        wanted = wanted + jax.lax.stop_gradient(weights.bias[...])[None]
+    if config.groups_per_token < config.expert_groups:
+        wanted = _best_groups(wanted, config.expert_groups, config.groups_per_token)
+    live = jax.lax.top_k(wanted, config.experts_per_token)[1].astype(jnp.int32)
     ids = jnp.where(replay >= 0, replay, live)
     gates = jnp.take_along_axis(scores, ids, axis=-1)
     if config.normalize_gates:
-        gates = gates / jnp.sum(gates, axis=-1, keepdims=True)
+        # Sigmoids can all be as good as zero. A softmax's best are not: they keep their bits.
+        gates = gates / (jnp.sum(gates, axis=-1, keepdims=True) + 1e-20)
+    if config.gate_scale != 1:
+        gates = gates * config.gate_scale
     return Routing(ids, gates.astype(x.dtype).astype(jnp.float32), scores)
+
+
+def _best_groups(wanted: Float[Array, "T E"], groups: int, kept: int) -> Float[Array, "T E"]:
+    """Minus infinity for all but the `kept` groups with the largest sums of two (DeepSeek-V3, section 2.1.2)."""
+    grouped = wanted.reshape(wanted.shape[0], groups, -1)
+    best = jax.lax.top_k(grouped, 2)[0]
+    chosen = jax.lax.top_k(best[..., 0] + best[..., 1], kept)[1]
+    mask = (chosen[:, :, None] == jnp.arange(groups, dtype=chosen.dtype)[None, None]).any(axis=1)
+    return jnp.where(mask[..., None], grouped, -jnp.inf).reshape(wanted.shape)
 
 
 class Region(NamedTuple):

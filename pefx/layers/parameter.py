@@ -20,3 +20,8 @@ def weight(
 def ones(shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> nnx.Param[jax.Array]:
     """A parameter of ones (the weight of a norm)."""
     return nnx.Param(jnp.ones(shape, dtype), out_sharding=axes)
+
+
+def zeros(shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> nnx.Param[jax.Array]:
+    """A parameter of zeros (a bias)."""
+    return nnx.Param(jnp.zeros(shape, dtype), out_sharding=axes)

@@ -8,9 +8,10 @@ from typing import Any
 from pefx.adapters.bank import empty_bank
 from pefx.config import AdapterSpec, ServeConfig
 from pefx.data.tokenizer import Tokenizer
-from pefx.huggingface import load_base
+from pefx.families.config_json import read_config
 from pefx.invariance import check_row_invariance
-from pefx.mesh import check_divides, on_mesh, resolved
+from pefx.loading import load_base
+from pefx.mesh import check_divides, on_mesh, placement, resolved
 from pefx.model import Base
 from pefx.packing import tile_of, whole_pages
 from pefx.serving.batch import Batch
@@ -42,11 +43,12 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     Journal(out, run).check()
     catalog = None if config.catalog is None else Catalog.open(config.catalog, read_only=True)
     tokenizer = Tokenizer.load(config.base)
-    base, digest = load_base(config.base, config.precision)
+    mesh = resolved(config.mesh, config.sequences)
+    check_divides(read_config(config.base), mesh)
+    with on_mesh(mesh):
+        base, digest = load_base(config.base, config.precision, placement())
     run |= {"base": digest, "tokenizer": tokenizer.digest}
     policies = Policies(catalog, digest, bank_room(config))
-    mesh = resolved(config.mesh, config.sequences)
-    check_divides(base.config, mesh)
     with Journal(out, run) as journal, on_mesh(mesh):
         journal.check()
         # What cannot be built must leave no trace of a run.

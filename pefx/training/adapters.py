@@ -15,8 +15,9 @@ from pefx.config import DataConfig, MeshConfig, TrainConfig, UserConfig
 from pefx.data.pipeline import heldout_set, train_stream
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
-from pefx.huggingface import load_base, read_config
-from pefx.mesh import check_divides, of_base, place
+from pefx.families.config_json import read_config
+from pefx.loading import load_base
+from pefx.mesh import check_divides, place, placement
 from pefx.optim import init_opt
 from pefx.packing import beside
 from pefx.store.catalog import Catalog, check_name
@@ -54,8 +55,8 @@ class AdapterTraining:
         self.slots = -(-len(self.sessions) // shards)  # of each shard
         self.hypers = HyperTable(self.sessions, rates, self.slots)
         self._go_on_from(0, [Progress() for _ in self.sessions])
-        base, self.digest = load_base(directory, config.precision)
-        self.base, self.model = place(of_base, base), base.config
+        self.base, self.digest = load_base(directory, config.precision, placement())
+        self.model = self.base.config
         bank = empty_bank(self.model, bank_spec([s.spec for s in self.sessions]), shards * self.slots)
         for session in self.sessions:
             fresh = init_adapter(self.model, session.spec, session.seed)
