@@ -176,7 +176,7 @@ class _LayerStep:
         x, pool = carry
         index, block, scanned, replay = xs
         c, layer, own = self.config, first[0] + index, first[1] + index
-        sites: dict[str, Adapters] = dict.fromkeys(("attention", "dense", *SPARSE), {})
+        sites: dict[str, Adapters] = {kind: {} for kind in ("attention", "dense", *SPARSE)}
         if self.bank is not None:
             for kind, factors in scanned.items():
                 sites[kind] = self.bank.at(layer if kind == "attention" else own, kind, factors)

@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from pefx.config import MeshConfig
 from pefx.mesh import by_row, on_mesh, sharded
 from pefx.parcel import unwrap, wrap
 
@@ -20,7 +21,7 @@ def test_what_is_wrapped_comes_out_the_same_on_its_shard(shards):
     if len(jax.devices()) < shards:
         pytest.skip("one device here")
     tree = _tree(4)
-    with on_mesh(shards):
+    with on_mesh(MeshConfig(shards)):
         run = sharded(unwrap, (by_row,), lambda specs: jax.tree.map(lambda _: specs[0].words, tree))
         out = jax.jit(run)(wrap(tree, shards))
     for name, value in tree.items():

@@ -7,7 +7,7 @@ from flax import nnx
 
 from pefx.adapters.bank import empty_bank
 from pefx.batch import TokenBatch
-from pefx.config import AdapterSpec
+from pefx.config import AdapterSpec, MeshConfig
 from pefx.errors import PefxError
 from pefx.mesh import on_mesh
 from pefx.model import Base
@@ -96,7 +96,7 @@ def test_numbers_do_not_depend_on_chunks_or_company_and_equal_the_scored_ones(ba
     wanted = None
     for tile, temperature in ((5, 0.7), (32, 0.7)):
         sequences = [asked(i, prompt, new, policy, temperature) for i, (prompt, new, policy) in enumerate(kinds)]
-        with on_mesh(SHARDS):
+        with on_mesh(MeshConfig(SHARDS)):
             runner = make(base)
             slots = serve(runner, tile, sequences)
         got = [(s.prompt_logprobs, s.generation.tokens, s.generation.logprobs) for s in sequences]
@@ -109,7 +109,7 @@ def test_numbers_do_not_depend_on_chunks_or_company_and_equal_the_scored_ones(ba
 
 
 def test_after_each_shape_has_run_once_nothing_is_compiled(base: Base):
-    with on_mesh(SHARDS):
+    with on_mesh(MeshConfig(SHARDS)):
         runner = make(base)
         serve(runner, 32, [asked(0, 40, 3, "alice"), asked(1, 1, 2, None)])
         with compilations() as found:
@@ -119,7 +119,7 @@ def test_after_each_shape_has_run_once_nothing_is_compiled(base: Base):
 
 def test_adapter_that_does_not_fit_leaves_the_bank_as_it_was(base: Base):
     first, again = asked(1, 9, 3, "alice"), asked(1, 9, 3, "alice")
-    with on_mesh(SHARDS):
+    with on_mesh(MeshConfig(SHARDS)):
         runner = make(base)
         serve(runner, 32, [first])
         wrong = AdapterSpec(rank=16)
