@@ -2,7 +2,7 @@
 
 import pytest
 
-from pefx.adapters.sites import SITES, factor_shapes, layer_count, width
+from pefx.adapters.sites import SITES, factor_shapes, has_site, layer_count, width
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from tests.model_small import MODEL, variant
@@ -23,7 +23,7 @@ WANTED = {  # layers, (experts,) and widths at MODEL's odd sizes
 
 
 def test_every_site_has_its_layers_and_widths():
-    assert set(WANTED) == set(SITES)
+    assert set(WANTED) == {site for site in SITES if has_site(MODEL, site)}
     shapes = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
     for site, (a, b) in WANTED.items():
         assert shapes[site] == {"a": (*a[:-1], 3, a[-1]), "b": (*b[:-1], 3, b[-1])}
@@ -32,7 +32,7 @@ def test_every_site_has_its_layers_and_widths():
 def test_shared_hidden_drops_the_expert_axis_on_the_hidden_side_only():
     split = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
     shared = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES), expert_form="shared_hidden"))
-    for site in SITES:
+    for site in WANTED:
         for factor in ("a", "b"):
             dropped = (site, factor) in {
                 ("experts.gate_proj", "a"), ("experts.up_proj", "a"), ("experts.down_proj", "b")
@@ -68,4 +68,11 @@ def test_a_spec_that_touches_nothing_is_refused():
 
 
 def test_widths_are_the_configs():
-    assert {width(MODEL, site.reads) for site in SITES.values()} == {33, 18, 21, 13}
+    assert {width(MODEL, SITES[site].reads) for site in WANTED} == {33, 18, 21, 13}
+
+
+def test_shared_experts_are_one_dense_layer_beside_the_routed_ones():
+    shapes = factor_shapes(variant(shared_experts=2), AdapterSpec(rank=3, targets=tuple(SITES)))
+    assert set(shapes) - set(WANTED) == {f"shared_experts.{name}_proj" for name in ("gate", "up", "down")}
+    assert shapes["shared_experts.up_proj"] == {"a": (2, 3, 33), "b": (2, 3, 26)}
+    assert shapes["shared_experts.down_proj"] == {"a": (2, 3, 26), "b": (2, 3, 33)}
