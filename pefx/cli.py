@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg, subcommand
 
-from pefx.config import ServeConfig, TrainConfig
+from pefx.config import Precision, ServeConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.settings import load_config, parse, read_any
 
@@ -81,6 +81,18 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Convert:
+    """Make a Hugging Face directory into a base that is read by checked chunks; started again, it goes on."""
+
+    source: Annotated[str, arg(metavar="SOURCE"), tyro.conf.Positional]
+    """A directory with config.json and *.safetensors."""
+    target: Annotated[str, arg(metavar="TARGET"), tyro.conf.Positional]
+    """The directory to make; it appears when it is complete."""
+    precision: Precision | None = None
+    """What its numbers are held in; None: as they are stored."""
+
+
+@dataclass(frozen=True)
 class Bench:
     """Run one program of benchmarks/ by name, or `all` of them."""
 
@@ -93,6 +105,7 @@ Command = (
     | Annotated[Serve, subcommand("serve")]
     | Annotated[CatalogCommand, subcommand("catalog")]
     | Annotated[Plan, subcommand("plan")]
+    | Annotated[Convert, subcommand("convert")]
     | Annotated[Bench, subcommand("bench")]
 )
 
@@ -119,7 +132,7 @@ def wants_fields(words: Sequence[str]) -> bool:
     return named and not {"-h", "--help"}.isdisjoint(words)
 
 
-def run(command: Train | Serve | CatalogCommand | Plan | Bench, overrides: Sequence[str]) -> int:
+def run(command: Train | Serve | CatalogCommand | Plan | Convert | Bench, overrides: Sequence[str]) -> int:
     """Each command imports what it runs, so that looking into a catalog does not wait for jax."""
     if isinstance(command, Train):
         training = load_config(command.config, TrainConfig, overrides)
@@ -144,6 +157,11 @@ def run(command: Train | Serve | CatalogCommand | Plan | Bench, overrides: Seque
         from pefx.sizing import render_sizes
 
         print(render_sizes(read_any(command.config)))
+        return 0
+    if isinstance(command, Convert):
+        from pefx.conversion import convert
+
+        convert(command.source, command.target, command.precision)
         return 0
     return bench(command.name)
 

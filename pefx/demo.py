@@ -24,7 +24,7 @@ from pefx.data import stdlib_text
 from pefx.data.pipeline import heldout_set
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
-from pefx.huggingface import load_base
+from pefx.loading import load_base
 from pefx.model import Base
 from pefx.optim import init_opt
 from pefx.progress import clock

@@ -7,20 +7,20 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-import ml_dtypes
+import jax
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from pefx.config import ModelConfig, Precision
 from pefx.errors import PefxError
-from pefx.model import Base, Segment, abstract_base, runs
+from pefx.model import Base, Segment, runs
+from pefx.safetensors_files import StoredTensor
+from pefx.stored_weights import Source
 
 # ModelConfig field -> config.json field, for what families of the Qwen3 line share.
 FIELDS = {
@@ -69,20 +69,11 @@ TOP_TENSORS = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.w
 # base keeps its digest when the shape learns a new field.
 HASHED = (*FIELDS, "family", "dense_layers", "rope_theta")
 
-Tensor = Callable[[str, tuple[int, ...]], np.ndarray]
-
 
 def read_config(directory: str | Path) -> ModelConfig:
     """The shape of the base in a directory. Raises PefxError naming file and field."""
     path = Path(directory) / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise PefxError(f"{path}: no such file; a base is a Hugging Face directory") from None
-    except (OSError, ValueError) as error:
-        raise PefxError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise PefxError(f"{path}: must hold one JSON object")
+    raw = read_json(path)
     family = raw.get("model_type")
     if family not in ARCHITECTURES:
         raise PefxError(f"{path}: model_type {family!r} is not known; known are {', '.join(ARCHITECTURES)}")
@@ -101,6 +92,19 @@ def read_config(directory: str | Path) -> ModelConfig:
     kind = raw.get("dtype", raw.get("torch_dtype", "float32"))
     precision: Precision = "bfloat16" if kind == "bfloat16" else "float32"
     return ModelConfig(family=family, dense_layers=dense, rope_theta=float(theta), precision=precision, **values)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in `config.json`; raises PefxError."""
+    try:
+        raw = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise PefxError(f"{path}: no such file; a base is a Hugging Face directory") from None
+    except (OSError, ValueError) as error:
+        raise PefxError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise PefxError(f"{path}: must hold one JSON object")
+    return raw
 
 
 def _values(raw: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -139,39 +143,6 @@ def config_json(config: ModelConfig, precision: Precision) -> dict[str, Any]:
     }
 
 
-def load_base(directory: str | Path, precision: Precision | None = None) -> tuple[Base, str]:
-    """The base of a directory and its digest, at `precision` (default: as stored).
-
-    Raises PefxError for a missing, misshapen or foreign tensor, naming file and tensor; nothing is dropped.
-    """
-    directory = Path(directory)
-    config = read_config(directory)
-    if precision is not None:
-        config = dataclasses.replace(config, precision=precision)
-    tensors = _read_tensors(directory)
-    if config.tied_embedding:
-        copy = tensors.pop(TOP_TENSORS["unembed"], None)
-        if copy is not None and not np.array_equal(copy, tensors.get(TOP_TENSORS["embed"], np.empty(0))):
-            raise PefxError(
-                f"{directory}: tensor '{TOP_TENSORS['unembed']}' is not the embedding, to which config.json ties it"
-            )
-    digest = base_digest(config, tensors)
-    unused = dict(tensors)
-
-    def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        if name not in tensors:
-            raise PefxError(f"{directory}: tensor '{name}' is missing")
-        if tensors[name].shape != shape:
-            raise PefxError(f"{directory}: tensor '{name}' has shape {tensors[name].shape}, config.json says {shape}")
-        unused.pop(name, None)
-        return tensors[name]
-
-    base = _fill(abstract_base(config), tensor)
-    if unused:
-        raise PefxError(f"{directory}: tensor '{min(unused)}' is not part of a {config.family} base")
-    return base, digest
-
-
 def save_base(
     base: Base,
     directory: str | Path,
@@ -200,60 +171,55 @@ def save_base(
     return base_digest(base.config, tensors)
 
 
-def base_digest(config: ModelConfig, tensors: dict[str, np.ndarray]) -> str:
-    """`sha256:` over the shape (without precision) and the named tensors as stored."""
-    default, shape = dataclasses.asdict(ModelConfig()), dataclasses.asdict(config)
-    shape = {k: v for k, v in shape.items() if k in HASHED or (k != "precision" and v != default[k])}
-    digest = hashlib.sha256(json.dumps(shape, sort_keys=True).encode())
+def base_digest(config: ModelConfig, tensors: Mapping[str, np.ndarray | StoredTensor]) -> str:
+    """`sha256:` over the shape (without precision) and the named tensors as stored; those of files by pieces."""
+    digest = hashlib.sha256(_shape(config))
     for name in sorted(tensors):
         value = tensors[name]
         digest.update(f"\n{name} {value.dtype} {value.shape}\n".encode())
-        digest.update(np.ascontiguousarray(value).view(np.uint8).data)
+        for piece in value.chunks() if isinstance(value, StoredTensor) else [np.ascontiguousarray(value)]:
+            digest.update(piece.reshape(-1).view(np.uint8).data)
     return "sha256:" + digest.hexdigest()
+
+
+def shape_digest(config: ModelConfig) -> str:
+    """`sha256:` over the shape alone."""
+    return "sha256:" + hashlib.sha256(_shape(config)).hexdigest()
+
+
+def _shape(config: ModelConfig) -> bytes:
+    default, shape = dataclasses.asdict(ModelConfig()), dataclasses.asdict(config)
+    shape = {k: v for k, v in shape.items() if k in HASHED or (k != "precision" and v != default[k])}
+    return json.dumps(shape, sort_keys=True).encode()
 
 
 def base_tensors(base: Base) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a base under its Hugging Face name and in its layout."""
-    for ours, theirs in TOP_TENSORS.items():
-        if getattr(base, ours) is not None:
-            yield theirs, np.asarray(getattr(base, ours)[...])
-    for segment, (run, _) in zip(base.segments, runs(base.config), strict=True):
+    values = parameters(base)
+    for path, source in sources(base).items():
+        stacked = np.asarray(values[path][...])
+        for place in np.ndindex(source.names.shape):
+            yield str(source.names[place]), stacked[place].T if source.transposed else stacked[place]
+
+
+def parameters(base: Base) -> dict[str, nnx.Variable]:
+    """The parameters of a base (abstract or not) by path, e.g. `segments.0.block.input_norm`."""
+    leaves = jax.tree_util.tree_flatten_with_path(base, is_leaf=lambda x: isinstance(x, nnx.Variable))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): variable for path, variable in leaves}
+
+
+def sources(base: Base) -> dict[str, Source]:
+    """Where the numbers of each parameter of a base (abstract or not) are, by the parameter's path."""
+    found = {ours: Source(np.array(theirs, object)) for ours, theirs in TOP_TENSORS.items()}
+    if base.config.tied_embedding:
+        del found["unembed"]
+    for number, (segment, (run, _)) in enumerate(zip(base.segments, runs(base.config), strict=True)):
         for path, name in _segment_names(segment):
-            stacked = np.asarray(_get(segment, path)[...])
-            for index, layer in enumerate(run):
-                prefix = f"model.layers.{layer}."
-                if "{e}" not in name:
-                    yield prefix + name, stacked[index]
-                    continue
-                for e in range(base.config.experts):
-                    yield prefix + name.format(e=e), stacked[index, e].T
-
-
-def _fill(base: Base, tensor: Tensor) -> Base:
-    """A base with every abstract parameter replaced by its tensor."""
-    dtype = jnp.dtype(base.config.precision)
-
-    def put(holder: Any, attribute: str, value: np.ndarray) -> None:
-        variable = getattr(holder, attribute)
-        setattr(holder, attribute, nnx.Param(jnp.asarray(value.astype(dtype)), **variable.get_metadata()))
-
-    for ours, theirs in TOP_TENSORS.items():
-        if getattr(base, ours) is not None:
-            put(base, ours, tensor(theirs, getattr(base, ours).shape))
-    for segment, (run, _) in zip(base.segments, runs(base.config), strict=True):
-        for path, name in _segment_names(segment):
-            *parents, attribute = path.split(".")
-            shape = _get(segment, path).shape[1:]
-            layers = [_layer(tensor, f"model.layers.{layer}.{name}", shape) for layer in run]
-            put(_get(segment, ".".join(parents)), attribute, np.stack(layers))
-    return base
-
-
-def _layer(tensor: Tensor, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    if "{e}" not in name:
-        return tensor(name, shape)
-    experts, rows, columns = shape
-    return np.stack([tensor(name.format(e=e), (columns, rows)).T for e in range(experts)])
+            layers = [f"model.layers.{layer}.{name}" for layer in run]
+            if "{e}" in name:
+                layers = [[layer.format(e=e) for e in range(base.config.experts)] for layer in layers]
+            found[f"segments.{number}.{path}"] = Source(np.array(layers, object), transposed="{e}" in name)
+    return found
 
 
 def _segment_names(segment: Segment) -> list[tuple[str, str]]:
@@ -264,21 +230,3 @@ def _get(module: Any, path: str) -> Any:
     for attribute in path.split("."):
         module = getattr(module, attribute, None)
     return module
-
-
-def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise PefxError(f"{directory}: holds no *.safetensors file")
-    tensors: dict[str, np.ndarray] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                    tensors[name] = opened.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise PefxError(f"{file}: not a readable safetensors file ({error})") from None
-    for name, value in tensors.items():
-        if value.dtype not in (np.float32, np.float16, ml_dtypes.bfloat16):
-            raise PefxError(f"{directory}: tensor '{name}' is {value.dtype}; float32, float16 or bfloat16 is needed")
-    return tensors

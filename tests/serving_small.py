@@ -8,7 +8,8 @@ from flax import nnx
 
 from pefx.adapters.methods import init_adapter
 from pefx.config import AdapterSpec, ModelConfig, ServeConfig
-from pefx.huggingface import load_base, save_base
+from pefx.huggingface import save_base
+from pefx.loading import load_base
 from pefx.model import Base
 from pefx.store.catalog import Catalog
 

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # Bottom floor first. A module may import floors below its own, and its own package. A new module gets a line here.
 FLOORS: list[tuple[str, ...]] = [
     ("kernels", "pefx.config", "pefx.errors", "pefx.progress"),
-    ("pefx.compiler", "pefx.mesh"),
-    ("pefx.invariance",),
+    ("pefx.compiler", "pefx.mesh", "pefx.safetensors_files"),
+    ("pefx.invariance", "pefx.stored_weights"),
     ("pefx.batch", "pefx.packing", "pefx.parcel"),
     ("pefx.layers",),
     ("pefx.model",),
@@ -21,6 +21,9 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.losses", "pefx.optim", "pefx.sampling"),
     ("pefx.steps",),
     ("pefx.checkpoint", "pefx.huggingface", "pefx.store", "pefx.data"),
+    ("pefx.converted",),
+    ("pefx.loading",),
+    ("pefx.conversion",),
     ("pefx.training", "pefx.serving"),
     ("pefx.rules",),
     ("pefx.settings", "pefx.sizing"),

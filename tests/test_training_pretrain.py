@@ -10,7 +10,7 @@ import pytest
 
 from pefx.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig, PretrainConfig, TrainConfig
 from pefx.errors import PefxError
-from pefx.huggingface import load_base
+from pefx.loading import load_base
 from pefx.training.pretrain import BaseTraining
 from pefx.training.run import train
 

@@ -21,7 +21,7 @@ from pefx import steps
 from pefx.adapters.bank import Bank, empty_bank, load_adapter
 from pefx.adapters.methods import init_adapter
 from pefx.config import AdapterSpec
-from pefx.huggingface import load_base
+from pefx.loading import load_base
 from pefx.mesh import by_slot, data_shards, on_mesh, place, use_cores, whole
 from pefx.model import Base
 from pefx.optim import init_opt

@@ -8,8 +8,8 @@ from typing import Any
 from pefx.adapters.bank import empty_bank
 from pefx.config import AdapterSpec, ServeConfig
 from pefx.data.tokenizer import Tokenizer
-from pefx.huggingface import load_base
 from pefx.invariance import check_row_invariance
+from pefx.loading import load_base
 from pefx.mesh import data_shards, on_mesh
 from pefx.model import Base
 from pefx.packing import tile_of, whole_pages

@@ -15,7 +15,8 @@ from pefx.config import DataConfig, TrainConfig, UserConfig
 from pefx.data.pipeline import heldout_set, train_stream
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
-from pefx.huggingface import load_base, read_config
+from pefx.huggingface import read_config
+from pefx.loading import load_base
 from pefx.mesh import by_slot, place, whole
 from pefx.optim import init_opt
 from pefx.packing import beside

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from pefx.huggingface import load_base
+from pefx.loading import load_base
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent

@@ -16,7 +16,8 @@ from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
 from pefx.adapters.peft import read_peft
 from pefx.batch import KVPool, TokenBatch
 from pefx.compiler import jit
-from pefx.huggingface import load_base, read_config
+from pefx.huggingface import read_config
+from pefx.loading import load_base
 from pefx.model import Base, forward, unembed
 from pefx.packing import Sizes, Span, pack, span_rows, tile_of, whole_pages
 
