@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pefx.adapters.methods import Adapter
-from pefx.adapters.sites import SITES, factor_shapes, layer_count
+from pefx.adapters.sites import SITES, factor_shapes, has_site, layer_count
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 
@@ -31,7 +31,12 @@ UNSET = (None, False, "none", {}, [], 0)
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-LAYER_MODULE = re.compile(r"model\.layers\.(\d+)\.(self_attn|mlp)\.([qkvo]_proj|(?:gate|up|down)_proj)")
+LAYER_MODULE = re.compile(
+    r"model\.layers\.(\d+)\.(self_attn|mlp)\."
+    r"([qkvo]_proj|q_[ab]_proj|kv_a_proj_with_mqa|kv_b_proj|(?:gate|up|down)_proj)"
+)
+# Modules whose site has another name.
+SITE_OF = {"kv_a_proj_with_mqa": "kv_a_proj"}
 EXPERT_MODULE = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.((?:gate|up|down)_proj)")
 FUSED_MODULE = re.compile(r"model\.layers\.(\d+)\.mlp\.experts(?:\.base_layer)*")
 # The first version known to write fused experts with A on the side that an expert reads, whatever the sizes.
@@ -91,6 +96,8 @@ def _stack(pairs: Pairs, spec: AdapterSpec, config: ModelConfig, source: Path) -
 def _layers(site: str, config: ModelConfig) -> list[int]:
     """Layers of the base (0-based) that have `site`, in order."""
     kind = SITES[site].kind
+    if not has_site(config, site):
+        return []
     if kind == "unembed":
         return [0]
     if kind == "attention":
@@ -115,7 +122,7 @@ def _places(
     elif expert := EXPERT_MODULE.fullmatch(module):
         found = {("experts." + expert[3], int(expert[1]), int(expert[2])): (a, b.T)}
     elif (match := LAYER_MODULE.fullmatch(module)) and (match[2] == "self_attn") == (match[3][0] in "qkvo"):
-        found = {(match[3], int(match[1]), -1): (a, b.T)}
+        found = {(SITE_OF.get(match[3], match[3]), int(match[1]), -1): (a, b.T)}
     else:
         raise PefxError(f"{where} is no module that can be adapted here; sites are {', '.join(SITES)}")
     for site, layer, e in found:

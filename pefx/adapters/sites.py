@@ -10,7 +10,7 @@ from pefx.errors import PefxError
 class Site:
     """`kind` says which layers have it (attention: all; dense; experts, shared_experts: the others; unembed: one).
 
-    `reads` and `writes` name widths.
+    `reads` and `writes` name widths. A site with a width of 0 is not there: heads have keys, or latent ones.
 
     `shared` is the factor that the experts of a layer share in the `shared_hidden` form: the one on the hidden side.
     """
@@ -89,7 +89,7 @@ def _latent_widths(config: ModelConfig) -> dict[str, int]:
 
 
 def has_site(config: ModelConfig, name: str) -> bool:
-    """Whether the base has layers with this site, and the site two sides."""
+    """Whether the base has layers with this site."""
     site = SITES[name]
     return min(layer_count(config, site.kind), width(config, site.reads), width(config, site.writes)) > 0
 
