@@ -22,7 +22,8 @@ from pefx import converted
 from pefx.config import Precision
 from pefx.converted import ARRAYS, Layout, Record
 from pefx.errors import PefxError
-from pefx.huggingface import parameters, read_json, shape_digest
+from pefx.families.config_json import read_json
+from pefx.huggingface import parameters, shape_digest
 from pefx.loading import HuggingFaceBase
 from pefx.model import abstract_base
 from pefx.progress import Display

@@ -24,7 +24,8 @@ import tensorstore as ts
 
 from pefx.config import ModelConfig, Precision
 from pefx.errors import PefxError
-from pefx.huggingface import read_config, shape_digest
+from pefx.families.config_json import read_config
+from pefx.huggingface import shape_digest
 from pefx.safetensors_files import Index, spans
 
 FORMAT = 1

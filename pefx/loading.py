@@ -17,7 +17,9 @@ from flax import nnx
 from pefx.config import Precision
 from pefx.converted import ConvertedBase, is_converted
 from pefx.errors import PefxError
-from pefx.huggingface import TOP_TENSORS, base_digest, parameters, read_config, read_json, sources
+from pefx.families.config_json import extra_prefixes, read_config, read_json
+from pefx.families.tables import TOP_TENSORS
+from pefx.huggingface import base_digest, parameters, sources
 from pefx.model import Base, abstract_base
 from pefx.safetensors_files import Index, read_headers, spans
 from pefx.stored_weights import StoredWeights, fp8_blocks, same_tensor
@@ -32,13 +34,15 @@ class HuggingFaceBase:
     def __init__(self, directory: Path):
         self.directory, self.config = directory, read_config(directory)
         path = directory / "config.json"
-        self.tensors = read_headers(directory)
+        raw = read_json(path)
+        extra = extra_prefixes(raw, self.config)
+        self.tensors = {name: x for name, x in read_headers(directory).items() if not name.startswith(extra)}
         if self.config.tied_embedding:
             copy, embed = TOP_TENSORS["unembed"], self.tensors.get(TOP_TENSORS["embed"])
             tied = self.tensors.pop(copy, None)
             if tied is not None and embed is not None and not same_tensor(tied, embed):
                 raise PefxError(f"{tied.file}: tensor '{copy}' is not the embedding, to which config.json ties it")
-        self.weights = StoredWeights(self.tensors, directory, fp8_blocks(read_json(path), path))
+        self.weights = StoredWeights(self.tensors, directory, fp8_blocks(raw, path))
         base = abstract_base(self.config)
         self.sources = sources(base)
         wanted = {path: (self.sources[path], variable.shape) for path, variable in parameters(base).items()}

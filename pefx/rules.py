@@ -135,17 +135,62 @@ def optimizer_rules(optimizer: OptimizerConfig, prefix: str) -> Broken:
 
 
 def model_rules(model: ModelConfig, prefix: str) -> Broken:
-    sizes = ("vocab_size", "hidden", "layers", "heads", "kv_heads", "head_size", "dense_hidden", "expert_hidden")
-    yield from positive(model, prefix, *sizes, "experts", "experts_per_token", "context", "rope_theta", "norm_epsilon")
+    sizes = ("vocab_size", "hidden", "layers", "heads", "dense_hidden", "context", "rope_theta", "norm_epsilon")
+    yield from positive(model, prefix, *sizes)
+    for layer in model.dense_layers:
+        if not 0 <= layer < model.layers:
+            yield f"{prefix}dense_layers", f"layer {layer} is outside 0 to {model.layers - 1}"
+    yield from (latent_rules if model.kv_rank else head_rules)(model, prefix)
+    if model.yarn is not None:
+        yield from positive(model.yarn, f"{prefix}yarn.", "factor", "original_context", "beta_fast", "beta_slow")
+        yield from positive(model.yarn, f"{prefix}yarn.", "attention_factor")
+        yield from not_negative(model.yarn, f"{prefix}yarn.", "latent_factor")
+    if set(range(model.layers)) - set(model.dense_layers):
+        yield from expert_rules(model, prefix)
+
+
+def head_rules(model: ModelConfig, prefix: str) -> Broken:
+    yield from positive(model, prefix, "kv_heads", "head_size")
     if model.kv_heads > 0 and model.heads % model.kv_heads:
         yield f"{prefix}heads", f"must be a multiple of kv_heads ({model.kv_heads}), got {model.heads}"
     if model.head_size % 2:
         yield f"{prefix}head_size", f"must be even for rotary positions, got {model.head_size}"
-    if model.experts_per_token > model.experts:
-        yield f"{prefix}experts_per_token", f"must be at most experts ({model.experts}), got {model.experts_per_token}"
-    for layer in model.dense_layers:
-        if not 0 <= layer < model.layers:
-            yield f"{prefix}dense_layers", f"layer {layer} is outside 0 to {model.layers - 1}"
+    elif not 0 < model.rotary_fraction <= 1 or int(model.head_size * model.rotary_fraction) % 2:
+        yield (
+            f"{prefix}rotary_fraction",
+            f"must be above 0, at most 1, and leave an even part of a head ({model.head_size}), "
+            f"got {model.rotary_fraction}",
+        )
+    for name in ("query_rank", "nope_head_size", "rope_head_size", "value_head_size"):
+        if getattr(model, name):
+            yield prefix + name, "is of latent attention, and kv_rank is 0; give a kv_rank, or 0 here"
+
+
+def latent_rules(model: ModelConfig, prefix: str) -> Broken:
+    yield from positive(model, prefix, "kv_rank", "nope_head_size", "rope_head_size", "value_head_size")
+    yield from not_negative(model, prefix, "query_rank")
+    if model.rope_head_size % 2:
+        yield f"{prefix}rope_head_size", f"must be even for rotary positions, got {model.rope_head_size}"
+    if model.attention_bias:
+        yield f"{prefix}attention_bias", "must be False with latent attention (kv_rank above 0)"
+
+
+def expert_rules(model: ModelConfig, prefix: str) -> Broken:
+    sizes = ("expert_hidden", "experts", "experts_per_token", "expert_groups", "groups_per_token", "gate_scale")
+    yield from positive(model, prefix, *sizes)
+    yield from not_negative(model, prefix, "shared_experts")
+    experts, groups, kept = model.experts, model.expert_groups, model.groups_per_token
+    if groups > 1 and (experts % groups or experts < 2 * groups):
+        yield f"{prefix}expert_groups", f"must divide experts ({experts}) into groups of two or more, got {groups}"
+    elif kept > groups:
+        yield f"{prefix}groups_per_token", f"must be at most expert_groups ({groups}), got {kept}"
+    elif groups > 0 and model.experts_per_token > experts * kept // groups:
+        those = (
+            f"experts ({experts})"
+            if groups == 1
+            else f"experts of groups_per_token groups ({experts * kept // groups})"
+        )
+        yield f"{prefix}experts_per_token", f"must be at most the {those}, got {model.experts_per_token}"
 
 
 def positive(part: Any, prefix: str, *names: str) -> Broken:

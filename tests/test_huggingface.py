@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from pefx.config import ModelConfig
 from pefx.errors import PefxError
-from pefx.huggingface import read_config, save_base
+from pefx.families.config_json import read_config
+from pefx.huggingface import save_base
 from pefx.loading import load_base
 from pefx.model import Base
 

@@ -15,6 +15,7 @@ from pefx.config import (
     ServeConfig,
     TrainConfig,
     UserConfig,
+    YarnConfig,
 )
 from pefx.rules import broken_rules
 
@@ -74,6 +75,16 @@ def test_a_training_rule(changes, field):
     assert [name for name, _ in broken_rules(replace(TRAIN, **changes))] == [field]
 
 
+LATENT = {"kv_rank": 8, "nope_head_size": 6, "rope_head_size": 4, "value_head_size": 10, "kv_heads": 0, "head_size": 0}
+DENSE = {"experts": 0, "experts_per_token": 0, "expert_hidden": 0, "dense_layers": tuple(range(MODEL.layers))}
+
+
+@pytest.mark.parametrize("changes", [LATENT, DENSE, {"expert_groups": 4, "groups_per_token": 2}], ids=range(3))
+def test_a_base_of_another_kind_breaks_nothing(changes):
+    pretrain = PretrainConfig(replace(MODEL, **changes), "t", "a", "h", "e")
+    assert list(broken_rules(replace(PRETRAIN, pretrain=pretrain))) == []
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
@@ -83,6 +94,22 @@ def test_a_training_rule(changes, field):
         ({"dense_layers": (6,)}, "dense_layers"),
         ({"layers": 0, "dense_layers": ()}, "layers"),
         ({"rope_theta": 0.0}, "rope_theta"),
+        ({"rotary_fraction": 0.0}, "rotary_fraction"),
+        ({"rotary_fraction": 0.1}, "rotary_fraction"),
+        ({"value_head_size": 8}, "value_head_size"),
+        ({"expert_groups": 3}, "expert_groups"),
+        ({"expert_groups": 16, "groups_per_token": 8}, "expert_groups"),
+        ({"expert_groups": 4, "groups_per_token": 5}, "groups_per_token"),
+        ({"expert_groups": 8}, "experts_per_token"),
+        ({"gate_scale": 0.0}, "gate_scale"),
+        ({"shared_experts": -1}, "shared_experts"),
+        ({"experts": 0, "experts_per_token": 0, "dense_layers": (0, 1, 2, 3, 4, 5, 6)}, "dense_layers"),
+        ({"yarn": YarnConfig(0.0, 128)}, "yarn.factor"),
+        ({"yarn": YarnConfig(4.0, 0)}, "yarn.original_context"),
+        (LATENT | {"rope_head_size": 5}, "rope_head_size"),
+        (LATENT | {"value_head_size": 0}, "value_head_size"),
+        (LATENT | {"query_rank": -1}, "query_rank"),
+        (LATENT | {"attention_bias": True}, "attention_bias"),
     ],
 )
 def test_a_rule_of_a_base(changes, field):

@@ -11,7 +11,7 @@ from pefx.adapters.bank import empty_bank
 from pefx.batch import KVPool
 from pefx.config import AdapterSpec, DataConfig, ModelConfig, PretrainConfig, ServeConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
-from pefx.huggingface import config_json
+from pefx.families.config_json import config_json
 from pefx.model import Base
 from pefx.optim import init_opt
 from pefx.sizing import render_sizes, sizes

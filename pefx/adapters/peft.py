@@ -1,12 +1,13 @@
 """Adapters as Hugging Face PEFT directories: `adapter_config.json` and `adapter_model.safetensors`, read into our form.
 
-Read are LoRA and rsLoRA on attention, dense and expert projections and on `lm_head`. Experts come in two layouts: one
-pair of matrices per expert (transformers 4), or fused, as parameters of all experts (transformers 5). What cannot be
-expressed is refused by name, never dropped.
+Read are LoRA and rsLoRA on attention, dense and expert projections, routed or shared, and on `lm_head`. Routed experts
+come in two layouts: one pair of matrices per expert (transformers 4), or fused, as parameters of all experts
+(transformers 5). What cannot be expressed is refused by name, never dropped.
 """
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from pefx.adapters.methods import Adapter
-from pefx.adapters.sites import SITES, factor_shapes, has_site, layer_count
+from pefx.adapters.sites import SITES, factor_shapes, has_site, layer_count, parameter
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
+from pefx.families.tables import FAMILIES
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # Fields of a PEFT configuration that do not change what a saved adapter computes; any other must be unset.
@@ -31,13 +33,6 @@ UNSET = (None, False, "none", {}, [], 0)
 PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-LAYER_MODULE = re.compile(
-    r"model\.layers\.(\d+)\.(self_attn|mlp)\."
-    r"([qkvo]_proj|q_[ab]_proj|kv_a_proj_with_mqa|kv_b_proj|(?:gate|up|down)_proj)"
-)
-# Modules whose site has another name.
-SITE_OF = {"kv_a_proj_with_mqa": "kv_a_proj"}
-EXPERT_MODULE = re.compile(r"model\.layers\.(\d+)\.mlp\.experts\.(\d+)\.((?:gate|up|down)_proj)")
 FUSED_MODULE = re.compile(r"model\.layers\.(\d+)\.mlp\.experts(?:\.base_layer)*")
 # The first version known to write fused experts with A on the side that an expert reads, whatever the sizes.
 FUSED_SINCE = (0, 21)
@@ -96,10 +91,10 @@ def _stack(pairs: Pairs, spec: AdapterSpec, config: ModelConfig, source: Path) -
 def _layers(site: str, config: ModelConfig) -> list[int]:
     """Layers of the base (0-based) that have `site`, in order."""
     kind = SITES[site].kind
-    if not has_site(config, site):
-        return []
     if kind == "unembed":
         return [0]
+    if not has_site(config, site):
+        return []
     if kind == "attention":
         return list(range(config.layers))
     layers = [i for i in range(config.layers) if (i in config.dense_layers) == (kind == "dense")]
@@ -115,19 +110,36 @@ def _places(
         raise PefxError(f"{where} has A of shape {a.shape} and B of shape {b.shape}, which do not multiply")
     if fused := FUSED_MODULE.fullmatch(module):
         layer = int(fused[1])
-        split = _split_fused(a, b, config, where, fields)
+        split = _split_fused(a, b, config, where, fields) if config.experts else {}
         found = {(site, layer, e): (x[e], y[e]) for site, (x, y) in split.items() for e in range(config.experts)}
     elif module == "lm_head":
         found = {("unembed", 0, -1): (a, b.T)}
-    elif expert := EXPERT_MODULE.fullmatch(module):
-        found = {("experts." + expert[3], int(expert[1]), int(expert[2])): (a, b.T)}
-    elif (match := LAYER_MODULE.fullmatch(module)) and (match[2] == "self_attn") == (match[3][0] in "qkvo"):
-        found = {(SITE_OF.get(match[3], match[3]), int(match[1]), -1): (a, b.T)}
     else:
-        raise PefxError(f"{where} is no module that can be adapted here; sites are {', '.join(SITES)}")
+        found = dict.fromkeys(_linear_places(module, config), (a, b.T))
+    if not found:
+        own = [site for site in SITES if has_site(config, site)]
+        raise PefxError(f"{where} is no module that can be adapted here; sites are {', '.join(own)}")
     for site, layer, e in found:
         if layer not in _layers(site, config) or e >= config.experts:
             raise PefxError(f"{where} is not in this base, whose layers with {site} are {_layers(site, config)}")
+    return found
+
+
+def _linear_places(module: str, config: ModelConfig) -> list[Place]:
+    """The site, layer and expert whose matrix a module of the base is; nothing for other modules."""
+    matches = [(site, pattern.fullmatch(module)) for site, pattern in _modules(config.family)]
+    return [(site, int(m[1]), int(m[2]) if m.re.groups > 1 else -1) for site, m in matches if m]
+
+
+@cache
+def _modules(family: str) -> list[tuple[str, re.Pattern[str]]]:
+    """Names of a family's modules by site: groups are the layer, and the expert where each has its own."""
+    tensors = FAMILIES[family].tensors
+    found = []
+    for site in SITES:
+        if tensor := tensors.get(parameter(site) or ""):
+            name = re.escape(tensor.removesuffix(".weight")).replace(re.escape("{e}"), r"(\d+)")
+            found.append((site, re.compile(rf"model\.layers\.(\d+)\.{name}")))
     return found
 
 

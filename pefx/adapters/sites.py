@@ -10,9 +10,8 @@ from pefx.errors import PefxError
 class Site:
     """`kind` says which layers have it (attention: all; dense; experts, shared_experts: the others; unembed: one).
 
-    `reads` and `writes` name widths. A site with a width of 0 is not there: heads have keys, or latent ones.
-
-    `shared` is the factor that the experts of a layer share in the `shared_hidden` form: the one on the hidden side.
+    `reads` and `writes` name widths. `shared` is the factor that the experts of a layer share in the `shared_hidden`
+    form: the one on the hidden side. A site with a width of 0 is not there: heads have keys, or latent ones.
     """
 
     kind: str
@@ -86,6 +85,16 @@ def _latent_widths(config: ModelConfig) -> dict[str, int]:
         "keys_and_values": config.heads * (config.nope_head_size + config.value_head_size),
         "heads": config.heads * config.value_head_size,
     }
+
+
+# Where in a segment of the base the parameters of a kind of site are.
+_PLACES = {"attention": "block.attention.", "dense": "block.feed.", "experts": "", "shared_experts": "block."}
+
+
+def parameter(name: str) -> str | None:
+    """The parameter of a segment that a site adapts, as the tables of families name it; None for the unembedding."""
+    kind = SITES[name].kind
+    return None if kind == "unembed" else _PLACES[kind] + name
 
 
 def has_site(config: ModelConfig, name: str) -> bool:

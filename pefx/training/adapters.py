@@ -15,7 +15,7 @@ from pefx.config import DataConfig, TrainConfig, UserConfig
 from pefx.data.pipeline import heldout_set, train_stream
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
-from pefx.huggingface import read_config
+from pefx.families.config_json import read_config
 from pefx.loading import load_base
 from pefx.mesh import by_slot, place, whole
 from pefx.optim import init_opt

@@ -1,8 +1,9 @@
 """Makes the golden files of the parity law: what transformers and PEFT compute, so that the tests need neither.
 
     pip install --editable . torch transformers peft
-    python tests/goldens/generate.py random     # odd/, plain/ and adapters/: made anew, weights included
-    python tests/goldens/generate.py shipped    # shipped.npz: again after every change of assets/base
+    python -m tests.goldens.generate random [NAME...]  # bases (all, or those named), made anew, weights included
+    python -m tests.goldens.generate adapters          # adapters/, of odd/
+    python -m tests.goldens.generate shipped [BASE]    # shipped.npz: again after every change of assets/base
 
 Made with torch 2.13.0 (CPU), transformers 5.23.0, peft 0.21.2. All logits are float32.
 """
@@ -21,50 +22,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pefx.loading import load_base
+from tests.goldens.bases import BASES, ODD, Base
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
-# Every size differs from every other and from a power of two; queries are wider than the hidden state.
-ODD = {
-    "vocab_size": 211,
-    "hidden_size": 40,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 10,
-    "intermediate_size": 56,
-    "moe_intermediate_size": 24,
-    "num_experts": 5,
-    "num_experts_per_tok": 2,
-    "mlp_only_layers": [1],
-    "norm_topk_prob": True,
-    "tie_word_embeddings": False,
-    "rope_theta": 10000.0,
-    "max_position_embeddings": 128,
-}
-# The other branches: gates not normalised, tied embedding, as many key heads as heads, alternate dense layers, no
-# head_dim written, bfloat16 on disk, in several files.
-PLAIN = {
-    "vocab_size": 97,
-    "hidden_size": 36,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 3,
-    "num_key_value_heads": 3,
-    "intermediate_size": 44,
-    "moe_intermediate_size": 20,
-    "num_experts": 7,
-    "num_experts_per_tok": 3,
-    "decoder_sparse_step": 2,
-    "norm_topk_prob": False,
-    "tie_word_embeddings": True,
-    "rope_theta": 1e6,
-    "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 96,
-}
 BASE_LENGTHS = (1, 7, 33, 70)
 ADAPTER_LENGTHS = (3, 37)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -91,6 +56,9 @@ def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
     for name, value in model.named_parameters():
         noise = torch.randn(value.shape, generator=generator)
         value.data = 1 + 0.3 * noise if "norm" in name else noise * 1.3 * value.shape[-1] ** -0.5
+    for name, value in model.named_buffers():
+        if "e_score_correction_bias" in name:  # as far apart as the scores
+            value.data = torch.randn(value.shape, generator=generator) * 0.3
 
 
 def sequences(lengths: tuple[int, ...], vocabulary: int, seed: int) -> list[np.ndarray]:
@@ -111,23 +79,30 @@ def write_goldens(path: Path, tokens: list[np.ndarray], arrays: dict[str, Any]) 
     np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
-def make_base(name: str, fields: dict, seed: int, dtype: torch.dtype, shard: str) -> Path:
+def make_base(name: str, base: Base) -> None:
     directory = HERE / name
     shutil.rmtree(directory, ignore_errors=True)
-    config = Qwen3MoeConfig(**fields)
-    model = Qwen3MoeForCausalLM(config)
-    randomise(model, torch.Generator().manual_seed(seed))
-    model.to(dtype).save_pretrained(directory, max_shard_size=shard)
+    config = AutoConfig.for_model(base.family, **base.fields)
+    model = AutoModelForCausalLM.from_config(config)
+    randomise(model, torch.Generator().manual_seed(base.seed))
+    model.to(getattr(torch, base.precision))
+    for key, value in model.named_buffers():
+        if "e_score_correction_bias" in key:
+            value.data = value.float()
+    model.save_pretrained(directory, max_shard_size=base.shard)
     (directory / "generation_config.json").unlink(missing_ok=True)
-    tokens = sequences(BASE_LENGTHS, config.vocab_size, seed)
+    tokens = sequences(BASE_LENGTHS, config.vocab_size, base.seed)
     write_goldens(directory / "logits.npz", tokens, {"logits": logits_of(load(directory), tokens)})
-    return directory
 
 
 def load(directory: Path) -> torch.nn.Module:
     """A base in float32; a tensor missing or left over is an error, not a warning."""
-    model, info = Qwen3MoeForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    model, info = AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
+        output_loading_info=True,
     )
     if wrong := {k: v for k, v in info.items() if v}:
         sys.exit(f"{directory}: {wrong}")
@@ -202,18 +177,19 @@ def make_shipped(base: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    what = sys.argv[1:]
-    if what == ["random"]:
-        make_base("odd", ODD, 1, torch.float32, "1GB")
-        make_base("plain", PLAIN, 2, torch.bfloat16, "40KB")
+    what, names = sys.argv[1:2], sys.argv[2:]
+    if what == ["random"] and set(names) <= set(BASES):
+        for name in names or BASES:
+            make_base(name, BASES[name])
+    elif what == ["adapters"] and not names:
         shutil.rmtree(HERE / "adapters", ignore_errors=True)
         for seed, (name, fields) in enumerate(ADAPTERS.items(), 10):
             make_adapter(name, fields, seed)
         make_per_expert_adapter(20)
-    elif what[:1] == ["shipped"] and len(what) <= 2:
-        make_shipped(Path(what[1]) if len(what) == 2 else ROOT / "assets" / "base")
+    elif what == ["shipped"] and len(names) <= 1:
+        make_shipped(Path(names[0]) if names else ROOT / "assets" / "base")
     else:
-        sys.exit("usage: python tests/goldens/generate.py random | shipped [BASE]")
+        sys.exit("usage: python -m tests.goldens.generate random [NAME...] | adapters | shipped [BASE]")
 
 
 if __name__ == "__main__":

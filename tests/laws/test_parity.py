@@ -16,10 +16,11 @@ from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
 from pefx.adapters.peft import read_peft
 from pefx.batch import KVPool, TokenBatch
 from pefx.compiler import jit
-from pefx.huggingface import read_config
+from pefx.families.config_json import read_config
 from pefx.loading import load_base
 from pefx.model import Base, forward, unembed
 from pefx.packing import Sizes, Span, pack, span_rows, tile_of, whole_pages
+from tests.goldens.bases import BASES
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 SHIPPED = Path(__file__).parent.parent.parent / "assets" / "base"
@@ -88,7 +89,7 @@ def bank() -> Bank:
 
 
 @pytest.mark.parametrize("decode", [False, True], ids=["whole", "decode"])
-@pytest.mark.parametrize("name", ["odd", "plain"])
+@pytest.mark.parametrize("name", BASES)
 def test_a_random_base_equals_transformers(name: str, decode: bool) -> None:
     base, _ = load_base(GOLDENS / name, "float32")
     golden = cases(GOLDENS / name / "logits.npz", -1)
@@ -136,7 +137,7 @@ def test_every_adapter_matters(odd: Base, bank: Bank, mixed: list[Case]) -> None
 @pytest.mark.parametrize("decode", [False, True], ids=["whole", "decode"])
 def test_the_shipped_base_equals_transformers(decode: bool) -> None:
     base, digest = load_base(SHIPPED, "float32")
-    again = "run python tests/goldens/generate.py shipped"
+    again = "run python -m tests.goldens.generate shipped"
     assert (GOLDENS / "shipped.npz").exists(), f"the shipped base has no goldens: {again}"
     with np.load(GOLDENS / "shipped.npz") as golden:
         made_for = str(golden["digest"])
