@@ -55,9 +55,7 @@ def _trained(name, heads, dtype, tile: int, latent: Latent | None = None) -> Cas
     q, new, _, layer, layout = _arguments(heads, dtype, (0, TOKENS, tile), latent)
     o = q if latent is None else jax.ShapeDtypeStruct((*q.shape[:2], latent.values), dtype)
     kernels = ("paged_attention_write", "paged_attention", "paged_attention_dq", "paged_attention_dkv")
-    return Case(
-        "paged_attention", name, partial(_with_gradient, tile, latent), (q, new, layer, layout, o), kernels
-    )
+    return Case("paged_attention", name, partial(_with_gradient, tile, latent), (q, new, layer, layout, o), kernels)
 
 
 def _attend(sizes, latent, q, new, pools, layer, layout):

@@ -45,7 +45,9 @@ def gradients(inputs, do, stats, at: Layout, latent: Latent | None = None):
     rows = [_by_part(x, part, groups) for x in (q, do)]
     tiles, m = rows[0].shape[0], rows[0].shape[2]
     at_once = block_sizes.heads_at_once(groups, m, block_sizes.keys_at_once(tile), 2 * width)
-    form = Form(tiles, groups // at_once, at_once, heads // groups, m, block_sizes.keys_at_once(tile), size, q.dtype, latent)
+    form = Form(
+        tiles, groups // at_once, at_once, heads // groups, m, block_sizes.keys_at_once(tile), size, q.dtype, latent
+    )
     stats = [_by_part(x[..., None], part, groups).reshape(tiles, form.parts, form.heads, m) for x in stats]
     given = {
         "q": rows[0],
@@ -95,9 +97,7 @@ def _of_queries(form: Form, given, first, length):
         },
         results={"dq": (jax.ShapeDtypeStruct(given["q"].shape, form.dtype), rows)},
         scratch={
-            **dict.fromkeys(
-                form.pools.values(), pltpu.VMEM((BUFFERS, form.heads, form.keys, form.size), form.dtype)
-            ),
+            **dict.fromkeys(form.pools.values(), pltpu.VMEM((BUFFERS, form.heads, form.keys, form.size), form.dtype)),
             "position": pltpu.VMEM((form.rows, LANES), jnp.int32),
             "columns": pltpu.VMEM((2 * form.heads, form.rows, LANES), jnp.float32),
             "sum": pltpu.VMEM((form.heads, form.rows, form.size), jnp.float32),
@@ -175,7 +175,9 @@ def _of_keys(form: Form, given, first, length):
             "do_block": pltpu.VMEM((BUFFERS, form.heads, form.rows, form.values), form.dtype),
             "stats_block": pltpu.VMEM((BUFFERS, 2 * form.heads, form.rows), jnp.float32),
             **dict.fromkeys((*form.pools.values(), *(name + "_sent" for name in form.gradients)), keys),
-            **dict.fromkeys((name + "_sum" for name in form.gradients), pltpu.VMEM((form.heads, block.keys, form.size), jnp.float32)),
+            **dict.fromkeys(
+                (name + "_sum" for name in form.gradients), pltpu.VMEM((form.heads, block.keys, form.size), jnp.float32)
+            ),
             "under_way": pltpu.SMEM((1,), jnp.int32),
             "loaded": pltpu.SemaphoreType.DMA,
             "sent": pltpu.SemaphoreType.DMA,
