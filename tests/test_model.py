@@ -85,8 +85,6 @@ def test_logits_and_routes_are_those_of_plain_numpy(kind):
         for layer, ids in enumerate(want_routes):
             np.testing.assert_array_equal(split_rows(sequences, chosen[layer])[index], ids)
         load += len(tokens)
-    if config.router_scores == "sigmoid":
-        return
     # Every live token spreads a probability of one over the experts; padding none.
     np.testing.assert_allclose(np.asarray(routes.load).sum(1), np.full(sparse, load), rtol=1e-5)
 
