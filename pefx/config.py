@@ -88,7 +88,9 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What an adapter is, apart from its numbers. `targets` are site names of `pefx.adapters.sites`."""
+    """What an adapter is, apart from its numbers. `targets` are site names of `pefx.adapters.sites`; those that a base
+    does not have are left out.
+    """
 
     method: Method = "lora"
     rank: int = 8
@@ -97,6 +99,10 @@ class AdapterSpec:
         "q_proj",
         "k_proj",
         "v_proj",
+        "q_a_proj",
+        "q_b_proj",
+        "kv_a_proj",
+        "kv_b_proj",
         "o_proj",
         "gate_proj",
         "up_proj",
@@ -104,6 +110,9 @@ class AdapterSpec:
         "experts.gate_proj",
         "experts.up_proj",
         "experts.down_proj",
+        "shared_experts.gate_proj",
+        "shared_experts.up_proj",
+        "shared_experts.down_proj",
     )
     expert_form: ExpertForm = "per_expert"
 

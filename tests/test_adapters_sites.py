@@ -1,5 +1,7 @@
 """The table of sites: factor shapes for every kind of layer and both expert forms."""
 
+from dataclasses import replace
+
 import pytest
 
 from pefx.adapters.sites import SITES, factor_shapes, layer_count, width
@@ -7,6 +9,14 @@ from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from tests.model_small import MODEL, variant
 
+LATENT = variant(query_rank=7, kv_rank=11, nope_head_size=5, rope_head_size=4, value_head_size=2)
+WANTED_LATENT = {
+    "q_a_proj": ((3, 33), (3, 7)),
+    "q_b_proj": ((3, 7), (3, 27)),
+    "kv_a_proj": ((3, 33), (3, 15)),
+    "kv_b_proj": ((3, 11), (3, 21)),
+    "o_proj": ((3, 6), (3, 33)),
+}
 WANTED = {  # layers, (experts,) and widths at MODEL's odd sizes
     "q_proj": ((3, 33), (3, 18)),
     "k_proj": ((3, 33), (3, 6)),
@@ -23,16 +33,27 @@ WANTED = {  # layers, (experts,) and widths at MODEL's odd sizes
 
 
 def test_every_site_has_its_layers_and_widths():
-    assert set(WANTED) == set(SITES)
     shapes = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
+    assert set(WANTED) == set(shapes)
     for site, (a, b) in WANTED.items():
         assert shapes[site] == {"a": (*a[:-1], 3, a[-1]), "b": (*b[:-1], 3, b[-1])}
+
+
+def test_latent_attention_has_sites_of_its_own():
+    shapes = factor_shapes(LATENT, AdapterSpec(rank=3, targets=tuple(SITES)))
+    for site, (a, b) in WANTED_LATENT.items():
+        assert shapes[site] == {"a": (*a[:-1], 3, a[-1]), "b": (*b[:-1], 3, b[-1])}
+    assert not {"q_proj", "k_proj", "v_proj"} & set(shapes)
+    assert set(factor_shapes(LATENT, AdapterSpec())) == set(shapes) - {"unembed"}
+    direct = factor_shapes(replace(LATENT, query_rank=0), AdapterSpec(rank=3))
+    assert direct["q_proj"]["b"] == (3, 3, 27)
+    assert not {"q_a_proj", "q_b_proj"} & set(direct)
 
 
 def test_shared_hidden_drops_the_expert_axis_on_the_hidden_side_only():
     split = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
     shared = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES), expert_form="shared_hidden"))
-    for site in SITES:
+    for site in split:
         for factor in ("a", "b"):
             dropped = (site, factor) in {
                 ("experts.gate_proj", "a"), ("experts.up_proj", "a"), ("experts.down_proj", "b")
@@ -68,4 +89,11 @@ def test_a_spec_that_touches_nothing_is_refused():
 
 
 def test_widths_are_the_configs():
-    assert {width(MODEL, site.reads) for site in SITES.values()} == {33, 18, 21, 13}
+    assert {width(MODEL, site.reads) for site in SITES.values()} - {0} == {33, 18, 21, 13}
+
+
+def test_shared_experts_are_one_dense_layer_beside_the_routed_ones():
+    shapes = factor_shapes(variant(shared_experts=2), AdapterSpec(rank=3, targets=tuple(SITES)))
+    assert set(shapes) - set(WANTED) == {f"shared_experts.{name}_proj" for name in ("gate", "up", "down")}
+    assert shapes["shared_experts.up_proj"] == {"a": (2, 3, 33), "b": (2, 3, 26)}
+    assert shapes["shared_experts.down_proj"] == {"a": (2, 3, 26), "b": (2, 3, 33)}

@@ -1,4 +1,4 @@
-"""Latent attention against keys and values of every head, made from the formulas in jax.numpy; its adapters' gradients."""
+"""Latent attention against keys and values of every head, made from the formulas in jax.numpy, and its adapters."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from tests.model_small import PAGE, TOKENS, random_tokens, train_batch, variant
 LATENT = variant(
     rotary_neighbours=True, kv_rank=20, query_rank=11, nope_head_size=7, rope_head_size=4, value_head_size=5
 )
-DIRECT = variant(kv_rank=20, nope_head_size=7, rope_head_size=4, value_head_size=5)
+DIRECT = variant(rotary_neighbours=True, kv_rank=20, nope_head_size=7, rope_head_size=4, value_head_size=5)
 SITES = ("q_proj", "q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj", "o_proj")
 SEQUENCES, SLOTS = random_tokens([18, 5, 16]), [1, -1, 0]
 BATCH = jax.tree.map(jnp.asarray, train_batch(SEQUENCES, SLOTS).tokens)

@@ -11,7 +11,7 @@ class Site:
     """`kind` says which layers have it (attention: all; dense; experts, shared_experts: the others; unembed: one).
 
     `reads` and `writes` name widths. `shared` is the factor that the experts of a layer share in the `shared_hidden`
-    form: the one on the hidden side.
+    form: the one on the hidden side. A site with a width of 0 is not there: heads have keys, or latent ones.
     """
 
     kind: str
@@ -98,7 +98,7 @@ def parameter(name: str) -> str | None:
 
 
 def has_site(config: ModelConfig, name: str) -> bool:
-    """Whether the base has layers with this site, and the site two sides."""
+    """Whether the base has layers with this site."""
     site = SITES[name]
     return min(layer_count(config, site.kind), width(config, site.reads), width(config, site.writes)) > 0
 

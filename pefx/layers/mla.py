@@ -92,7 +92,7 @@ def mla(
 
 
 class _Heads(NamedTuple):
-    """`kv_b_proj` by head, `[H, nope + value, rank]`, with the adapters of a mixed batch. `nope` numbers are of keys."""
+    """`kv_b_proj` by head, `[H, nope + value, rank]`, with the adapters of a mixed batch; `nope` rows make keys."""
 
     matrices: Array
     nope: int
@@ -142,7 +142,7 @@ class _Heads(NamedTuple):
 
 
 def _per_head(x: Float[Array, "T H n"], matrices: Array, contracted: int) -> Float[Array, "T H m"]:
-    """Each head's rows times its matrix, over that dimension of it; float32. Rows stay on the left: so their bits hold."""
+    """Each head's rows times its matrix, over that dimension of it; float32. Rows on the left keep their bits."""
     dimensions = (((2,), (contracted,)), ((0,), (0,)))
     y = jax.lax.dot_general(x.transpose(1, 0, 2), matrices, dimensions, preferred_element_type=jnp.float32)
     return y.transpose(1, 0, 2)

@@ -16,16 +16,26 @@ def rotary_size(config: ModelConfig) -> int:
 
 def angles(positions: Int32[Array, "T"], config: ModelConfig) -> tuple[Float[Array, "T 1 h"], Float[Array, "T 1 h"]]:
     """Cosine and sine of each position at each of `rotary_size / 2` frequencies, float32. Made once per step."""
-    size, yarn = rotary_size(config), config.yarn
-    frequency = config.rope_theta ** -(jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    if yarn is not None:
-        slow = yarn_ramp(yarn, size, config.rope_theta)
-        frequency = frequency / yarn.factor * slow + frequency * (1 - slow)
-    angle = positions.astype(jnp.float32)[:, None] * frequency[None]
+    yarn = config.yarn
+    angle = positions.astype(jnp.float32)[:, None] * frequencies(config)[None]
     cosine, sine = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
     if yarn is not None and yarn.attention_factor != 1:
         cosine, sine = cosine * yarn.attention_factor, sine * yarn.attention_factor
     return cosine, sine
+
+
+def frequencies(config: ModelConfig) -> np.ndarray:
+    """Radians a token of each pair, float32 `[rotary_size / 2]`.
+
+    Made on the host: a compiler takes the power itself in one program and leaves it to the device in another, and not
+    with the same bits.
+    """
+    size, yarn = rotary_size(config), config.yarn
+    frequency = config.rope_theta ** -(np.arange(0, size, 2) / size)
+    if yarn is not None:
+        slow = yarn_ramp(yarn, size, config.rope_theta)
+        frequency = frequency / yarn.factor * slow + frequency * (1 - slow)
+    return frequency.astype(np.float32)
 
 
 def yarn_ramp(yarn: YarnConfig, size: int, theta: float) -> np.ndarray:
