@@ -54,10 +54,14 @@ def train_rules(config: TrainConfig) -> Broken:
             yield "users", "must be empty when pretrain is set: a run trains the base or adapters over it"
         if config.base is not None:
             yield "base", "must be None when pretrain is set: the run makes a base"
+        if config.base_weights != "plain":
+            yield "base_weights", "must be 'plain' when pretrain is set: rounded weights cannot be trained"
         yield from pretrain_rules(config, config.pretrain)
 
 
 def users_rules(config: TrainConfig) -> Broken:
+    if config.base_weights != "plain" and config.remat != "full":
+        yield "remat", f"must be 'full' over a base in {config.base_weights}: else every layer is kept multiplied out"
     if not config.users:
         yield "users", "is empty and pretrain is not set; there is nothing to train"
     if not config.base:

@@ -44,6 +44,7 @@ def user(**changes: Any) -> dict[str, Any]:
         ({"evaluate_every": -1}, "evaluate_every"),
         ({"seed": -1}, "seed"),
         ({"users": ()}, "users"),
+        ({"base_weights": "int8"}, "remat"),
         ({"base": None}, "base"),
         ({"data": DataConfig(tokens_per_user=100, sequence_length=64)}, "data.tokens_per_user"),
         ({"data": DataConfig(sequence_length=512)}, "data.sequence_length"),

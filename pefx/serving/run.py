@@ -42,7 +42,7 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     Journal(out, run).check()
     catalog = None if config.catalog is None else Catalog.open(config.catalog, read_only=True)
     tokenizer = Tokenizer.load(config.base)
-    base, digest = load_base(config.base, config.precision)
+    base, digest = load_base(config.base, config.precision, weights=config.base_weights)
     run |= {"base": digest, "tokenizer": tokenizer.digest}
     policies = Policies(catalog, digest, bank_room(config))
     shards = data_shards(config.mesh.data, config.sequences)
