@@ -123,6 +123,7 @@ def test_a_rule_of_a_base(changes, field):
     [
         ({"users": USERS}, "users"),
         ({"base": "b"}, "base"),
+        ({"base_weights": "fp8"}, "base_weights"),
         ({"page_size": 48}, "pretrain.batch_tokens"),
         ({"data": DataConfig(sequence_length=2000)}, "data.sequence_length"),
     ],

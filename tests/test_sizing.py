@@ -92,5 +92,4 @@ def test_a_base_in_8_bits_takes_a_quarter_of_float32(weights, tmp_path):
     wide = replace(MODEL, vocab_size=8, hidden=256, dense_hidden=256, expert_hidden=256, precision="float32")
     (tmp_path / "config.json").write_text(json.dumps(config_json(wide, "bfloat16")))
     plain, narrow = (sizes(ServeConfig("n", str(tmp_path), base_weights=held))[0].bytes for held in ("plain", weights))
-    assert narrow == real(Base(replace(wide, weights=weights), nnx.Rngs(0)))[1]
     assert 0.25 < narrow / plain < 0.26

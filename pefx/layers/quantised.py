@@ -94,8 +94,8 @@ def quantise_modules(base: nnx.Module, config: ModelConfig) -> None:
             axes = variable.get_metadata()["out_sharding"]
             wide = variable[...].astype(jnp.float32)
             values, scales = quantise(wide, config.weights, blocks_of(variable.shape), jnp)
-            pair = (nnx.Param(x, out_sharding=axes) for x in (values, scales))
-            setattr(module, name, Quantised(*pair, config.precision))
+            values, scales = nnx.Param(values, out_sharding=axes), nnx.Param(scales, out_sharding=axes)
+            setattr(module, name, Quantised(values, scales, config.precision))
 
 
 def quantisable(variable: nnx.Variable) -> bool:
