@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Precision = Literal["float32", "bfloat16"]
+# How the large matrices of the base are held: in the base's precision, or in 8 bits with a scale for each block.
+Weights = Literal["plain", "int8", "fp8"]
 ExpertForm = Literal["per_expert", "shared_hidden"]
 Method = Literal["lora", "rslora"]
 # What a router makes of its logits.
@@ -68,6 +70,7 @@ class ModelConfig:
     tied_embedding: bool = True
     context: int = 1024
     precision: Precision = "float32"
+    weights: Weights = "plain"
     query_key_norm: bool = True
     attention_bias: bool = False
     rotary_fraction: float = 1.0
@@ -201,6 +204,7 @@ class TrainConfig:
     evaluate_every: int = 0
     page_size: int = 32
     precision: Precision = "float32"
+    base_weights: Weights = "plain"
     remat: Remat = "none"
     seed: int = 0
 
@@ -240,4 +244,5 @@ class ServeConfig:
     expert_form: ExpertForm = "per_expert"
     mesh: MeshConfig = field(default_factory=MeshConfig)
     precision: Precision = "float32"
+    base_weights: Weights = "plain"
     seed: int = 0

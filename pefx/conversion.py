@@ -67,9 +67,12 @@ def convert(source: str | Path, target: str | Path, precision: Precision | None 
     source, target = Path(source), Path(target)
     if converted.is_converted(source):
         raise PefxError(f"{source}: is converted already; name the Hugging Face directory")
+    stored = HuggingFaceBase(source)
+    if target.exists() and not converted.is_converted(target):
+        raise PefxError(f"{target}: is there already and is no converted base; choose another target")
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"reading {source}", markup=False)
-    work = plan(HuggingFaceBase(source), precision)
+    work = plan(stored, precision)
     if target.exists():
         _check_done(target, work)
         console.print(f"{target} is complete already", markup=False)
@@ -179,8 +182,6 @@ def _append(journal: BufferedRandom, entry: dict[str, Any]) -> None:
 
 def _check_done(target: Path, work: Work) -> None:
     """Raise PefxError unless `target` is what this conversion would make."""
-    if not converted.is_converted(target):
-        raise PefxError(f"{target}: is there already and is no converted base; choose another target")
     found = converted.read_record(target)
     if (found.digest, found.precision) != (work.record.digest, work.record.precision):
         raise PefxError(

@@ -31,6 +31,9 @@ HASHED = {
     "context",
 }  # fmt: skip
 
+# How a base is held in memory is no part of what it is.
+HELD = {"precision", "weights"}
+
 
 def save_base(
     base: Base,
@@ -81,12 +84,14 @@ def shape_digest(config: ModelConfig) -> str:
 
 def _shape(config: ModelConfig) -> bytes:
     default, shape = dataclasses.asdict(ModelConfig()), dataclasses.asdict(config)
-    shape = {k: v for k, v in shape.items() if k in HASHED or (k != "precision" and v != default[k])}
+    shape = {k: v for k, v in shape.items() if k in HASHED or (k not in HELD and v != default[k])}
     return json.dumps(shape, sort_keys=True).encode()
 
 
 def base_tensors(base: Base) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of a base under its Hugging Face name and in its layout."""
+    if base.config.weights != "plain":
+        raise ValueError(f"a base in {base.config.weights} has lost what its tensors were")
     values = parameters(base)
     for path, source in sources(base).items():
         stacked = np.asarray(values[path][...])

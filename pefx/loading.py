@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from pefx.config import Precision
+from pefx.config import ModelConfig, Precision, Weights
 from pefx.converted import ConvertedBase, is_converted
 from pefx.errors import PefxError
 from pefx.families.config_json import extra_prefixes, read_config, read_json
 from pefx.families.tables import TOP_TENSORS
 from pefx.huggingface import base_digest, parameters, sources
+from pefx.layers.quantised import blocks_of, quantise
 from pefx.model import Base, abstract_base
 from pefx.safetensors_files import Index, read_headers, spans
 from pefx.stored_weights import StoredWeights, fp8_blocks, same_tensor
@@ -60,20 +61,24 @@ StoredBase = HuggingFaceBase | ConvertedBase
 
 
 def load_base(
-    directory: str | Path, precision: Precision | None = None, placement: Placement | None = None
+    directory: str | Path,
+    precision: Precision | None = None,
+    placement: Placement | None = None,
+    weights: Weights = "plain",
 ) -> tuple[Base, str]:
     """The base of a directory and its digest, at `precision` (default: as stored), each parameter laid out by
-    `placement` (default: whole, on the default device).
+    `placement` (default: whole, on the default device), its large matrices held as `weights` says.
 
     Raises PefxError for a missing, misshapen or foreign tensor, naming file and tensor; nothing is dropped.
     """
     stored = open_base(Path(directory))
-    config = stored.config if precision is None else dataclasses.replace(stored.config, precision=precision)
+    config = dataclasses.replace(stored.config, precision=precision or stored.config.precision, weights=weights)
     digest = stored.digest()
+    reader = stored if weights == "plain" else _Quantising(stored, config)
 
     def load(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        return variable.replace(_load(stored, name, variable, placement))
+        return variable.replace(_load(reader, name, variable, placement))
 
     base = abstract_base(config)
     base = jax.tree_util.tree_map_with_path(load, base, is_leaf=lambda x: isinstance(x, nnx.Variable))
@@ -85,7 +90,36 @@ def open_base(directory: Path) -> StoredBase:
     return ConvertedBase(directory) if is_converted(directory) else HuggingFaceBase(directory)
 
 
-def _load(stored: StoredBase, name: str, variable: nnx.Variable, placement: Placement | None) -> jax.Array:
+class _Quantising:
+    """Reads the 8-bit values and the scales of a quantised base out of one that is stored, a layer at a time."""
+
+    def __init__(self, stored: StoredBase, config: ModelConfig):
+        self.stored, self.form = stored, config.weights
+        self.wide = parameters(abstract_base(dataclasses.replace(config, weights="plain")))
+
+    def read(self, name: str, index: Index, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        if name in self.wide:
+            return self.stored.read(name, index, shape, dtype)
+        path, _, part = name.rpartition(".")
+        whole = self.wide[path]
+        blocks = blocks_of(whole.shape)
+        bounds = spans(index, shape)
+        inner = [(a * b, z * b) if part == "scales" else (a, z) for (a, z), b in zip(bounds[-2:], blocks)]
+        # Whole blocks are read: a scale is of all its numbers.
+        outer = [(a // b * b, -(-z // b) * b) for (a, z), b in zip(inner, blocks)]
+        crop = tuple(slice(a - c, z - c) for (a, z), (c, _) in zip(inner, outer))
+        out = np.empty([stop - start for start, stop in bounds], dtype)
+        for at, layer in enumerate(range(*bounds[0])):
+            region = ((layer, layer + 1), *bounds[1:-2], *outer)
+            wide = self.stored.read(path, tuple(slice(*x) for x in region), whole.shape, np.dtype(whole.dtype))
+            values, scales = quantise(wide.astype(np.float32), self.form, blocks)
+            out[at] = scales[0] if part == "scales" else values[0][(..., *crop)]
+        return out
+
+
+def _load(
+    stored: StoredBase | _Quantising, name: str, variable: nnx.Variable, placement: Placement | None
+) -> jax.Array:
     """One parameter. Devices that hold the same part share one reading of it."""
     shape, dtype = variable.shape, np.dtype(variable.dtype)
     if placement is None:

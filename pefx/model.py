@@ -24,6 +24,7 @@ from pefx.layers.mlp import Mlp, mlp
 from pefx.layers.moe import Experts, Region, Router, moe, regions, route
 from pefx.layers.norm import rms_norm
 from pefx.layers.parameter import ones, weight
+from pefx.layers.quantised import quantise_modules
 from pefx.layers.rope import angles
 from pefx.mesh import MODEL
 
@@ -89,6 +90,8 @@ class Base(nnx.Module):
             if c.tied_embedding
             else weight(rngs, (c.vocab_size, c.hidden), ("vocab", "embed"), c.hidden**-0.5, c.precision)
         )
+        if c.weights != "plain":
+            quantise_modules(self, c)
 
 
 def runs(config: ModelConfig) -> list[tuple[range, bool]]:

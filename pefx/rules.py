@@ -56,10 +56,9 @@ def train_rules(config: TrainConfig) -> Broken:
         if config.base is not None:
             yield "base", "must be None when pretrain is set: the run makes a base"
         if config.mesh.expert > 1 or config.mesh.model > 1:
-            yield (
-                "mesh",
-                "must be 1 along expert and model when pretrain is set: every device trains the whole base",
-            )
+            yield "mesh", "must be 1 along expert and model when pretrain is set: each device trains the whole base"
+        if config.base_weights != "plain":
+            yield "base_weights", "must be 'plain' when pretrain is set: rounded weights cannot be trained"
         yield from pretrain_rules(config, config.pretrain)
 
 
@@ -69,6 +68,8 @@ def mesh_rules(mesh: MeshConfig) -> Broken:
 
 
 def users_rules(config: TrainConfig) -> Broken:
+    if config.base_weights != "plain" and config.remat != "full":
+        yield "remat", f"must be 'full' over a base in {config.base_weights}: else every layer is kept multiplied out"
     if not config.users:
         yield "users", "is empty and pretrain is not set; there is nothing to train"
     if not config.base:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pefx.adapters.bank import bank_spec, empty_bank
 from pefx.batch import KVPool
-from pefx.config import AdapterSpec, ModelConfig, Precision, ServeConfig, TrainConfig
+from pefx.config import AdapterSpec, ModelConfig, ServeConfig, TrainConfig
 from pefx.families.config_json import read_config
 from pefx.model import abstract_base
 from pefx.optim import init_opt
@@ -44,7 +44,7 @@ def sizes(config: TrainConfig | ServeConfig) -> list[Size]:
 
 
 def training_sizes(config: TrainConfig) -> Iterator[Size]:
-    model = read_model(config.base or "", config.precision)
+    model = read_model(config.base or "", config)
     yield measure("base", abstract_base(model))
     bank = abstract_bank(model, bank_spec([user.adapter or config.adapter for user in config.users]), len(config.users))
     yield measure(f"bank of {len(config.users)} adapters", bank)
@@ -56,7 +56,7 @@ def training_sizes(config: TrainConfig) -> Iterator[Size]:
 
 
 def serving_sizes(config: ServeConfig) -> Iterator[Size]:
-    model = read_model(config.base, config.precision)
+    model = read_model(config.base, config)
     yield measure("base", abstract_base(model))
     if config.catalog is not None:
         spec = AdapterSpec(rank=config.max_rank, targets=config.targets, expert_form=config.expert_form)
@@ -65,9 +65,9 @@ def serving_sizes(config: ServeConfig) -> Iterator[Size]:
     yield pool(model, pages, config.page_size)
 
 
-def read_model(base: str, precision: Precision) -> ModelConfig:
-    """The shape of the base in folder `base`, held in `precision`."""
-    return replace(read_config(base), precision=precision)
+def read_model(base: str, config: TrainConfig | ServeConfig) -> ModelConfig:
+    """The shape of the base in folder `base`, held as `config` says."""
+    return replace(read_config(base), precision=config.precision, weights=config.base_weights)
 
 
 def abstract_bank(model: ModelConfig, spec: AdapterSpec, slots: int) -> Any:

@@ -93,7 +93,12 @@ class StoredWeights:
         names = source.names[(*[slice(start, stop) for start, stop in bounds[:lead]], ...)]
         for place in np.ndindex(names.shape):
             part = self.numbers(str(names[place]), inner[::-1] if source.transposed else inner)
-            out[place] = part.T if source.transposed else part
+            part = part.T if source.transposed else part
+            # NumPy copies numbers that it does not know one by one, whole numbers of their size at once.
+            if part.dtype == dtype:
+                _bits(out)[place] = _bits(part)
+            else:
+                out[place] = part
         return out
 
     def numbers(self, name: str, index: Index) -> np.ndarray:
@@ -111,6 +116,10 @@ class StoredWeights:
             scale = np.take(scale, block, axis=axis)
         wide *= scale
         return wide
+
+
+def _bits(x: np.ndarray) -> np.ndarray:
+    return x.view(f"u{x.dtype.itemsize}")
 
 
 def same_tensor(a: StoredTensor, b: StoredTensor) -> bool:

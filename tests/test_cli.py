@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import pefx.conversion
 import pefx.serving.run
 import pefx.training.run
 from pefx import cli
@@ -55,7 +56,7 @@ def test_serve_passes_its_files_wherever_they_stand(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "error: pefx: Expected one of {train, serve, catalog, plan, bench}."),
+        (["trian"], "error: pefx: Expected one of {train, serve, catalog, plan, convert, bench}."),
         (["train"], "error: pefx: Missing from pefx train: CONFIG"),
         (["train", "absent.py"], "error: absent.py: no such config file"),
         (["train", "train_few.py", "--stepz", "1"], "error: train_few.py: Unrecognized options: --stepz, 1"),
@@ -67,6 +68,9 @@ def test_serve_passes_its_files_wherever_they_stand(folder, monkeypatch):
         (["catalog"], "error: pefx: Expected one of {ls, show}."),
         (["catalog", "ls", "absent"], "error: catalog 'absent' does not exist"),
         (["catalog", "ls", "absent", "--jsonl"], "error: pefx: unrecognized options: --jsonl"),
+        (["convert", "b"], "error: pefx: Missing from pefx convert: TARGET"),
+        (["convert", "b", "c"], "error: b/config.json: no such file"),
+        (["convert", "b", "c", "--precision", "int4"], "error: pefx: "),
         (["bench", "absent"], "error: pefx bench: no benchmark 'absent'; there are all, "),
     ],
 )
@@ -101,7 +105,7 @@ def test_a_defect_is_not_taken_for_bad_input(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "{train,serve,catalog,plan,bench}"),
+        ([], "{train,serve,catalog,plan,convert,bench}"),
         (["train", "--help"], "A file in configs/ that makes a TrainConfig."),
         (["train", "train_few.py", "--help"], "--data.tokens-per-user"),
         (["serve", "serve_few.py", "--help"], "--step-tokens"),
@@ -161,6 +165,14 @@ def test_looking_into_a_catalog_loads_no_jax(catalog, folder):
 def test_plan_prints_what_a_base_needs(capsys):
     assert cli.main(["plan", str(ROOT / "configs" / "base_stdlib.py")]) == 0
     assert "moments of the base" in capsys.readouterr().out
+
+
+def test_convert_passes_what_it_was_told(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pefx.conversion, "convert", lambda *call: seen.append(call))
+    assert cli.main(["convert", "b", "c"]) == 0
+    assert cli.main(["convert", "b", "c", "--precision", "bfloat16"]) == 0
+    assert seen == [("b", "c", None), ("b", "c", "bfloat16")]
 
 
 def test_bench_runs_the_named_program_or_all_of_them_until_one_fails(monkeypatch, tmp_path, capfd):

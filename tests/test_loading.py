@@ -13,8 +13,10 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
+from pefx.config import Weights
 from pefx.errors import PefxError
 from pefx.huggingface import parameters
+from pefx.layers.quantised import blocks_of, quantise
 from pefx.loading import HuggingFaceBase, load_base
 from pefx.stored_weights import SCALE
 
@@ -114,3 +116,21 @@ def test_layers_behind_the_last_that_the_config_counts_are_no_part_of_the_base(t
     )
     with pytest.raises(PefxError, match=r"'model\.layers\.3\.norm\.weight' is not part of a glm4_moe base"):
         load_base(tmp_path / "base")
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_a_base_in_8_bits_is_its_quantised_matrices_however_it_is_divided(form: Weights) -> None:
+    plain, digest = load_base(GOLDENS / "plain", "float32")
+    whole, same = load_base(GOLDENS / "plain", "float32", weights=form)
+    assert same == digest
+    assert whole.config.weights == form
+    wide, narrow = values(plain), values(whole)
+    assert set(wide) & set(narrow) == {path for path in wide if "proj" not in path}
+    for path in set(wide) - set(narrow):
+        parts = quantise(wide[path], form, blocks_of(wide[path].shape))
+        for part, expected in zip(("values", "scales"), parts):
+            assert narrow[f"{path}.{part}"].tobytes() == expected.tobytes(), path
+    parts = load_base(GOLDENS / "plain", "float32", placement=divided, weights=form)[0]
+    assert jax.tree.structure(whole) == jax.tree.structure(parts)
+    for path, value in values(parts).items():
+        assert value.tobytes() == narrow[path].tobytes(), path

@@ -44,6 +44,7 @@ def user(**changes: Any) -> dict[str, Any]:
         ({"evaluate_every": -1}, "evaluate_every"),
         ({"seed": -1}, "seed"),
         ({"users": ()}, "users"),
+        ({"base_weights": "int8"}, "remat"),
         ({"base": None}, "base"),
         ({"data": DataConfig(tokens_per_user=100, sequence_length=64)}, "data.tokens_per_user"),
         ({"data": DataConfig(sequence_length=512)}, "data.sequence_length"),
@@ -122,6 +123,7 @@ def test_a_rule_of_a_base(changes, field):
     [
         ({"users": USERS}, "users"),
         ({"base": "b"}, "base"),
+        ({"base_weights": "fp8"}, "base_weights"),
         ({"page_size": 48}, "pretrain.batch_tokens"),
         ({"data": DataConfig(sequence_length=2000)}, "data.sequence_length"),
     ],

@@ -85,3 +85,11 @@ def test_the_table_adds_up(tmp_path, model):
 def test_a_base_that_is_not_there_is_told(tmp_path):
     with pytest.raises(PefxError, match="absent"):
         sizes(ServeConfig("n", str(tmp_path / "absent")))
+
+
+@pytest.mark.parametrize("weights", ["int8", "fp8"])
+def test_a_base_in_8_bits_takes_a_quarter_of_float32(weights, tmp_path):
+    wide = replace(MODEL, vocab_size=8, hidden=256, dense_hidden=256, expert_hidden=256, precision="float32")
+    (tmp_path / "config.json").write_text(json.dumps(config_json(wide, "bfloat16")))
+    plain, narrow = (sizes(ServeConfig("n", str(tmp_path), base_weights=held))[0].bytes for held in ("plain", weights))
+    assert 0.25 < narrow / plain < 0.26

@@ -24,6 +24,7 @@ from pefx.config import ModelConfig
 from pefx.layers.exchange import bring, own_experts, send
 from pefx.layers.linear import Adapters, dot
 from pefx.layers.parameter import weight, zeros
+from pefx.layers.quantised import Quantised
 from pefx.mesh import EXPERT
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -157,8 +158,11 @@ def _region(x, experts: Experts, layer, sites: tuple[dict[str, Factors], ...], w
 
 
 def _folded(experts: Experts, name: str, layer: Int32[Array, ""]) -> tuple[Array, Int32[Array, ""]]:
-    """A projection's matrices of all layers in one row, and where this layer's begin."""
-    stacked = getattr(experts, name)[...]
+    """A projection's matrices of all layers in one row, and where this layer's begin; of 8-bit ones this layer's."""
+    held = getattr(experts, name)
+    if isinstance(held, Quantised):
+        return held.layer(layer), jnp.zeros_like(layer)
+    stacked = held[...]
     return stacked.reshape(-1, *stacked.shape[2:]), layer * stacked.shape[1]
 
 

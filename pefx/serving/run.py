@@ -46,7 +46,7 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     mesh = resolved(config.mesh, config.sequences)
     check_divides(read_config(config.base), mesh)
     with on_mesh(mesh):
-        base, digest = load_base(config.base, config.precision, placement())
+        base, digest = load_base(config.base, config.precision, placement(), config.base_weights)
     run |= {"base": digest, "tokenizer": tokenizer.digest}
     policies = Policies(catalog, digest, bank_room(config))
     with Journal(out, run) as journal, on_mesh(mesh):

@@ -55,7 +55,7 @@ class AdapterTraining:
         self.slots = -(-len(self.sessions) // shards)  # of each shard
         self.hypers = HyperTable(self.sessions, rates, self.slots)
         self._go_on_from(0, [Progress() for _ in self.sessions])
-        self.base, self.digest = load_base(directory, config.precision, placement())
+        self.base, self.digest = load_base(directory, config.precision, placement(), config.base_weights)
         self.model = self.base.config
         bank = empty_bank(self.model, bank_spec([s.spec for s in self.sessions]), shards * self.slots)
         for session in self.sessions:
