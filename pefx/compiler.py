@@ -7,6 +7,7 @@ options; everything that computes numbers goes through it.
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -16,6 +17,19 @@ CPU_OPTIONS: dict[str, bool | int | float | str] = {
     "xla_cpu_max_isa": "AVX",
     "xla_allow_excess_precision": False,
 }
+
+
+_platform = jax.make_user_context(default_value=None)
+
+
+def compiling_for(platform: str) -> AbstractContextManager[Any]:
+    """Within it steps are made for `platform`, as jax calls it, whatever this machine has."""
+    return _platform(platform)
+
+
+def platform() -> str:
+    """What steps are made for: this machine's default, or what `compiling_for` names."""
+    return _platform.value or jax.default_backend()
 
 
 def options(platform: str) -> dict[str, bool | int | float | str]:
@@ -30,8 +44,11 @@ def jit(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
     """
 
     @functools.cache
+    def made_for(platform: str) -> Any:
+        return jax.jit(function, compiler_options=options(platform), **arguments)
+
     def jitted() -> Any:
-        return jax.jit(function, compiler_options=options(jax.default_backend()), **arguments)
+        return made_for(platform())
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -47,4 +64,4 @@ def layers_at_once() -> int:
     On CPU a loop copies weights in and saved values out at every turn; unrolled, nothing is copied, and it compiles no
     slower. Elsewhere a turn is one layer: compile time is what counts.
     """
-    return 8 if jax.default_backend() == "cpu" else 1
+    return 8 if platform() == "cpu" else 1

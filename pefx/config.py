@@ -223,6 +223,32 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class PlanConfig:
+    """What `pefx plan` compiles for TPUs that are not there: a base by the name of its preset, or a folder.
+
+    Each shard of rows has `slots` adapters; trains `users` of them in a step, `tokens_per_user` tokens each; and serves
+    `sequences` of up to `context` tokens, of whose prompts a step takes in `step_tokens`. `topology` is a kind of TPU
+    and a shape, as in `v5p:4x4x8`.
+    """
+
+    name: str
+    base: str
+    topology: str
+    mesh: MeshConfig
+    adapter: AdapterSpec = field(default_factory=lambda: AdapterSpec(rank=16, alpha=32.0))
+    slots: int = 1
+    users: int = 1
+    tokens_per_user: int = 1024
+    sequences: int = 8
+    step_tokens: int = 512
+    context: int = 4096
+    page_size: int = 64
+    precision: Precision = "bfloat16"
+    base_weights: Weights = "plain"
+    remat: Remat = "full"
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """`serve.py`: batch inference over mixed adapters. `catalog=None` serves the base alone.
 

@@ -21,7 +21,7 @@ from kernels.tiles import tile_map
 from kernels.windows import windows
 from pefx.collectives import enter, group_slots, leave, size
 from pefx.config import ModelConfig
-from pefx.layers.exchange import bring, own_experts, send
+from pefx.layers.exchange import bring, exchange, send
 from pefx.layers.linear import Adapters, dot
 from pefx.layers.parameter import weight, zeros
 from pefx.layers.quantised import Quantised
@@ -171,7 +171,8 @@ def _tiled(sizes: tuple[int, int], x, shrunk, experts: Experts, layer, site: dic
     ids, gates, region = where
     copies, count = ids.shape[1], experts.gate_proj.shape[1]
     tile, subtile = sizes
-    own = own_experts(ids, count).reshape(-1)
+    to = exchange(ids, count)
+    own = to.experts.reshape(-1)
     if site:
         adapter = jnp.repeat(region.index, copies)
         subgroups = region.slots.shape[0]
@@ -179,7 +180,7 @@ def _tiled(sizes: tuple[int, int], x, shrunk, experts: Experts, layer, site: dic
         tiles = replace(tiles, subgroup=jnp.where(tiles.subgroup < 0, 0, region.slots[tiles.subgroup] + 1))
     else:
         tiles = tile_map(own, groups=count, tile=tile)
-    sent = {name: send(z, tiles, copies) for name, z in shrunk.items()}
+    sent = {name: send(z, tiles, to, copies) for name, z in shrunk.items()}
 
     def project(rows, name: str):
         matrices, offset = _folded(experts, name, layer)
@@ -187,10 +188,10 @@ def _tiled(sizes: tuple[int, int], x, shrunk, experts: Experts, layer, site: dic
             return grouped_matmul(rows, matrices, tiles, offset), None
         return expert_lora(rows, sent.get(name), matrices, site[name], tiles, offset)
 
-    rows = send(x, tiles, copies)
+    rows = send(x, tiles, to, copies)
     (gate, _), (up, _) = project(rows, "gate_proj"), project(rows, "up_proj")
     y, z = project(jax.nn.silu(gate) * up, "down_proj")
-    return bring(y, gates, tiles), None if z is None else bring(z, gates, tiles)
+    return bring(y, gates, tiles, to), None if z is None else bring(z, gates, tiles, to)
 
 
 def _windowed(x, shrunk, experts: Experts, layer, site: dict[str, Factors], where):
@@ -202,8 +203,8 @@ def _windowed(x, shrunk, experts: Experts, layer, site: dict[str, Factors], wher
         own_experts(ids, count).reshape(-1), adapter, groups=count, subgroups=region.slots.shape[0], size=WINDOW
     )
     own = replace(own, pairs=own.pairs._replace(subgroup=region.slots[own.pairs.subgroup] + 1))
-    sent = Sites(*(send(shrunk[name], own, copies) if name in shrunk else None for name in PROJECTIONS))
+    sent = Sites(*(send(shrunk[name], own, to, copies) if name in shrunk else None for name in PROJECTIONS))
     (gate, offset), (up, _), (down, _) = (_folded(experts, name, layer) for name in PROJECTIONS)
     stacked = Matrices(gate, up, down, offset)
-    y, z = expert_mlp(send(x, own, copies), sent, stacked, Sites(*map(site.get, PROJECTIONS)), own)
-    return bring(y, gates, own), None if z is None else bring(z, gates, own)
+    y, z = expert_mlp(send(x, own, to, copies), sent, stacked, Sites(*map(site.get, PROJECTIONS)), own)
+    return bring(y, gates, own, to), None if z is None else bring(z, gates, own, to)

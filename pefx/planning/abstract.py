@@ -1,0 +1,111 @@
+"""The arguments of a plan's two steps as shapes with shardings: no number of them is ever in memory."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from pefx.adapters.bank import by_slot, empty_bank
+from pefx.batch import KVPool, TokenBatch
+from pefx.config import ModelConfig, PlanConfig
+from pefx.errors import PefxError
+from pefx.families.config_json import read_config
+from pefx.mesh import Axes, by_page, by_row, of_base, shardings
+from pefx.model import abstract_base
+from pefx.optim import init_opt
+from pefx.packing import Sizes, pack, tile_of, whole_pages
+from pefx.presets import PRESETS
+from pefx.steps import ServePlan, ServeState, TrainHyper
+from pefx.training.heldout import device_batch
+from pefx.training.planner import Layout, lay_out
+
+
+class Arguments(NamedTuple):
+    """What lies on the mesh, by kind. `batch` and `hyper` are a training step's, `serve` a serving step's."""
+
+    base: Any
+    bank: Any
+    optimizer: Any
+    pool: Any
+    batch: Any
+    hyper: Any
+    serve: Any
+
+
+def model_of(config: PlanConfig) -> ModelConfig:
+    """The base's shape at the plan's precision. Raises PefxError where `base` is neither a preset nor a folder."""
+    found = PRESETS.get(config.base)
+    if found is None and not Path(config.base).is_dir():
+        raise PefxError(
+            f"config field 'base' is {config.base!r}: no such folder, and no preset; presets are {_known()}"
+        )
+    return replace(found or read_config(config.base), precision=config.precision, weights=config.base_weights)
+
+
+def _known() -> str:
+    return ", ".join(PRESETS)
+
+
+def arguments(config: PlanConfig, model: ModelConfig, mesh: Mesh) -> Arguments:
+    """All arguments of both steps, divided over `mesh`."""
+
+    def on(axes: Axes, tree: Any) -> Any:
+        def one(x: Any, where: Any) -> Any:
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+
+        return jax.tree.map(one, tree, shardings(axes, tree, mesh))
+
+    rows = config.mesh.rows
+    bank = jax.eval_shape(lambda: empty_bank(model, config.adapter, rows * config.slots))
+    optimizer = jax.eval_shape(lambda bank: init_opt(bank, accumulate=False), bank)
+    pages = rows * config.sequences * whole_pages(config.context, config.page_size)
+    pool = jax.eval_shape(lambda: ServeState(KVPool.zeros(model, pages, config.page_size)))
+    return Arguments(
+        base=on(of_base, abstract_base(model)),
+        bank=on(by_slot, bank),
+        optimizer=on(by_slot, optimizer),
+        pool=on(by_page, pool),
+        batch=on(by_row, _of_all(train_batch(config), rows)),
+        hyper=on(by_row, _of_all(train_hyper(config), rows)),
+        serve=on(by_row, _of_all(serve_plan(config), rows)),
+    )
+
+
+def _of_all(part: Any, shards: int) -> Any:
+    """The shapes of all shards' parts from one's."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * shards, *x.shape[1:]), x.dtype), part)
+
+
+def train_batch(config: PlanConfig) -> Any:
+    """One shard's part of a training batch."""
+    length = min(config.tokens_per_user, config.context)
+    layout = Layout(config.users, config.tokens_per_user, length, config.page_size)
+    return device_batch(lay_out([[[] for _ in range(config.users)]], layout))
+
+
+def train_hyper(config: PlanConfig) -> TrainHyper:
+    """One shard's active adapters."""
+    ones = np.ones(config.users, np.float32)
+    return TrainHyper(np.zeros(config.users, np.int32), ones, ones, ones, ones, ones, ones, np.ones(config.users, bool))
+
+
+def serve_plan(config: PlanConfig) -> ServePlan:
+    """One shard's part of a step that decodes all sequences beside a chunk of prompts."""
+    tile, blocks = tile_of(config.page_size), whole_pages(config.context, config.page_size)
+    sizes = Sizes(
+        config.sequences, whole_pages(config.step_tokens, tile), config.sequences, blocks, config.page_size, tile
+    )
+    ints, floats = np.zeros(config.sequences, np.int32), np.ones(config.sequences, np.float32)
+    return ServePlan(
+        batch=TokenBatch(**pack([], sizes)),
+        rows=ints,
+        targets=ints,
+        temperature=floats,
+        top_p=floats,
+        top_k=ints,
+        seed=ints.astype(np.uint32),
+        singles=config.sequences,
+    )

@@ -1,0 +1,107 @@
+"""Compiles the true training and serving steps for a slice of TPUs that is not there. libtpu does it on any machine."""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from kernels.implementation import BEST_ON_TPU, implementation
+from pefx.compiler import compiling_for
+from pefx.config import MeshConfig, PlanConfig
+from pefx.errors import PefxError
+from pefx.mesh import mesh_of
+from pefx.planning.abstract import Arguments
+from pefx.planning.collectives import Traffic, traffic
+from pefx.steps import serve_step, train_step
+
+# libtpu looks for a TPU, and complains, unless it is told of one; several processes may then use it at once.
+QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+# Two ways in which the compiler says that a program needs more memory than there is.
+TOO_LARGE = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])(?:\) exceeds available HBM \(| of )([\d.]+)([KMGT])")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One step on one device, in bytes: `temporary` beside arguments and results; `needed` where it does not fit."""
+
+    step: str
+    seconds: float
+    arguments: int = 0
+    temporary: int = 0
+    needed: int | None = None
+    capacity: int | None = None
+    traffic: Traffic | None = None
+    kernels: int = 0
+
+    @property
+    def fits(self) -> bool:
+        return self.needed is None
+
+
+@contextmanager
+def slice_of(topology: str, shape: MeshConfig) -> Iterator[Mesh]:
+    """A mesh of that shape over the devices of a topology that is not there, in use.
+
+    Raises PefxError where libtpu is not installed or knows no such topology, or the mesh has other than its devices.
+    """
+    os.environ.update(QUIET)
+    try:
+        devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # noqa: BLE001 (what libtpu raises has no type of its own)
+        reason = str(error).splitlines()[0]
+        hint = "" if "libtpu" not in reason.lower() else "; install it: pip install -e '.[test]'"
+        raise PefxError(f"topology {topology!r} cannot be compiled for ({reason}){hint}") from None
+    needed = shape.rows * shape.model
+    if needed != devices.size:
+        raise PefxError(
+            f"config field 'mesh' is {shape.data} x {shape.expert} x {shape.model} (data, expert, model), "
+            f"{needed} devices; {topology} has {devices.size}"
+        )
+    mesh = mesh_of(devices, shape)
+    with jax.sharding.set_mesh(mesh):
+        yield mesh
+
+
+def compile_steps(config: PlanConfig, given: Arguments) -> Iterator[Compiled]:
+    """Compiles the training step, then the serving step."""
+    train = (given.base, given.bank, given.optimizer, given.batch, given.hyper)
+    serve = (given.base, given.bank, given.pool, given.serve)
+    with compiling_for("tpu"), implementation(BEST_ON_TPU):
+        yield _compile("train", lambda: train_step.jitted().lower(*train, remat=config.remat))
+        yield _compile("serve", lambda: serve_step.jitted().lower(*serve))
+
+
+def _compile(step: str, lower: Any) -> Compiled:
+    start = time.perf_counter()
+    lowered = lower()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        found = TOO_LARGE.search(str(error))
+        if found is None:
+            raise
+        needed, capacity = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
+        return Compiled(step, time.perf_counter() - start, needed=needed, capacity=capacity)
+    memory, text = compiled.memory_analysis(), compiled.as_text() or ""
+    return Compiled(
+        step,
+        time.perf_counter() - start,
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        traffic=traffic(text),
+        kernels=text.count('custom_call_target="tpu_custom_call"'),
+    )
