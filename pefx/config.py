@@ -110,6 +110,9 @@ class AdapterSpec:
         "experts.gate_proj",
         "experts.up_proj",
         "experts.down_proj",
+        "shared_experts.gate_proj",
+        "shared_experts.up_proj",
+        "shared_experts.down_proj",
     )
     expert_form: ExpertForm = "per_expert"
 

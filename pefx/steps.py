@@ -210,7 +210,7 @@ def _pretrain_optimizer(hyper: Hyper) -> optax.GradientTransformation:
 
 
 def _decays(path, value) -> bool:
-    return "norm" not in jax.tree_util.keystr(path)
+    return not any(word in jax.tree_util.keystr(path) for word in ("norm", "bias"))
 
 
 @partial(jit, donate_argnames="state")

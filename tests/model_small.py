@@ -35,12 +35,12 @@ SPEC = AdapterSpec(rank=3, alpha=6.0, targets=tuple(SITES))
 
 
 def make_base(config: ModelConfig = MODEL, seed: int = 0) -> Base:
-    """Random weights, the norms' too: ones would hide a norm that is left out."""
+    """Random weights, those of norms and biases too: ones and zeros would hide one that is left out."""
     base = Base(config, nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
 
     def noisy(path, x):
-        if "norm" in jax.tree_util.keystr(path):
+        if "norm" in jax.tree_util.keystr(path) or "bias" in jax.tree_util.keystr(path):
             return (x + rng.uniform(-0.3, 0.3, x.shape).astype(np.float32)).astype(x.dtype)
         return x
 
@@ -100,7 +100,7 @@ class Plain:
                 for path, value in jax.tree_util.tree_leaves_with_path(part):
                     names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
                     names = [n for n in names if n not in ("value", "", "attention", "feed")]
-                    flat[prefix + names[-1]] = np.asarray(value, np.float64)
+                    flat[prefix + ".".join(names)] = np.asarray(value, np.float64)
             count = len(flat["input_norm"])
             self.layers += [(dense, {name: value[i] for name, value in flat.items()}) for i in range(count)]
 
@@ -120,22 +120,23 @@ class Plain:
         return self.scale * (x @ a.astype(np.float64).T) @ b.astype(np.float64)
 
     def _project(self, x, weights, name, layer):
-        return x @ weights[name].T + self._delta(x, name, layer)
+        return x @ weights[name].T + weights.get(name.replace("proj", "bias"), 0) + self._delta(x, name, layer)
 
     def _rotate(self, x):
-        size = x.shape[-1]
+        size = int(x.shape[-1] * self.config.rotary_fraction)
         angle = np.arange(len(x))[:, None] * self.config.rope_theta ** -(np.arange(0, size, 2) / size)
         cosine, sine = np.cos(angle)[:, None], np.sin(angle)[:, None]
-        low, high = x[..., : size // 2], x[..., size // 2 :]
-        return np.concatenate([low * cosine - high * sine, low * sine + high * cosine], -1)
+        low, high = x[..., : size // 2], x[..., size // 2 : size]
+        return np.concatenate([low * cosine - high * sine, low * sine + high * cosine, x[..., size:]], -1)
 
     def _attention(self, x, weights, layer):
         c, n = self.config, len(x)
         q = self._project(x, weights, "q_proj", layer).reshape(n, c.heads, c.head_size)
         k = self._project(x, weights, "k_proj", layer).reshape(n, c.kv_heads, c.head_size)
         v = self._project(x, weights, "v_proj", layer).reshape(n, c.kv_heads, c.head_size)
-        q = self._rotate(self._norm(q, weights["q_norm"]))
-        k = self._rotate(self._norm(k, weights["k_norm"]))
+        if c.query_key_norm:
+            q, k = self._norm(q, weights["q_norm"]), self._norm(k, weights["k_norm"])
+        q, k = self._rotate(q), self._rotate(k)
         out = np.zeros((n, c.heads, c.head_size))
         for head in range(c.heads):
             group = head // (c.heads // c.kv_heads)
@@ -145,10 +146,10 @@ class Plain:
                 out[t, head] = p @ v[: t + 1, group] / p.sum()
         return self._project(out.reshape(n, -1), weights, "o_proj", layer)
 
-    def _dense(self, x, weights, layer):
-        gate = self._project(x, weights, "gate_proj", layer)
-        hidden = gate / (1 + np.exp(-gate)) * self._project(x, weights, "up_proj", layer)
-        return self._project(hidden, weights, "down_proj", layer)
+    def _dense(self, x, weights, layer, sites=""):
+        gate = self._project(x, weights, f"{sites}gate_proj", layer)
+        hidden = gate / (1 + np.exp(-gate)) * self._project(x, weights, f"{sites}up_proj", layer)
+        return self._project(hidden, weights, f"{sites}down_proj", layer)
 
     def _expert(self, x, weights, layer, expert):
         def project(x, name):
@@ -161,14 +162,26 @@ class Plain:
     def _sparse(self, x, weights, layer):
         c, out, ids = self.config, np.zeros_like(x), []
         logits = x @ weights["weight"].T
-        scores = np.exp(logits - logits.max(-1, keepdims=True))
-        scores /= scores.sum(-1, keepdims=True)
+        if c.router_scores == "sigmoid":
+            scores = 1 / (1 + np.exp(-logits))
+        else:
+            scores = np.exp(logits - logits.max(-1, keepdims=True))
+            scores /= scores.sum(-1, keepdims=True)
         for t, row in enumerate(scores):
-            chosen = np.argsort(-row, kind="stable")[: c.experts_per_token]
-            gates = row[chosen] / (row[chosen].sum() if c.normalize_gates else 1)
+            chosen = self._chosen(row + weights.get("bias", 0))
+            gates = c.gate_scale * row[chosen] / (row[chosen].sum() if c.normalize_gates else 1)
             out[t] = sum(g * self._expert(x[t], weights, layer, e) for g, e in zip(gates, chosen, strict=True))
             ids.append(chosen)
+        if c.shared_experts:
+            out += self._dense(x, weights, layer, "shared_experts.")
         return out, np.array(ids)
+
+    def _chosen(self, wanted):
+        c = self.config
+        groups = np.split(np.arange(c.experts), c.expert_groups)
+        best = sorted(groups, key=lambda group: -np.sort(wanted[group])[-2:].sum())[: c.groups_per_token]
+        allowed = np.sort(np.concatenate(best))
+        return allowed[np.argsort(-wanted[allowed], kind="stable")[: c.experts_per_token]]
 
     def __call__(self, tokens: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
         """Logits [n, V] and the experts chosen in each expert layer [n, k]."""

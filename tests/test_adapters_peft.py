@@ -246,3 +246,51 @@ def test_broken_and_absent_files_are_refused(tmp_path: Path) -> None:
     for text, message in (("{", "cannot be read as JSON"), ("[]", "must hold one JSON object")):
         (directory / "adapter_config.json").write_text(text)
         assert message in refused(directory)
+
+
+def written(directory: Path, modules: dict[str, tuple[int, int]]) -> Path:
+    """A PEFT directory of rank 2 over modules (their widths in and out), numbers of their own."""
+    rng, tensors = np.random.default_rng(0), {}
+    for module, (reads, writes) in modules.items():
+        tensors[f"base_model.model.{module}.lora_A.weight"] = rng.normal(size=(2, reads)).astype(np.float32)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = rng.normal(size=(writes, 2)).astype(np.float32)
+    directory.mkdir()
+    save_file(tensors, directory / "adapter_model.safetensors")
+    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    return directory
+
+
+def test_shared_experts_and_latents_are_read_by_the_names_of_their_family(tmp_path: Path) -> None:
+    config = replace(
+        MODEL, family="deepseek_v3", layers=2, dense_layers=(0,), shared_experts=2, head_size=0, query_rank=18,
+        kv_rank=14, nope_head_size=6, rope_head_size=4, value_head_size=8,
+    )  # fmt: skip
+    attention = {
+        "q_a_proj": (40, 18),
+        "q_b_proj": (18, 60),
+        "kv_a_proj_with_mqa": (40, 18),
+        "kv_b_proj": (14, 84),
+        "o_proj": (48, 40),
+    }
+    modules = {f"model.layers.{i}.self_attn.{name}": widths for i in range(2) for name, widths in attention.items()}
+    modules |= {f"model.layers.1.mlp.shared_experts.{name}_proj": (40, 48) for name in ("gate", "up")}
+    modules["model.layers.0.mlp.gate_proj"] = (40, 56)
+    directory = written(tmp_path / "adapter", modules)
+    adapter, spec = read_peft(directory, config)
+    assert spec.targets == (
+        "q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj", "o_proj", "gate_proj", "shared_experts.gate_proj",
+        "shared_experts.up_proj",
+    )  # fmt: skip
+    tensors = load_file(directory / "adapter_model.safetensors")
+    np.testing.assert_array_equal(
+        adapter["kv_a_proj"]["a"][1], tensors[PREFIX + "1.self_attn.kv_a_proj_with_mqa.lora_A.weight"]
+    )
+    np.testing.assert_array_equal(
+        adapter["shared_experts.up_proj"]["b"][0].T, tensors[PREFIX + "1.mlp.shared_experts.up_proj.lora_B.weight"]
+    )
+    assert "q_proj' is not in this base" in refused(
+        written(tmp_path / "plain", {"model.layers.0.self_attn.q_proj": (40, 60)}), config
+    )
+    assert "up_proj' is not in this base, whose layers with shared_experts.up_proj are [1]" in refused(
+        written(tmp_path / "dense", {"model.layers.0.mlp.shared_experts.up_proj": (40, 48)}), config
+    )

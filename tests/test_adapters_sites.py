@@ -90,3 +90,10 @@ def test_a_spec_that_touches_nothing_is_refused():
 
 def test_widths_are_the_configs():
     assert {width(MODEL, site.reads) for site in SITES.values()} - {0} == {33, 18, 21, 13}
+
+
+def test_shared_experts_are_one_dense_layer_beside_the_routed_ones():
+    shapes = factor_shapes(variant(shared_experts=2), AdapterSpec(rank=3, targets=tuple(SITES)))
+    assert set(shapes) - set(WANTED) == {f"shared_experts.{name}_proj" for name in ("gate", "up", "down")}
+    assert shapes["shared_experts.up_proj"] == {"a": (2, 3, 33), "b": (2, 3, 26)}
+    assert shapes["shared_experts.down_proj"] == {"a": (2, 3, 26), "b": (2, 3, 33)}

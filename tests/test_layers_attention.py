@@ -9,7 +9,7 @@ from pefx.batch import KVPool
 from pefx.compiler import jit
 from pefx.layers.attention import Attention, attention
 from pefx.layers.rope import angles
-from tests.model_small import MODEL, PAGE, TOKENS, Plain, make_base, random_tokens, split_rows, train_batch
+from tests.model_small import MODEL, PAGE, TOKENS, Plain, make_base, random_tokens, split_rows, train_batch, variant
 
 SEQUENCES = random_tokens([18, 5])
 BATCH = train_batch(SEQUENCES, [-1, -1]).tokens
@@ -45,4 +45,9 @@ def test_projections_are_out_by_in_and_stacked():
     assert weights.q_proj.shape == (2, 18, 33)
     assert weights.k_proj.shape == weights.v_proj.shape == (2, 6, 33)
     assert weights.o_proj.shape == (2, 33, 18)
+    assert weights.q_norm is not None
+    assert weights.k_norm is not None
     assert weights.q_norm.shape == weights.k_norm.shape == (2, 6)
+    bare = Attention(variant(query_key_norm=False, attention_bias=True), 2, nnx.Rngs(0))
+    assert bare.q_norm is bare.k_norm is None
+    assert [x.shape for x in (bare.q_bias, bare.k_bias, bare.v_bias) if x is not None] == [(2, 18), (2, 6), (2, 6)]

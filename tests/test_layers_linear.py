@@ -72,3 +72,11 @@ def test_without_factors_or_rows_it_is_the_base():
     np.testing.assert_array_equal(
         linear(jnp.asarray(X), jnp.asarray(W), None, rows), dot(jnp.asarray(X), jnp.asarray(W))
     )
+
+
+def test_a_bias_is_added_before_rounding():
+    rng = np.random.default_rng(5)
+    x, w = (jnp.asarray(v.astype(np.float32), jnp.bfloat16) for v in (X, W))
+    bias = jnp.asarray(rng.normal(size=W.shape[0]), jnp.bfloat16)
+    want = (dot(x, w) + bias.astype(jnp.float32)[None]).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(linear(x, w, None, None, bias), want)

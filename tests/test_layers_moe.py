@@ -1,6 +1,7 @@
 """Routing and expert layers: the formula, replay with live gates, padding that goes nowhere, gradients."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,58 @@ def test_a_replayed_expert_is_taken_and_its_gate_stays_live():
         return route(x, ROUTER, variant(normalize_gates=False), jnp.asarray(replay)).gates[3, 0]
 
     assert np.abs(jax.grad(gate)(jnp.asarray(X))[3]).max() > 1e-4
+
+
+SIGMOID = variant(experts=12, experts_per_token=3, router_scores="sigmoid", router_bias=True, gate_scale=2.5)
+GROUPED = replace(SIGMOID, expert_groups=4, groups_per_token=2)
+
+
+def sigmoid_router() -> tuple[Router, np.ndarray, np.ndarray]:
+    """A router with a bias that decides, the scores it gives X, and those with the bias."""
+    router = jax.tree.map(lambda w: w[0], Router(SIGMOID, 1, nnx.Rngs(2)))
+    assert router.bias is not None
+    router.bias = nnx.Param(jnp.asarray(np.random.default_rng(3).normal(size=12) * 0.3, jnp.float32))
+    scores = 1 / (1 + np.exp(-X.astype(np.float64) @ np.asarray(router.weight[...], np.float64).T))
+    return router, scores, scores + np.asarray(router.bias[...])
+
+
+@pytest.mark.parametrize("config", [SIGMOID, GROUPED, replace(GROUPED, normalize_gates=False)], ids=range(3))
+def test_a_bias_chooses_and_is_not_in_the_gates(config):
+    router, scores, wanted = sigmoid_router()
+    live = jnp.full((ROWS, 3), -1, jnp.int32)
+    routing = route(jnp.asarray(X), router, config, live)
+    differ = 0
+    for row in range(ROWS):
+        sums = [np.sort(group)[-2:].sum() for group in wanted[row].reshape(config.expert_groups, -1)]
+        best = np.argsort(sums)[::-1][: config.groups_per_token]
+        allowed = np.isin(np.arange(12) // (12 // config.expert_groups), best)
+        ids = np.argsort(-np.where(allowed, wanted[row], -np.inf))[:3]
+        np.testing.assert_array_equal(routing.ids[row], ids)
+        gates = scores[row, ids] / (scores[row, ids].sum() if config.normalize_gates else 1)
+        np.testing.assert_allclose(routing.gates[row], 2.5 * gates, rtol=1e-5)
+        differ += set(ids) != set(np.argsort(-scores[row])[:3])
+    assert differ > 3
+
+
+def test_replayed_sigmoid_gates_are_of_the_recorded_experts():
+    router, scores, _ = sigmoid_router()
+    replay = np.full((ROWS, 3), -1, np.int32)
+    replay[2], replay[5, 1] = [7, 0, 11], 4
+    routing = route(jnp.asarray(X), router, GROUPED, jnp.asarray(replay))
+    np.testing.assert_array_equal(routing.ids[2], [7, 0, 11])
+    assert routing.ids[5, 1] == 4
+    for row in (2, 5):
+        own = scores[row, np.asarray(routing.ids[row])]
+        np.testing.assert_allclose(routing.gates[row], 2.5 * own / own.sum(), rtol=1e-5)
+    pull = jax.grad(lambda x: route(x, router, GROUPED, jnp.asarray(replay)).gates[2, 0])(jnp.asarray(X))
+    assert np.abs(pull[2]).max() > 1e-3
+
+
+def test_of_equal_experts_and_groups_the_first_are_taken():
+    router, _, _ = sigmoid_router()
+    router = jax.tree.map(jnp.zeros_like, router)
+    routing = route(jnp.asarray(X), router, GROUPED, jnp.full((ROWS, 3), -1, jnp.int32))
+    np.testing.assert_array_equal(routing.ids, np.tile([0, 1, 2], (ROWS, 1)))
 
 
 def shapes(name: str, shared: bool) -> list[tuple[int, ...]]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pefx.layers.parameter import ones, weight
+from pefx.layers.parameter import ones, weight, zeros
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -36,3 +36,9 @@ def test_ones_are_ones_and_parameters_are_leaves():
     np.testing.assert_array_equal(np.asarray(made[...], np.float32), np.ones((2, 3)))
     assert len(jax.tree.leaves(made)) == 1
     assert made.get_metadata()["out_sharding"] == ("layers", "embed")
+
+
+def test_zeros_are_zeros():
+    made = zeros((2, 3), ("layers", "heads"), "bfloat16")
+    np.testing.assert_array_equal(np.asarray(made[...], np.float32), np.zeros((2, 3)))
+    assert made.get_metadata()["out_sharding"] == ("layers", "heads")

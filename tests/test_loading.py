@@ -101,3 +101,16 @@ def test_headers_are_checked_before_a_number_is_read(tmp_path: Path, monkeypatch
     monkeypatch.setattr("pefx.safetensors_files.StoredTensor._fill", None)
     with pytest.raises(PefxError, match=r"model\.norm\.weight' is missing"):
         load_base(tmp_path / "base")
+
+
+def test_layers_behind_the_last_that_the_config_counts_are_no_part_of_the_base(tmp_path: Path) -> None:
+    shutil.copytree(GOLDENS / "glm_air", tmp_path / "base")
+    tensors = load_file(GOLDENS / "glm_air" / "model.safetensors")
+    extra = {"model.layers.2.eh_proj.weight": np.zeros((36, 72), np.float32)}
+    save_file(tensors | extra, tmp_path / "base" / "model.safetensors")
+    assert load_base(tmp_path / "base")[1] == load_base(GOLDENS / "glm_air")[1]
+    save_file(
+        tensors | {"model.layers.3.norm.weight": np.zeros(36, np.float32)}, tmp_path / "base" / "model.safetensors"
+    )
+    with pytest.raises(PefxError, match=r"'model\.layers\.3\.norm\.weight' is not part of a glm4_moe base"):
+        load_base(tmp_path / "base")

@@ -47,6 +47,21 @@ KINDS = {
         "normalize_gates": False,
         "experts_per_token": 3,
     },
+    "sigmoid, groups, shared experts, biases, a part of a head": {
+        "layers": 2,
+        "dense_layers": (0,),
+        "experts": 6,
+        "expert_groups": 3,
+        "groups_per_token": 2,
+        "router_scores": "sigmoid",
+        "router_bias": True,
+        "gate_scale": 2.5,
+        "shared_experts": 2,
+        "query_key_norm": False,
+        "attention_bias": True,
+        "head_size": 10,
+        "rotary_fraction": 0.6,
+    },
 }
 
 

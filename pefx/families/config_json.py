@@ -113,7 +113,7 @@ def _read_yarn(rope: dict[str, Any], path: Path) -> YarnConfig:
     numbers = {}
     for name in ("factor", "original_max_position_embeddings"):
         value = rope.get(name)
-        if type(value) not in (int, float) or value <= 0:
+        if not isinstance(value, int | float) or value <= 0:
             raise PefxError(f"{path}: {name} of rope_type 'yarn' is {value!r}, must be a positive number")
         numbers[name] = value
     factor, overall = float(numbers["factor"]), float(rope.get("mscale_all_dim") or 0)

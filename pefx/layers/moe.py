@@ -48,7 +48,7 @@ class Experts(nnx.Module):
 
 
 class Routing(NamedTuple):
-    """`ids [T, k]` chosen experts in top-k order, `gates [T, k]` float32 weights, `scores [T, E]` float32."""
+    """`ids [T, k]` chosen experts in top-k order, `gates [T, k]` float32 weights, `scores [T, E]` float32, 1 in all."""
 
     ids: Int32[Array, "T k"]
     gates: Float[Array, "T k"]
@@ -71,6 +71,8 @@ def route(x: Float[Array, "T D"], weights: Router, config: ModelConfig, replay: 
         gates = gates / (jnp.sum(gates, axis=-1, keepdims=True) + 1e-20)
     if config.gate_scale != 1:
         gates = gates * config.gate_scale
+    if config.router_scores == "sigmoid":
+        scores = scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20)
     return Routing(ids, gates.astype(x.dtype).astype(jnp.float32), scores)
 
 
