@@ -67,16 +67,19 @@ def latent_key_width(config: ModelConfig) -> int:
 class KVPool:
     """Keys and values of all layers in `P` pages of `B` tokens, which the host's plan owns.
 
-    Latent keys (`pefx.layers.mla`) hold their values.
+    Latent keys (`pefx.layers.mla`) hold their values. `index` are the keys by which sparse attention chooses.
     """
 
     keys: Float[Array, "L P G B K"]
     values: Float[Array, "L P G B K"] | None
+    index: Float[Array, "L P 1 B I"] | None = None
 
     @classmethod
     def zeros(cls, config: ModelConfig, pages: int, page_size: int) -> "KVPool":
         latent = config.kv_rank > 0
         heads, size = (1, latent_key_width(config)) if latent else (config.kv_heads, config.head_size)
         shape = (config.layers, pages, heads, page_size, size)
-        dtype = jnp.dtype(config.precision)
-        return cls(jnp.zeros(shape, dtype), None if latent else jnp.zeros(shape, dtype))
+        dtype, index = jnp.dtype(config.precision), None
+        if config.index_keys:
+            index = jnp.zeros((config.layers, pages, 1, page_size, config.index_head_size), dtype)
+        return cls(jnp.zeros(shape, dtype), None if latent else jnp.zeros(shape, dtype), index)

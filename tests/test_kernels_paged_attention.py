@@ -186,7 +186,7 @@ def _latent_oracle(q, k, positions, sequences, do):
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(data=st.data())
 def test_latent_keys_hold_their_values(dtype, data):
     spans, (q, k, _, do) = draw_whole(data, LATENT, dtype)
@@ -197,7 +197,9 @@ def test_latent_keys_hold_their_values(dtype, data):
     live = np.asarray(layout.positions) >= 0
     for got, wanted in zip((o, *gradients), (want, *want_gradients), strict=True):
         assert got.dtype == dtype
-        assert_close(got[live], np.asarray(wanted)[live], dtype)
+        # Of a token alone gradients are zero, a difference of two equal sums of other lengths.
+        tolerance = (1e-5 if dtype == jnp.float32 else 2e-2) * max(1, np.abs(wanted).max())
+        np.testing.assert_allclose(np.asarray(got, np.float32)[live], np.asarray(wanted)[live], rtol=0, atol=tolerance)
         assert not np.asarray(got, np.float32)[~live].any()
     first = span_rows(spans, WHOLE)[0]
     np.testing.assert_array_equal(np.asarray(keys[LAYER, spans[0].pages[0], :, 0]), np.asarray(k[first]))

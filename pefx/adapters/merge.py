@@ -4,7 +4,8 @@ Weights are `W + s (A B)` in the layout of each parameter, summed in float32 and
 the adapter out again gives the weights back but for that rounding.
 """
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -56,8 +57,8 @@ def _check(base: Base, adapter: Adapter, spec: AdapterSpec) -> None:
         raise PefxError(f"the adapter {wrong} site '{odd}'; its spec on this base means {list(shapes)}", "bad_adapter")
     for site, pair in shapes.items():
         for name, shape in pair.items():
-            if np.shape(adapter[site].get(name)) != shape:
-                found = np.shape(adapter[site].get(name))
+            found = adapter[site][name].shape
+            if found != shape:
                 raise PefxError(f"{site}.{name} has shape {found}; this base needs {shape}", "bad_adapter")
     if "unembed" in adapter and base.unembed is None:
         raise PefxError("the unembedding is tied to the embedding: an adapter of it cannot be merged", "bad_adapter")
@@ -89,8 +90,8 @@ def _add(holder: Any, path: str, pair: dict[str, np.ndarray], factor: float, inw
         holder = getattr(holder, parent)
     variable = getattr(holder, name)
     a, b = (jnp.asarray(pair[x], jnp.float32) for x in ("a", "b"))
-    together = _sum_of_layers if variable[...].ndim > 2 else _sum
-    variable[...] = together(variable[...], a, b, np.float32(factor), inward)
+    together = _layer_by_layer if variable[...].ndim > 2 else _added
+    variable[...] = _summed(together, inward)(variable[...], a, b, np.float32(factor))
 
 
 def _added(
@@ -100,12 +101,11 @@ def _added(
     return (w.astype(jnp.float32) + jnp.broadcast_to(delta * factor, w.shape)).astype(w.dtype)
 
 
-_sum = partial(jit, static_argnames="inward")(_added)
-
-
 def _layer_by_layer(w: Array, a: Array, b: Array, factor: Array, inward: bool) -> Array:
     """A layer at a time: a sum in float32 of all of them would take as much memory again, or twice as much."""
     return jax.lax.map(lambda x: _added(*x, factor, inward), (w, a, b))
 
 
-_sum_of_layers = partial(jit, static_argnames="inward")(_layer_by_layer)
+@cache
+def _summed(together: Callable[..., Array], inward: bool) -> Callable[..., Array]:
+    return jit(partial(together, inward=inward))
