@@ -69,11 +69,12 @@ def latent_key_width(config: ModelConfig) -> int:
 class KVPool:
     """Keys and values of all layers in `P` pages of `B` tokens, which the host's plan owns.
 
-    Latent keys (`pefx.layers.mla`) hold their values.
+    Latent keys (`pefx.layers.mla`) hold their values. `index` are the keys by which sparse attention chooses.
     """
 
     keys: Float[Array, "L P G B K"]
     values: Float[Array, "L P G B K"] | None
+    index: Float[Array, "L P 1 B I"] | None = None
 
     @classmethod
     def zeros(cls, config: ModelConfig, pages: int, page_size: int) -> "KVPool":
@@ -81,5 +82,7 @@ class KVPool:
         latent = config.kv_rank > 0
         heads, width = (1, latent_key_width(config)) if latent else (config.kv_heads // size(MODEL), config.head_size)
         shape = (config.layers, pages, heads, page_size, width)
-        dtype = jnp.dtype(config.precision)
-        return cls(jnp.zeros(shape, dtype), None if latent else jnp.zeros(shape, dtype))
+        dtype, index = jnp.dtype(config.precision), None
+        if config.index_keys:
+            index = jnp.zeros((config.layers, pages, 1, page_size, config.index_head_size), dtype)
+        return cls(jnp.zeros(shape, dtype), None if latent else jnp.zeros(shape, dtype), index)

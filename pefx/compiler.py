@@ -6,15 +6,21 @@ options; everything that computes numbers goes through it.
 """
 
 import functools
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 
+# No contracted multiply-adds. XLA:CPU reads this one of the environment alone, when it makes its first program; among
+# a program's own options it is taken and does nothing.
+NO_CONTRACTION = "--xla_cpu_max_isa=AVX"
+if "xla_cpu_max_isa" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {NO_CONTRACTION}".strip()
+
 CPU_OPTIONS: dict[str, bool | int | float | str] = {
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
-    "xla_cpu_max_isa": "AVX",
     "xla_allow_excess_precision": False,
 }
 

@@ -46,6 +46,8 @@ class ModelConfig:
     a latent of `kv_rank` and a rotated part of `rope_head_size`, which all heads share; queries from one of
     `query_rank` (0: straight from the hidden state). Its heads have `nope_head_size` + `rope_head_size` for scores and
     `value_head_size` for values; `kv_heads` and `head_size` then mean nothing.
+    Sparse attention (DeepSeek-V3.2, section 2.1) looks at `index_keys` keys only (0: at all), which an index of
+    `index_heads` heads of `index_head_size` chooses; it reads the latent of queries.
 
     Routing (DeepSeek-V3, section 2.1.2): `router_bias` is added to scores when experts are chosen, not in gates; of
     `expert_groups`, only the best `groups_per_token` are chosen from; gates are multiplied by `gate_scale`.
@@ -81,6 +83,9 @@ class ModelConfig:
     nope_head_size: int = 0
     rope_head_size: int = 0
     value_head_size: int = 0
+    index_keys: int = 0
+    index_heads: int = 0
+    index_head_size: int = 0
     router_scores: RouterScores = "softmax"
     router_bias: bool = False
     expert_groups: int = 1

@@ -25,6 +25,11 @@ def test_the_options_reach_the_compiler(monkeypatch):
         jit(lambda y: jnp.sum(y) + 1)(x)
 
 
+def test_multiply_adds_are_not_contracted():
+    a, b, c, d = np.random.default_rng(0).normal(size=(4, 999)).astype(np.float32)
+    np.testing.assert_array_equal(jit(lambda a, b, c, d: a * b - c * d)(a, b, c, d), a * b - c * d)
+
+
 def test_bfloat16_is_rounded_where_the_program_says():
     @jit
     def rounded(x):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kernels.paged_attention.api import attend
 from kernels.paged_attention.reference import attention as reference
-from kernels.paged_attention.xla import MAX_ROWS, query_tile
+from kernels.paged_attention.xla import MAX_ROWS, Latent, query_tile
 from pefx.batch import TokenBatch
 from pefx.compiler import jit
 from pefx.packing import Sizes, Span, pack, span_rows, whole_pages
@@ -160,3 +160,55 @@ def test_padding_writes_nothing_and_gives_zeros():
 def test_a_query_tile_keeps_within_the_rows_that_keep_their_bits(heads, kv_heads, tile):
     assert query_tile(32, heads, kv_heads) == tile
     assert tile == 1 or tile * heads // kv_heads <= MAX_ROWS
+
+
+LATENT, HOW = (3, 1, 24), Latent(18, 0.3)
+
+
+@jit
+def _latent(q, k, keys, layout, do):
+    def run(q, k):
+        o, after, none = attend(q, k, None, keys, None, jnp.asarray(LAYER, jnp.int32), layout, HOW)
+        assert none is None
+        return o, after
+
+    o, pull, pool = jax.vjp(run, q, k, has_aux=True)
+    return o, pool, pull(do)
+
+
+@jit
+def _latent_oracle(q, k, positions, sequences, do):
+    live = (positions >= 0)[:, None, None]
+    q, k = (jnp.where(live, x.astype(jnp.float32), 0) for x in (q, k))
+    attended = lambda q, k: reference(q, k, k[..., : HOW.values], positions, sequences, HOW.scale)  # noqa: E731
+    o, pull = jax.vjp(attended, q, k)
+    return o, pull(jnp.where(live, do.astype(jnp.float32), 0))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@settings(max_examples=4)
+@given(data=st.data())
+def test_latent_keys_hold_their_values(dtype, data):
+    spans, (q, k, _, do) = draw_whole(data, LATENT, dtype)
+    do = do[..., : HOW.values]
+    layout, pool = layout_of(spans, WHOLE), dirty_pool(LATENT, dtype)
+    o, keys, gradients = _latent(q, k, pool, layout, do)
+    want, want_gradients = _latent_oracle(q, k, layout.positions, layout.rows.of_each(), do)
+    live = np.asarray(layout.positions) >= 0
+    for got, wanted in zip((o, *gradients), (want, *want_gradients), strict=True):
+        assert got.dtype == dtype
+        # Of a token alone gradients are zero, a difference of two equal sums of other lengths.
+        tolerance = (1e-5 if dtype == jnp.float32 else 2e-2) * max(1, np.abs(wanted).max())
+        np.testing.assert_allclose(np.asarray(got, np.float32)[live], np.asarray(wanted)[live], rtol=0, atol=tolerance)
+        assert not np.asarray(got, np.float32)[~live].any()
+    first = span_rows(spans, WHOLE)[0]
+    np.testing.assert_array_equal(np.asarray(keys[LAYER, spans[0].pages[0], :, 0]), np.asarray(k[first]))
+
+
+def test_values_come_with_keys_or_beside_them():
+    layout, pool = layout_of([], BOTH), dirty_pool(LATENT, jnp.float32)
+    q, k = jnp.ones((BOTH.tokens, 3, 24)), jnp.ones((BOTH.tokens, 1, 24))
+    with pytest.raises(ValueError, match="values come with their keys"):
+        attend(q, k, k, pool, pool, jnp.asarray(LAYER, jnp.int32), layout, HOW)
+    with pytest.raises(ValueError, match="values come with their keys"):
+        attend(q, k, None, pool, None, jnp.asarray(LAYER, jnp.int32), layout)

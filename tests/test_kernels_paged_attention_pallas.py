@@ -12,7 +12,7 @@ from kernels.implementation import INTERPRETED, implementation
 from kernels.paged_attention import block_sizes
 from kernels.paged_attention.api import attend
 from kernels.paged_attention.reference import attention as reference
-from kernels.paged_attention.xla import Layout
+from kernels.paged_attention.xla import Latent, Layout
 from kernels.rows import Rows
 from pefx.batch import TokenBatch
 from pefx.compiler import jit
@@ -170,6 +170,40 @@ def test_bits_do_not_depend_on_the_others_nor_on_the_place(small_blocks):
     for other in found[1:]:
         for got, want in zip(other, found[0], strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+def test_latent_keys_hold_their_values(small_blocks):
+    """Eight query heads, one at a time; a value is half a key."""
+    rng, how = np.random.default_rng(2), Latent(128, 0.1)
+    spans = spans_of([19, 8], rng)
+    layout = layout_of(spans, WHOLE)
+    q, k, do = (
+        jnp.asarray(rng.normal(size=(WHOLE.tokens, *shape)), jnp.float32) for shape in ((8, 256), (1, 256), (8, 128))
+    )
+
+    @jit
+    def latent(q, k, layout, do):
+        pool = jnp.full((LAYER + 1, PAGES, 1, PAGE, 256), jnp.nan)
+        layer = jnp.asarray(LAYER, jnp.int32)
+        attended = lambda q, k: attend(q, k, None, pool, None, layer, layout, how)[:2]  # noqa: E731
+        o, pull, keys = jax.vjp(attended, q, k, has_aux=True)
+        return o, keys, pull(do)
+
+    @jit
+    def wanted(q, k, positions, sequences, do):
+        live = (positions >= 0)[:, None, None]
+        q, k, do = (jnp.where(live, x, 0) for x in (q, k, do))
+        o, pull = jax.vjp(lambda q, k: reference(q, k, k[..., :128], positions, sequences, how.scale), q, k)
+        return o, pull(do)
+
+    o, keys, gradients = in_the_interpreter(latent, q, k, layout, do)
+    want, others = wanted(q, k, layout.positions, layout.rows.of_each(), do)
+    live = np.asarray(layout.positions) >= 0
+    for got, other in zip((o, *gradients), (want, *others), strict=True):
+        assert_close(got, other, jnp.float32)
+        assert not np.asarray(got)[~live].any()
+    first = span_rows(spans, WHOLE)[0]
+    np.testing.assert_array_equal(keys[LAYER, spans[0].pages[0], 0], k[first : first + PAGE, 0])
 
 
 def refused(size=128, page=8, tile=8, dtype=jnp.float32, blocks=1):

@@ -18,6 +18,8 @@ def unsupported(q, keys, at: Layout, latent: Latent | None = None) -> str | None
     page, size = keys.shape[3:]
     if q.dtype not in (jnp.float32, jnp.bfloat16) or q.dtype != keys.dtype:
         return f"queries of {q.dtype} and keys of {keys.dtype} (both float32 or both bfloat16 are needed)"
+    if at.chosen is not None:
+        return "keys are chosen row by row, which only the portable form does"
     if size % LANES:
         return f"heads of {size} (a multiple of {LANES} is needed)"
     if latent is not None and latent.values % LANES:

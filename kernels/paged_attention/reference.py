@@ -17,10 +17,10 @@ def attention(
 
     Scores are products times `scale`, by default `K ** -0.5`. Latent keys are `v = k[..., :V]`.
     """
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    times = q.shape[-1] ** -0.5 if scale is None else scale
     group = q.shape[1] // k.shape[1]
     k, v = jnp.repeat(k, group, axis=1), jnp.repeat(v, group, axis=1)
-    s = jnp.einsum("qhk,thk->hqt", q, k, preferred_element_type=jnp.float32) * scale
+    s = jnp.einsum("qhk,thk->hqt", q, k, preferred_element_type=jnp.float32) * times
     live = positions >= 0
     see = (sequences[:, None] == sequences[None]) & (positions[:, None] >= positions[None]) & live[:, None] & live[None]
     p = jax.nn.softmax(jnp.where(see[None], s, -jnp.inf), axis=-1, where=see[None])

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from kernels.rows import Rows
 
@@ -27,6 +27,8 @@ class Layout(NamedTuple):
     rows: Rows
     pages: Int32[Array, "S PS"]
     lengths: Int32[Array, "S"]
+    # The positions of its sequence that a row attends to, if not all up to itself; at least one of them.
+    chosen: Bool[Array, "T C"] | None = None
 
 
 class Latent(NamedTuple):
@@ -76,6 +78,12 @@ def head_rows(x: Array, heads: int, groups: int) -> Array:
     return jnp.pad(x, ((0, 0), (0, 0), (0, 1)), constant_values=-1) if x.shape[2] == 1 else x
 
 
+def _of_heads(chosen: Bool[Array, "NT Q C"], heads: int, groups: int) -> Bool[Array, "NT 1 M C"]:
+    """`chosen` for each row of `by_head`."""
+    x = jnp.repeat(chosen, heads // groups, axis=1)[:, None]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 1), (0, 0))) if x.shape[2] == 1 else x
+
+
 def query_tile(tile: int, heads: int, groups: int) -> int:
     """Queries that go through one product: as many of a tile as keep their heads within `MAX_ROWS`."""
     while tile > 1 and tile * (heads // groups) > MAX_ROWS:
@@ -92,7 +100,8 @@ def forward(q, pools, layer, at: Layout, latent: Latent | None = None):
     for rows, groups, tile in at.rows.parts():
         part = query_tile(tile, q.shape[1], pools[0].shape[2])
         sequence = jnp.repeat(at.rows.owner[groups], tile // part)
-        where = at.positions[rows].reshape(-1, part), sequence, at
+        own = None if at.chosen is None else at.chosen[rows].reshape(-1, part, at.chosen.shape[1])
+        where = at.positions[rows].reshape(-1, part), sequence, at._replace(chosen=own)
         found.append(_tiles(q[rows], pools, layer, where, latent))
     o, lse = (jnp.concatenate(part) for part in zip(*found, strict=True))
     return o, lse
@@ -115,7 +124,7 @@ def _tiles(q, pools, layer, where, latent: Latent | None):
     def add_block(j, carry):
         top, total, out = carry
         page = jax.lax.dynamic_slice_in_dim(pages, j * per_block, per_block, axis=1)
-        block = [_block(pool, layer, page) for pool in pools]
+        block = [block_of_pages(pool, layer, page) for pool in pools]
         position = j * per_block * size + offsets
         # What lies past a sequence's end is another's or nobody's: not even a NaN of theirs may come through.
         mine = (position[None] < length[:, None])[:, None, :, None]
@@ -123,7 +132,10 @@ def _tiles(q, pools, layer, where, latent: Latent | None):
         k, v = block[0], block[-1][..., :values]
         v = jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, -v.shape[-1] % LANES)))
         s = jnp.einsum("ngmk,ngck->ngmc", qt, k, preferred_element_type=jnp.float32) * scale
-        s = jnp.where(position[None, None, None] <= last, s, MASKED)
+        see = position[None, None, None] <= last
+        if at.chosen is not None:
+            see &= _of_heads(jax.lax.dynamic_slice_in_dim(at.chosen, position[0], position.shape[0], 2), heads, groups)
+        s = jnp.where(see, s, MASKED)
         new_top = jnp.maximum(top, jnp.max(s, axis=-1))
         p = jnp.exp(s - new_top[..., None])
         keep = jnp.exp(top - new_top)
@@ -139,7 +151,7 @@ def _tiles(q, pools, layer, where, latent: Latent | None):
     return out, from_head((top + jnp.log(total))[..., None], width, heads)[..., 0]
 
 
-def _block(pool: Float[Array, "L P G B K"], layer, page: Int32[Array, "NT N"]) -> Float[Array, "NT G C K"]:
+def block_of_pages(pool: Float[Array, "L P G B K"], layer, page: Int32[Array, "NT N"]) -> Float[Array, "NT G C K"]:
     """Pages that follow each other as one block of keys, `C = N * B`; each head's are picked in their place."""
     groups, _, width = pool.shape[2:]
     heads = jnp.arange(groups, dtype=jnp.int32)[None, :, None]
@@ -176,6 +188,9 @@ def backward(inputs, outputs, do, at: Layout, latent: Latent | None = None):
         there = jnp.minimum(index + i, count - 1)
         same = ((index + i < count) & (sequence[there] == sequence))[:, None, None, None]
         see = (q_position[there] >= k_position) & same
+        if at.chosen is not None:
+            own = jnp.take_along_axis(tiled(at.chosen)[there], jnp.maximum(position, 0)[:, None], axis=2)
+            see &= _of_heads(own, heads, groups)
         # Another sequence's numbers are left out, not multiplied by zero: not even a NaN of theirs may come through.
         qi, doi, stat = jnp.where(same, qb[there], 0), jnp.where(same, dob[there], 0), stats[there]
         s = jnp.einsum("ngmk,ngck->ngmc", qi, kb, preferred_element_type=jnp.float32) * scale

@@ -20,6 +20,7 @@ from kernels.rows import Rows
 from pefx.batch import KVPool, TokenBatch
 from pefx.collectives import enter, leave
 from pefx.config import ModelConfig
+from pefx.layers.key_index import KeyIndex, choose_keys
 from pefx.layers.linear import Adapters, linear
 from pefx.layers.norm import rms_norm
 from pefx.layers.parameter import ones, weight
@@ -49,6 +50,7 @@ class LatentAttention(nnx.Module):
         self.kv_a_proj = matrix(rank + c.rope_head_size, d, "latent", "embed")
         self.kv_a_norm = ones((layers, rank), ("layers", "latent"), c.precision)
         self.kv_b_proj = matrix(c.heads * (c.nope_head_size + c.value_head_size), rank, "heads", "latent")
+        self.index = KeyIndex(c, layers, rngs) if c.index_keys else None
         self.o_proj = weight(
             rngs, (layers, d, out), ("layers", "embed", "heads"), (2 * c.layers * out) ** -0.5, c.precision
         )
@@ -73,10 +75,15 @@ def mla(
     def turned(x: Float[Array, "T H K"]) -> Float[Array, "T H K"]:
         return rotate(x, cosine, sine, config.rotary_neighbours)
 
+    at, index = batch.layout(), pool.index
     if weights.q_a_norm is None:
         q = project("q_proj", enter(x))
     else:
-        q = project("q_b_proj", enter(rms_norm(project("q_a_proj", x), weights.q_a_norm[...], NORM_EPSILON)))
+        query_latent = rms_norm(project("q_a_proj", x), weights.q_a_norm[...], NORM_EPSILON)
+        q = project("q_b_proj", enter(query_latent))
+        if weights.index is not None:
+            chosen, index = choose_keys((x, query_latent), weights.index, config, batch, cache)
+            at = at._replace(chosen=chosen)
     q = q.reshape(x.shape[0], -1, nope + config.rope_head_size)
     kv = project("kv_a_proj", x)[:, None]
     latent = rms_norm(kv[..., :rank], weights.kv_a_norm[...], NORM_EPSILON)
@@ -86,9 +93,9 @@ def mla(
     query = jnp.concatenate([heads.to_latent(q[..., :nope]), turned(q[..., nope:])], axis=-1)
     query = jnp.pad(query, ((0, 0), (0, 0), (0, gap)))
     how = Latent(rank, softmax_scale(config))
-    o, keys, _ = attend(query, key, None, pool.keys, None, layer, batch.layout(), how)
+    o, keys, _ = attend(query, key, None, pool.keys, None, layer, at, how)
     y = project("o_proj", heads.from_latent(o).reshape(x.shape[0], -1))
-    return leave(y), KVPool(keys, None)
+    return leave(y), KVPool(keys, None, index)
 
 
 class _Heads(NamedTuple):
