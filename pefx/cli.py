@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg, subcommand
 
-from pefx.config import Precision, ServeConfig, TrainConfig
+from pefx.config import PlanConfig, Precision, ServeConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.settings import load_config, parse, read_any
 
@@ -74,10 +74,20 @@ class CatalogCommand:
 
 @dataclass(frozen=True)
 class Plan:
-    """Print what a config keeps in memory - base, adapters, moments, keys and values - without allocating it."""
+    """Print what a config keeps in memory; on a slice of TPUs, compile its steps and print what they need and take.
+
+    Nothing is allocated and no TPU is needed. Any field of the config can be overridden, as in --mesh.expert 16.
+    Exit status 3 where it does not fit.
+    """
 
     config: ConfigPath
     """A file in configs/."""
+    topology: str | None = None
+    """A slice, as in v5p:4x4x4; a plan config has one of its own."""
+    compare: tuple[str, ...] = ()
+    """Other slices beside it, each with its own mesh if wanted: v5p:4x4x8 or v5p:4x4x8/1x32x4."""
+    picture: Path | None = None
+    """Where to draw the memory of each device."""
 
 
 @dataclass(frozen=True)
@@ -149,21 +159,29 @@ def run(command: Train | Serve | CatalogCommand | Plan | Convert | Bench, overri
         use_cores()
 
         return serve_file(serving, command.requests, command.out)
+    if isinstance(command, Plan):
+        return show_plan(command, read_any(command.config, overrides))
     if overrides:
         raise PefxError(f"pefx: unrecognized options: {' '.join(overrides)}; see pefx --help")
     if isinstance(command, CatalogCommand):
         return show_catalog(command.action)
-    if isinstance(command, Plan):
-        from pefx.sizing import render_sizes
-
-        print(render_sizes(read_any(command.config)))
-        return 0
     if isinstance(command, Convert):
         from pefx.conversion import convert
 
         convert(command.source, command.target, command.precision)
         return 0
     return bench(command.name)
+
+
+def show_plan(command: Plan, config: TrainConfig | ServeConfig | PlanConfig) -> int:
+    if not isinstance(config, PlanConfig) and command.topology is None:
+        from pefx.sizing import render_sizes
+
+        print(render_sizes(config))
+        return 0
+    from pefx.planning.run import plan_and_print
+
+    return plan_and_print(config, command.topology, command.compare, command.picture)
 
 
 def show_catalog(action: Ls | Show) -> int:

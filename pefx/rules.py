@@ -12,6 +12,7 @@ from pefx.config import (
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    PlanConfig,
     PretrainConfig,
     ServeConfig,
     TrainConfig,
@@ -21,12 +22,27 @@ from pefx.config import (
 Broken = Iterator[tuple[str, str]]  # (dotted field, what is wrong and what would be right)
 
 
-def broken_rules(config: TrainConfig | ServeConfig) -> Broken:
+def broken_rules(config: TrainConfig | ServeConfig | PlanConfig) -> Broken:
     """Yields every rule that `config` breaks, field by field; the types of its fields are taken as checked."""
-    if isinstance(config, ServeConfig):
+    if isinstance(config, PlanConfig):
+        yield from plan_rules(config)
+    elif isinstance(config, ServeConfig):
         yield from serve_rules(config)
     else:
         yield from train_rules(config)
+
+
+def plan_rules(config: PlanConfig) -> Broken:
+    yield from texts(config, "", "name", "base", "topology")
+    sizes = ("slots", "users", "tokens_per_user", "sequences", "step_tokens", "context", "page_size")
+    yield from positive(config, "", *sizes)
+    yield from mesh_rules(config.mesh)
+    yield from adapter_rules(config.adapter, "adapter.")
+    if config.users > config.slots:
+        yield "users", f"must be at most slots ({config.slots}), got {config.users}"
+    for name in ("tokens_per_user", "context"):
+        if getattr(config, name) % config.page_size:
+            yield name, f"must be a multiple of page_size ({config.page_size}), got {getattr(config, name)}"
 
 
 def serve_rules(config: ServeConfig) -> Broken:

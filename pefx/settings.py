@@ -19,11 +19,11 @@ import tyro
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
-from pefx.config import ServeConfig, TrainConfig
+from pefx.config import PlanConfig, ServeConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.rules import broken_rules
 
-Config = TypeVar("Config", TrainConfig, ServeConfig)
+Config = TypeVar("Config", TrainConfig, ServeConfig, PlanConfig)
 NUMBERS_WIDEN = BeartypeConf(is_pep484_tower=True)  # an int may stand where a float is asked for
 
 
@@ -40,11 +40,14 @@ def load_config(path: str, kind: type[Config], overrides: Sequence[str] = ()) ->
     return config
 
 
-def read_any(path: str) -> TrainConfig | ServeConfig:
-    """The checked config of a file of either kind; raises PefxError like `load_config`."""
-    if isinstance(run_file(path).get("config"), ServeConfig):
-        return load_config(path, ServeConfig)
-    return load_config(path, TrainConfig)
+def read_any(path: str, overrides: Sequence[str] = ()) -> TrainConfig | ServeConfig | PlanConfig:
+    """The checked config of a file of any kind; raises PefxError like `load_config`."""
+    found = run_file(path).get("config")
+    if isinstance(found, PlanConfig):
+        return load_config(path, PlanConfig, overrides)
+    if isinstance(found, ServeConfig):
+        return load_config(path, ServeConfig, overrides)
+    return load_config(path, TrainConfig, overrides)
 
 
 def read_file(path: str, kind: type[Config]) -> Config:

@@ -27,7 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.conversion",),
     ("pefx.training", "pefx.serving"),
     ("pefx.rules",),
-    ("pefx.settings", "pefx.sizing"),
+    ("pefx.settings", "pefx.sizing", "pefx.planning"),
     ("pefx.cli",),
     ("pefx.demo",),
     ("train", "serve", "benchmarks", "studies"),

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pefx.adapters.bank import by_slot, empty_bank
+from pefx.adapters.bank import bank_spec, by_slot, empty_bank
 from pefx.batch import KVPool, TokenBatch
-from pefx.config import ModelConfig, PlanConfig
+from pefx.config import AdapterSpec, ModelConfig, PlanConfig, ServeConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.families.config_json import read_config
 from pefx.mesh import Axes, by_page, by_row, of_base, shardings
@@ -21,6 +21,22 @@ from pefx.presets import PRESETS
 from pefx.steps import ServePlan, ServeState, TrainHyper
 from pefx.training.heldout import device_batch
 from pefx.training.planner import Layout, lay_out
+
+
+def plan_of(config: TrainConfig | ServeConfig, topology: str) -> PlanConfig:
+    """What a training or serving config would be on that slice, with the shapes it has here on each shard of rows."""
+    given: dict[str, Any] = {"name": config.name, "base": config.base or "", "topology": topology}
+    given |= {name: getattr(config, name) for name in ("mesh", "page_size", "precision", "base_weights")}
+    if isinstance(config, ServeConfig):
+        spec = AdapterSpec(rank=config.max_rank, targets=config.targets, expert_form=config.expert_form)
+        own = {name: getattr(config, name) for name in ("slots", "sequences", "step_tokens")}
+        return PlanConfig(**given, adapter=spec, **own)
+    specs = [user.adapter or config.adapter for user in config.users]
+    users = min(len(specs), config.data.users_per_step)
+    if not specs:
+        raise PefxError("config field 'users' is empty: a slice is planned for adapters over a base, not for a base")
+    own = {"users": users, "slots": len(specs), "tokens_per_user": config.data.tokens_per_user, "remat": config.remat}
+    return PlanConfig(**given, adapter=bank_spec(specs), context=config.data.sequence_length, **own)
 
 
 class Arguments(NamedTuple):

@@ -6,20 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 Traffic = dict[str, float]  # bytes that a device sends, by operation
-BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "f8e4m3fn": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "f64": 8,
-}
-COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) (?:\([^\n]*\) -> [^\n]*)?\{", re.M)
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "f8e4m3fn": 1, "bf16": 2, "f16": 2}  # others: 4
 CALL = re.compile(r"(?:body|condition|to_apply|calls|branch_computations)=\{?%?([\w.\-]+(?:, ?%[\w.\-]+)*)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 COLLECTIVE = re.compile(
@@ -33,7 +20,7 @@ GROUPS = re.compile(r"replica_groups=(?:\{\{([\d,]+)\}|\[(\d+),(\d+)\])")
 def traffic(text: str) -> Traffic:
     """Bytes a device sends in one run of a program, by kind; what a loop does counts as often as it turns.
 
-    A ring is assumed: of n devices each sends (n - 1) / n of what it gathers or scatters, twice that of what it adds up.
+    A ring is assumed: of n devices each sends (n - 1) / n of what it gathers or scatters, twice that of what is added.
     """
     bodies = dict(_computations(text))
     entry = next((name for name in bodies if f"ENTRY %{name} " in text or f"ENTRY {name} " in text), None)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -52,19 +53,28 @@ class Compiled:
         return self.needed is None
 
 
+def devices_of(topology: str) -> int:
+    """How many devices, as jax counts them, a topology has. Raises PefxError like `slice_of`."""
+    return len(_devices(topology))
+
+
+def _devices(topology: str) -> list[Any]:
+    os.environ.update(QUIET)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # noqa: BLE001 (what libtpu raises has no type of its own)
+        reason = str(error).splitlines()[0]
+        hint = "" if find_spec("libtpu") else "; libtpu is not installed: pip install -e '.[test]'"
+        raise PefxError(f"topology {topology!r} cannot be compiled for ({reason}){hint}") from None
+
+
 @contextmanager
 def slice_of(topology: str, shape: MeshConfig) -> Iterator[Mesh]:
     """A mesh of that shape over the devices of a topology that is not there, in use.
 
     Raises PefxError where libtpu is not installed or knows no such topology, or the mesh has other than its devices.
     """
-    os.environ.update(QUIET)
-    try:
-        devices = np.array(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:  # noqa: BLE001 (what libtpu raises has no type of its own)
-        reason = str(error).splitlines()[0]
-        hint = "" if "libtpu" not in reason.lower() else "; install it: pip install -e '.[test]'"
-        raise PefxError(f"topology {topology!r} cannot be compiled for ({reason}){hint}") from None
+    devices = np.array(_devices(topology))
     needed = shape.rows * shape.model
     if needed != devices.size:
         raise PefxError(
