@@ -30,6 +30,9 @@ def read_config(directory: str | Path) -> ModelConfig:
     for field, value in family.fixed.items():
         if raw.get(field, value) != value:
             raise PefxError(f"{path}: {field} is {raw[field]!r}, only {value!r} is supported")
+    for field, value in family.uniform.items():
+        if other := [x for x in raw.get(field) or [] if x != value]:
+            raise PefxError(f"{path}: {field} has a layer of {other[0]!r}, only {value!r} is supported")
     values = {"family": name, **family.implied}
     for ours, theirs in family.fields.items():
         values[ours] = _value(raw, theirs, TYPES[ours], path)

@@ -22,8 +22,9 @@ class Family:
     `fixed` are fields of `config.json` whose other values are refused. `dense` says how it lists layers with a dense
     feed-forward: all of them, by stride and exceptions, or the leading ones. `rotary_fraction` is the family's own
     where `config.json` names none; None: all of a head is rotated. `extra_layers` is the field of `config.json` that
-    counts layers behind the last, which predict more than one token and are no part of the base. `tensors` maps the
-    parameters of a segment to tensors of a layer; `{e}` runs over experts, whose matrices are transposed.
+    counts layers behind the last, which predict more than one token and are no part of the base. `uniform` are fields
+    that list something of each layer, where all must be the same. `tensors` maps the parameters of a segment to tensors
+    of a layer; `{e}` runs over experts, whose matrices are transposed.
     """
 
     architecture: str
@@ -34,6 +35,7 @@ class Family:
     fixed: dict[str, Any] = field(default_factory=dict)
     rotary_fraction: float | None = None
     extra_layers: str = ""
+    uniform: dict[str, Any] = field(default_factory=dict)
 
 
 SHARED_FIELDS = {
@@ -105,6 +107,18 @@ LATENT_TENSORS = {
     "block.attention.kv_a_norm": "self_attn.kv_a_layernorm.weight",
 }
 
+INDEX = {
+    "index_keys": Written("index_topk"),
+    "index_heads": Written("index_n_heads"),
+    "index_head_size": Written("index_head_dim"),
+}
+INDEX_TENSORS = {
+    **_weights("block.attention.index.", "self_attn.indexer.", "k_norm", "weights_proj"),
+    "block.attention.index.q_proj": "self_attn.indexer.wq_b.weight",
+    "block.attention.index.k_proj": "self_attn.indexer.wk.weight",
+    "block.attention.index.k_norm_bias": "self_attn.indexer.k_norm.bias",
+}
+
 QWEN_FIXED = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 DEEPSEEK = Family(
     architecture="DeepseekV3ForCausalLM",
@@ -149,6 +163,17 @@ FAMILIES: dict[str, Family] = {
         implied=SIGMOID,
         fixed={"hidden_act": "silu"},
         rotary_fraction=0.5,
+        extra_layers=EXTRA_LAYERS,
+    ),
+    "glm_moe_dsa": Family(
+        architecture="GlmMoeDsaForCausalLM",
+        fields=SHARED_FIELDS | EXPERTS | GROUPS | LATENT | INDEX | {"query_rank": Written("q_lora_rank")},
+        dense="leading",
+        tensors=DEEPSEEK.tensors | INDEX_TENSORS,
+        implied=DEEPSEEK.implied,
+        # Layers that take over the keys another one chose are not known here.
+        fixed=DEEPSEEK.fixed | {"index_topk_freq": 1, "index_topk_pattern": None},
+        uniform={"indexer_types": "full"},
         extra_layers=EXTRA_LAYERS,
     ),
     "deepseek_v3": DEEPSEEK,

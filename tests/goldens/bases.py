@@ -173,6 +173,17 @@ MOONLIGHT = {
     "rms_norm_eps": 1e-5,
     "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
 }
+# Sequences are longer than the keys that a query looks at; the index has heads of its own size.
+GLM_SPARSE = {
+    **{name: value for name, value in DEEPSEEK.items() if name != "rope_parameters"},
+    "n_group": 1,
+    "topk_group": 1,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 3000.0},
+    "index_topk": 9,
+    "index_n_heads": 11,
+    "index_head_dim": 10,
+}
 
 BASES = {
     "odd": Base("qwen3_moe", ODD, 1),
@@ -182,5 +193,6 @@ BASES = {
     "glm": Base("glm4_moe", GLM, 5, "bfloat16", "60KB"),
     "glm_air": Base("glm4_moe", GLM_AIR, 6),
     "deepseek": Base("deepseek_v3", DEEPSEEK, 7, "bfloat16"),
+    "glm_sparse": Base("glm_moe_dsa", GLM_SPARSE, 9, "bfloat16"),
     "moonlight": Base("deepseek_v3", MOONLIGHT, 8, "bfloat16"),
 }

@@ -24,6 +24,8 @@ LATENT = replace(
     value_head_size=10,
     rotary_neighbours=True,
 )
+# Sequences are up to six times as long as what a query looks at.
+SPARSE = replace(LATENT, index_keys=16, index_heads=3, index_head_size=12)
 SLOTS, TOKENS = 4, 512
 # (tokens of a chunk, tokens of a step); chunk 1 is decode
 WAYS = [((1,), 12), ((1, 7, 64), 128)]
@@ -62,8 +64,9 @@ def _differing(left, right) -> int:
     return sum(int(np.sum(a.view(np.uint32) != b.view(np.uint32))) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_served_as_trained_in_any_chunks(precision):
+@pytest.mark.parametrize(("precision", "config"), [("float32", LATENT), ("bfloat16", SPARSE)], ids=["all", "sparse"])
+def test_served_as_trained_in_any_chunks(precision, config, monkeypatch):
+    monkeypatch.setattr(world, "MODEL", config)
     base, items = make_base(precision), _items()
     _, trained = _train(base, items, [0, 1, 2])
     for chunks, tokens in WAYS:
