@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pefx.adapters.bank import bank_spec, empty_bank, load_adapter
@@ -39,6 +39,7 @@ NEAR = {"int8": 0.5 / 127, "fp8": 1 / 16}
 
 
 @pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**31), rows=st.integers(1, 3), columns=st.integers(1, 3), power=st.integers(-30, 30))
 def test_every_number_is_near_what_it_was(form: str, seed: int, rows: int, columns: int, power: int) -> None:
     a, b = 4, 6
@@ -81,17 +82,18 @@ def held(weights: Weights, precision="float32") -> Base:
 @pytest.mark.parametrize("form", FORMS)
 def test_the_large_matrices_and_only_those_are_held_in_8_bits(form: Weights) -> None:
     config = replace(MODEL, precision="bfloat16", weights=form)
-    kinds = {path: np.dtype(v.dtype) for path, v in parameters(abstract_base(config)).items()}
+    found = parameters(abstract_base(config))
+    kinds = {path: np.dtype(v.dtype) for path, v in found.items()}
     small = {path for path, kind in kinds.items() if kind == FORMS[form][0]}
     assert {path.rsplit(".", 2)[1] for path in small} == {
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     }  # fmt: skip
     assert all(path.endswith(".values") for path in small)
     plain = parameters(abstract_base(replace(config, weights="plain")))
-    for path, variable in parameters(abstract_base(config)).items():
+    for path, variable in found.items():
         if path in small:
             wide = plain[path.removesuffix(".values")]
-            scales = parameters(abstract_base(config))[path.removesuffix("values") + "scales"]
+            scales = found[path.removesuffix("values") + "scales"]
             assert variable.shape == wide.shape
             assert variable.get_metadata() == wide.get_metadata() == scales.get_metadata()
             assert bytes_of(wide.shape) == variable.size + 4 * scales.size
