@@ -50,6 +50,7 @@ class Work:
 
     stored: HuggingFaceBase
     record: Record  # without hashes
+    stamps: dict[Path, tuple[int, int]]
 
     @property
     def heading(self) -> dict[str, Any]:
@@ -81,6 +82,8 @@ def convert(source: str | Path, target: str | Path, precision: Precision | None 
     with _journal(partial, work) as (journal, hashes):
         _check_room(partial, work, hashes)
         write_chunks(partial, work, journal, hashes, console)
+        if _stamps(stored) != work.stamps:
+            raise PefxError(f"{source}: was changed while it was converted; delete {partial} and begin anew")
         _finish(partial, work, hashes)
         os.rename(partial, target)
         _sync(target.parent)
@@ -91,6 +94,7 @@ def convert(source: str | Path, target: str | Path, precision: Precision | None 
 
 def plan(stored: HuggingFaceBase, precision: Precision | None) -> Work:
     """What is to be done; reads the whole checkpoint for its digest."""
+    stamps = _stamps(stored)
     config = replace(stored.config, precision=precision or stored.config.precision)
     layouts, exact = {}, True
     for path, variable in parameters(abstract_base(config)).items():
@@ -98,7 +102,13 @@ def plan(stored: HuggingFaceBase, precision: Precision | None) -> Work:
         layouts[path] = converted.lay_out(dtype, variable.shape, converted.CHUNK_BYTES)
         exact = exact and stored.weights.exact({path: stored.sources[path]}, dtype)
     record = Record(stored.digest(), shape_digest(config), config.precision, exact, layouts, {})
-    return Work(stored, record)
+    return Work(stored, record, stamps)
+
+
+def _stamps(stored: HuggingFaceBase) -> dict[Path, tuple[int, int]]:
+    """Size and time of last change of each file, by which a change is noticed between digest and copy."""
+    found = {file: file.stat() for file in {tensor.file for tensor in stored.tensors.values()}}
+    return {file: (status.st_size, status.st_mtime_ns) for file, status in found.items()}
 
 
 def write_chunks(partial: Path, work: Work, journal: BufferedRandom, hashes: dict[str, list[str]], console: Console):

@@ -199,6 +199,20 @@ def test_an_unfinished_conversion_of_something_else_is_refused(tmp_path: Path, m
     assert (tmp_path / "base" / RECORD).exists()
 
 
+def test_a_checkpoint_that_changes_meanwhile_is_not_passed_off_under_its_digest(tmp_path: Path, monkeypatch) -> None:
+    source = Path(shutil.copytree(GOLDENS / "odd", tmp_path / "source"))
+    write = conversion._write
+
+    def touching(*args) -> str:
+        os.utime(source / "model.safetensors", ns=(1, 1))
+        return write(*args)
+
+    monkeypatch.setattr(conversion, "_write", touching)
+    with pytest.raises(PefxError, match="source: was changed while it was converted"):
+        convert(source, tmp_path / "base")
+    assert not (tmp_path / "base").exists()
+
+
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(conversion.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     with pytest.raises(PefxError, match=r"base\.partial: needs 0\.00 GiB more, its disk has"):
