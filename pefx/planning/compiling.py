@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from kernels.implementation import BEST_ON_TPU, implementation
@@ -81,9 +82,19 @@ def slice_of(topology: str, shape: MeshConfig) -> Iterator[Mesh]:
             f"config field 'mesh' is {shape.data} x {shape.expert} x {shape.model} (data, expert, model), "
             f"{needed} devices; {topology} has {devices.size}"
         )
-    mesh = mesh_of(devices, shape)
-    with jax.sharding.set_mesh(mesh):
-        yield mesh
+    mesh, cached = mesh_of(devices, shape), jax.config.jax_enable_compilation_cache
+    # A program for devices that are not there can be written to the cache, and not read back.
+    _use_cache(False)
+    try:
+        with jax.sharding.set_mesh(mesh):
+            yield mesh
+    finally:
+        _use_cache(cached)
+
+
+def _use_cache(use: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", use)
+    compilation_cache.reset_cache()
 
 
 def compile_steps(config: PlanConfig, given: Arguments) -> Iterator[Compiled]:
