@@ -51,7 +51,10 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change(planned: Planned)
     words = "; ".join(advice(tight))
     assert "train needs" in words
     assert "GiB more than a device has" in words
-    assert "base-weights int8" in words
+    assert "most is held by the keys and values" in words
+    assert "fewer sequences or a shorter context" in words
+    heavy = replace(tight, held=tight.held | {"base": 1 << 40})
+    assert "base-weights int8" in "; ".join(advice(heavy))
     failed = replace(planned, steps=[replace(planned.steps[0], needed=20 << 30, capacity=16 << 30), planned.steps[1]])
     assert not failed.fits
     assert "fewer tokens_per_user" in "; ".join(advice(failed))

@@ -75,5 +75,5 @@ def _sent(line: str, result: str, kind: str) -> float:
     if kind == "all-reduce":
         return 2 * size * share
     if kind == "reduce-scatter":  # its result is one device's part
-        return size * (devices - 1)
-    return size if kind == "collective-permute" else size * share
+        return float(size * (devices - 1))
+    return float(size) if kind == "collective-permute" else size * share

@@ -127,7 +127,7 @@ def render(planned: Planned) -> str:
     """The tables that `pefx plan` prints."""
     config, mesh, gib = planned.config, planned.config.mesh, GIB
     shape = f"{mesh.data} x {mesh.expert} x {mesh.model} (data, expert, model)"
-    table = Table(title=f"{config.name}: {config.base} on {config.topology}, {planned.devices} devices, {shape}")
+    title, table = f"{config.name}: {config.base} on {config.topology}, {planned.devices} devices, {shape}", Table()
     for column in ("GiB of each device", "train", "serve"):
         table.add_column(column, justify="left" if column.startswith("GiB") else "right")
     by_step = {step.step: step for step in planned.steps}
@@ -150,7 +150,7 @@ def render(planned: Planned) -> str:
     table.add_row("tokens/s at most", *[f"{r.tokens_per_second:,.0f}" for r in rates])
     table.add_row("adapters that fit", *[f"{planned.more_adapters[s.step]:,}" for s in steps])
     table.add_row("compiled in, s", *[f"{s.seconds:.0f}" for s in steps])
-    lines = [_text(table)]
+    lines = [title, _text(table)]
     sent = {s.step: s.traffic for s in steps if s.traffic}
     for step, kinds in sent.items():
         lines.append(
@@ -170,7 +170,7 @@ def shape_of(planned: Planned) -> str:
 
 def compare(planned: list[Planned]) -> str:
     """Several slices or meshes beside each other."""
-    table = Table(title=f"{planned[0].config.name}: {planned[0].config.base}")
+    table = Table()
     heads = (
         "topology",
         "mesh",
@@ -223,6 +223,5 @@ def picture(planned: list[Planned], path: Path) -> None:
 
 def _text(table: Table) -> str:
     text = io.StringIO()
-    table.title_justify = "left"
     Console(file=text, width=120, color_system=None, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
