@@ -43,7 +43,8 @@ def test_the_best_keys_are_chosen_and_the_first_of_equals(kind, count):
     layout, (q, weights, k) = layout_of(spans, WHOLE), numbers(WHOLE.tokens, kind)
     pool = jnp.full((2, PAGES, 1, PAGE, SIZE), jnp.nan)
     got, after = step(q, weights, k, pool, layout, np.zeros(count))
-    want = reference(q, weights, k, layout.positions, layout.rows.of_each(), count)
+    q, weights, k, positions = (jnp.asarray(x) for x in (q, weights, k, layout.positions))
+    want = reference(q, weights, k, positions, layout.rows.of_each(), count)
     for span, row in zip(spans, span_rows(spans, WHOLE), strict=True):
         n = len(span.tokens)
         own = np.tril(np.asarray(got[row : row + n, :n]))

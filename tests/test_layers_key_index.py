@@ -46,4 +46,6 @@ def test_a_choice_of_six_changes_what_comes_after_six(found):
 
 def test_the_pool_holds_index_keys_where_there_is_an_index():
     assert KVPool.zeros(FULL, 3, 4).index is None
-    assert KVPool.zeros(SPARSE, 3, 4).index.shape == (1, 3, 1, 4, 10)
+    index = KVPool.zeros(SPARSE, 3, 4).index
+    assert index is not None
+    assert index.shape == (1, 3, 1, 4, 10)

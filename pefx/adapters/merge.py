@@ -103,7 +103,7 @@ def _added(
 
 def _layer_by_layer(w: Array, a: Array, b: Array, factor: Array, inward: bool) -> Array:
     """A layer at a time: a sum in float32 of all of them would take as much memory again, or twice as much."""
-    return jax.lax.map(lambda x: _added(*x, factor, inward), (w, a, b))
+    return jax.lax.map(lambda x: _added(x[0], x[1], x[2], factor, inward), (w, a, b))
 
 
 @cache

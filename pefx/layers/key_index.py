@@ -43,6 +43,8 @@ def choose_keys(
     `x` are hidden states and the latents of queries; `cache` is as in `mla`.
     """
     (hidden, latent), (pool, layer, (cosine, sine)) = jax.lax.stop_gradient(x), cache
+    if pool.index is None:
+        raise ValueError("the pool holds no index keys: it was made for another config")
     tokens, heads, size = hidden.shape[0], config.index_heads, config.index_head_size
     q = dot(latent, weights.q_proj[...]).astype(hidden.dtype).reshape(tokens, heads, size)
     k = _norm(dot(hidden, weights.k_proj[...]), weights).astype(hidden.dtype)[:, None]
