@@ -10,8 +10,10 @@ config = PlanConfig(
     adapter=AdapterSpec(
         rank=16,
         alpha=32.0,
-        targets=("q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj", "o_proj")
-        + ("experts.gate_proj", "experts.up_proj", "experts.down_proj"),
+        targets=(
+            *("q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj", "o_proj"),
+            *("experts.gate_proj", "experts.up_proj", "experts.down_proj"),
+        ),
         expert_form="shared_hidden",
     ),
     tokens_per_user=256,

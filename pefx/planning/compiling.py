@@ -97,13 +97,17 @@ def _use_cache(use: bool) -> None:
     compilation_cache.reset_cache()
 
 
-def compile_steps(config: PlanConfig, given: Arguments) -> Iterator[Compiled]:
-    """Compiles the training step, then the serving step."""
-    train = (given.base, given.bank, given.optimizer, given.batch, given.hyper)
-    serve = (given.base, given.bank, given.pool, given.serve)
+def compile_step(step: str, config: PlanConfig, given: Arguments) -> Compiled:
+    """Compiles one step, "train" or "serve"."""
+
+    def lower() -> Any:
+        if step == "train":
+            arguments = (given.base, given.bank, given.optimizer, given.batch, given.hyper)
+            return train_step.jitted().lower(*arguments, remat=config.remat)
+        return serve_step.jitted().lower(given.base, given.bank, given.pool, given.serve)
+
     with compiling_for("tpu"), implementation(BEST_ON_TPU):
-        yield _compile("train", lambda: train_step.jitted().lower(*train, remat=config.remat))
-        yield _compile("serve", lambda: serve_step.jitted().lower(*serve))
+        return _compile(step, lower)
 
 
 def _compile(step: str, lower: Any) -> Compiled:

@@ -1,6 +1,7 @@
 """`pefx plan --topology`: what of a plan lies on each device, how long a step must take, and what to change."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pefx.errors import PefxError
 from pefx.mesh import check_divides
 from pefx.planning.abstract import arguments, model_of
 from pefx.planning.chips import Device, device_of
-from pefx.planning.compiling import Compiled, compile_steps, devices_of, slice_of
+from pefx.planning.compiling import Compiled, compile_step, devices_of, slice_of
 from pefx.planning.roofline import Roofline, local_bytes, rooflines
 
 matplotlib.use("Agg")
@@ -62,14 +63,17 @@ class Planned:
         return found
 
 
-def plan(config: PlanConfig) -> Planned:
-    """Compiles both steps of `config` for its topology. Raises PefxError for a bad base, topology or mesh."""
+def plan(config: PlanConfig, say: Callable[[str], None] = lambda _: None) -> Planned:
+    """Compiles both steps of `config` for its topology, and says so. Raises PefxError for a bad base, slice or mesh."""
     device, model = device_of(config.topology), model_of(config)
     config = replace(config, mesh=_filled(config))
     check_divides(model, config.mesh)
     with slice_of(config.topology, config.mesh) as mesh:
         given = arguments(config, model, mesh)
-        steps = list(compile_steps(config, given))
+        steps = []
+        for step in ("train", "serve"):
+            say(f"{config.name}: compiling the {step} step for {config.topology}")
+            steps.append(compile_step(step, config, given))
     held = {
         "base": local_bytes(given.base),
         "bank": local_bytes(given.bank),

@@ -25,7 +25,7 @@ def plan_and_print(
         config = replace(config, topology=topology)
     planned = []
     for one in [config, *(beside(config, other) for other in others)]:
-        planned.append(plan(one))
+        planned.append(plan(one, lambda line: print(line, flush=True)))
         print(render(planned[-1]), end="\n\n", flush=True)
     if others:
         print(compare(planned))
