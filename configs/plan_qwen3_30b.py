@@ -6,7 +6,7 @@ config = PlanConfig(
     name="plan_qwen3_30b",
     base="qwen3-30b-a3b",
     topology="v5e:4x4",
-    mesh=MeshConfig(data=1, expert=16, model=1),
+    mesh=MeshConfig(data=1, expert=4, model=4),
     adapter=AdapterSpec(rank=16, alpha=32.0, expert_form="shared_hidden"),
     tokens_per_user=256,
     sequences=4,

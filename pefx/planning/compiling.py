@@ -97,8 +97,8 @@ def _use_cache(use: bool) -> None:
     compilation_cache.reset_cache()
 
 
-def compile_step(step: str, config: PlanConfig, given: Arguments) -> Compiled:
-    """Compiles one step, "train" or "serve"."""
+def compile_step(step: str, config: PlanConfig, given: Arguments, mesh: Mesh) -> Compiled:
+    """Compiles one step, "train" or "serve", in any thread while `slice_of` holds `mesh`."""
 
     def lower() -> Any:
         if step == "train":
@@ -106,7 +106,7 @@ def compile_step(step: str, config: PlanConfig, given: Arguments) -> Compiled:
             return train_step.jitted().lower(*arguments, remat=config.remat)
         return serve_step.jitted().lower(given.base, given.bank, given.pool, given.serve)
 
-    with compiling_for("tpu"), implementation(BEST_ON_TPU):
+    with jax.sharding.set_mesh(mesh), compiling_for("tpu"), implementation(BEST_ON_TPU):
         return _compile(step, lower)
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,10 +71,10 @@ def plan(config: PlanConfig, say: Callable[[str], None] = lambda _: None) -> Pla
     check_divides(model, config.mesh)
     with slice_of(config.topology, config.mesh) as mesh:
         given = arguments(config, model, mesh)
-        steps = []
-        for step in ("train", "serve"):
-            say(f"{config.name}: compiling the {step} step for {config.topology}")
-            steps.append(compile_step(step, config, given))
+        say(f"{config.name}: compiling the training and the serving step for {config.topology}")
+        # The compiler leaves Python alone, and takes one core for each.
+        with ThreadPoolExecutor(2) as pool:
+            steps = list(pool.map(lambda step: compile_step(step, config, given, mesh), ("train", "serve")))
     held = {
         "base": local_bytes(given.base),
         "bank": local_bytes(given.bank),
