@@ -24,7 +24,7 @@ from pefx.config import (
     TrainConfig,
     UserConfig,
 )
-from pefx.distributed import Place, agree, barrier, job, owner, place_of, several
+from pefx.distributed import PEER_LOST, Place, agree, barrier, job, owner, place_of, several
 from pefx.errors import PefxError
 from pefx.huggingface import save_base
 from pefx.model import Base
@@ -108,8 +108,8 @@ class World:
                 catalog=str(self.path / f"{output}.catalog"),
                 adapter=ADAPTER,
                 data=DataConfig(sequence_length=32, tokens_per_user=64, users_per_step=4),
-                checkpoint=CheckpointConfig(every=4),
-                steps=8,
+                checkpoint=CheckpointConfig(every=8),
+                steps=24,
                 mesh=MeshConfig(2, 2, 2),
             ),
             **fields,
@@ -177,29 +177,34 @@ def make_world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_serve_what_one_does(world: World) -> None:
-    assert world.run(world.training("two")) == [0, 0], world.told(0) + world.told(1)
+def test_killed_and_stopped_two_processes_end_in_the_bits_of_one(world: World) -> None:
+    here = world.training("two")
+    children = world.start(here)
+    _await(here, 8, children)
+    children[1].kill()
+    begun = time.monotonic()
+    assert World.wait(children) == [PEER_LOST, -signal.SIGKILL], world.told(0)
+    assert time.monotonic() - begun < 60
+    assert "process 0 of 2 cannot go on, another process is lost" in world.told(0)
+    assert "start the same command on all processes again: it goes on" in world.told(0)
+    children = world.start(here)
+    _await(here, 16, children)
+    children[1].terminate()  # one is told, both stop
+    assert World.wait(children) == [143, 143], world.told(0) + world.told(1)
+    assert "resumed at step 8/24" in world.told(0)
+    assert "state saved; the same command goes on from here" in world.told(0)
+    assert "resumed" not in world.told(1)  # one speaks for all
+    assert world.run(here, processes=1) == [0], world.told(0)
     assert world.hashes("two") == world.hashes("one")
     assert len(set(world.hashes("two").values())) == len(USERS)
-    assert world.told(1) == ""
-    for out, processes in (("one.out", 1), ("two.out", 2)):
-        assert world.run(world.serving("one"), out, processes) == [0] * processes, world.told(0) + world.told(1)
-    assert (world.path / "one.out").read_bytes() == (world.path / "two.out").read_bytes()
 
 
 @pytest.mark.slow
-def test_killed_and_stopped_they_go_on_to_the_same_bits(world: World) -> None:
-    here = world.training("killed")
-    children = world.start(here)
-    _await(here, 4, children)
-    children[1].kill()
-    begun = time.monotonic()
-    code = World.wait(children[:1], 60)[0]
-    assert code not in (0, -signal.SIGKILL)
-    assert "start the same command on all processes again" in world.told(0)
-    print(code, time.monotonic() - begun, world.told(0))
-    assert world.run(here) == [0, 0], world.told(0) + world.told(1)
-    assert world.hashes("killed") == world.hashes("one")
+def test_two_processes_answer_what_one_does(world: World) -> None:
+    for out, processes in (("one.out", 1), ("two.out", 2)):
+        assert world.run(world.serving("one"), out, processes) == [0] * processes, world.told(0) + world.told(1)
+    assert (world.path / "one.out").read_bytes() == (world.path / "two.out").read_bytes()
+    assert "answers" not in world.told(1)
 
 
 def _await(here: TrainConfig, step: int, children: list[subprocess.Popen]) -> None:

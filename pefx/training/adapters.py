@@ -65,8 +65,9 @@ class AdapterTraining:
         self.bank = bank
         self.opt = made(by_slot, lambda: init_opt(bank, accumulate=config.accumulate > 1))
         # Opened before anything is trained for it: a catalog that cannot be written is an error now, not in an hour.
-        writes = config.catalog is not None and owner()
-        self.catalog = Catalog.open(config.catalog, create=True) if writes else None
+        self.catalog = None
+        if config.catalog is not None and owner():
+            self.catalog = Catalog.open(config.catalog, create=True)
 
     def _go_on_from(self, step: int, progress: list[Progress]) -> None:
         """`step` steps are done, the sessions stand at `progress`: what is left follows."""
