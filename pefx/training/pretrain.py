@@ -109,9 +109,11 @@ def pretrain(config: TrainConfig, pretrain_config: PretrainConfig) -> int:
     mesh = resolved(config.mesh, pretrain_config.batch_tokens // config.data.sequence_length)
     with on_mesh(mesh):
         trainee, outcome = drive(lambda: BaseTraining(config, pretrain_config, mesh.rows), config)
+    if outcome.exit_code:
+        return outcome.exit_code
     if several():
         trainee.base = fetch(trainee.base)
-    if outcome.exit_code == 0 and owner():
+    if owner():
         _export(config, pretrain_config, trainee, outcome)
     return outcome.exit_code
 
