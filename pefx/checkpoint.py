@@ -3,7 +3,7 @@
 Orbax commits by rename, so a killed writer leaves nothing visible. But it casts a wrong dtype silently, skips a save
 while another is in flight, loads flipped bits, and says of a changed shape what nobody understands. Here structure,
 shapes and dtypes are compared before anything is read, a save waits for the one before it, and a digest of all bytes
-is kept beside the arrays and checked after reading.
+is kept beside the arrays and checked after reading. Of several processes one writes what all have, and all read it.
 """
 
 import hashlib
@@ -19,7 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint.experimental.v1 as ocp
 
+from pefx.distributed import owner, several
 from pefx.errors import PefxError
+from pefx.mesh import fetch, spread
 
 FORMAT = 1
 # Fields that say where things lie or how often they are saved, never what is computed.
@@ -104,6 +106,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if exc[0] is not None and several():
+            return  # a process that is lost would be waited for
         self.wait()
         self._orbax.close()
 
@@ -119,11 +123,17 @@ class Checkpoints:
         `meta` is any JSON value by name (config, data positions); it is part of what is loaded again.
         """
         self.wait()
-        arrays = {name: np.array(leaf, copy=True) for name, leaf in flatten(tree).items()}
+        arrays = {}
+        for name, leaf in flatten(tree).items():  # one at a time: only the owner keeps what is spread over processes
+            whole = fetch(leaf)
+            if owner():
+                arrays[name] = np.array(whole, copy=True)
+            else:  # Orbax waits for all processes, and takes the numbers from the first
+                arrays[name] = np.broadcast_to(np.zeros((), whole.dtype), whole.shape)
         record = {
             "format": FORMAT,
             "arrays": {name: [str(array.dtype), list(array.shape)] for name, array in arrays.items()},
-            "digest": digest_arrays(arrays),
+            "digest": digest_arrays(arrays) if owner() else "",
             "meta": dict(meta),
         }
         self._pending = self._orbax.save_async(step, arrays, force=True, custom_metadata={"pefx": json.dumps(record)})
@@ -189,6 +199,8 @@ class Checkpoints:
 
 def _place(array: np.ndarray, like: Any) -> Any:
     """A copy of `array` where `like` lies; a copy, because a donated buffer must not alias numpy memory."""
+    if isinstance(like, jax.Array) and not like.is_fully_addressable:
+        return spread(array, like.sharding)
     if isinstance(like, jax.Array):
         return jax.device_put(jnp.array(array, copy=True), like.sharding)
     return array.copy()

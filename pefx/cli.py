@@ -146,19 +146,22 @@ def run(command: Train | Serve | CatalogCommand | Plan | Convert | Bench, overri
     """Each command imports what it runs, so that looking into a catalog does not wait for jax."""
     if isinstance(command, Train):
         training = load_config(command.config, TrainConfig, overrides)
+        from pefx.distributed import job
         from pefx.mesh import use_cores
         from pefx.training.run import train
 
-        use_cores()
-        return train(training)
+        with job():
+            use_cores()
+            return train(training)
     if isinstance(command, Serve):
         serving = load_config(command.config, ServeConfig, overrides)
+        from pefx.distributed import job
         from pefx.mesh import use_cores
         from pefx.serving.run import serve_file
 
-        use_cores()
-
-        return serve_file(serving, command.requests, command.out)
+        with job():
+            use_cores()
+            return serve_file(serving, command.requests, command.out)
     if isinstance(command, Plan):
         return show_plan(command, read_any(command.config, overrides))
     if overrides:

@@ -7,6 +7,7 @@ divided over `expert`: rows travel to their experts and back. Heads, hidden widt
 `data` and `expert` make. On CPU a shard is a core.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pefx.config import MeshConfig, ModelConfig
+from pefx.distributed import several
 from pefx.errors import PefxError
 
 DATA, EXPERT, MODEL = "data", "expert", "model"
@@ -66,13 +68,22 @@ def resolved(asked: MeshConfig, work: int) -> MeshConfig:
     """The mesh of a run: a `data` of 0 becomes what devices (cores, on CPU) and `work` leave room for.
 
     `work` is how many shards of rows would have something to do. Raises PefxError where there are fewer devices than
-    asked for.
+    asked for. In a job of several processes the mesh is of all devices.
     """
     devices, others = len(jax.devices()), asked.expert * asked.model
     needed = max(asked.data, 1) * others
     if needed > devices:
         named = f"{max(asked.data, 1)} x {asked.expert} x {asked.model} (data, expert, model)"
         raise PefxError(f"config field 'mesh' is {named}, {needed} devices, but there are {devices} devices")
+    if several():
+        found = replace(asked, data=asked.data or devices // others)
+        if found.data * others != devices:
+            named = f"{found.data} x {asked.expert} x {asked.model} (data, expert, model)"
+            raise PefxError(
+                f"config field 'mesh' is {named}; the job of {jax.process_count()} processes has {devices} devices and "
+                "its mesh must use all of them"
+            )
+        return found
     if asked.data:
         return asked
     cores = (os.cpu_count() or 1) if jax.default_backend() == "cpu" else devices
@@ -144,7 +155,63 @@ def placement() -> Callable[[nnx.Variable], jax.sharding.Sharding] | None:
 def place(axes: Axes, tree: Any) -> Any:
     """`tree` on the devices of the mesh in use, divided by `axes`; where there is no mesh, as it is."""
     mesh = jax.sharding.get_mesh()
-    return tree if mesh.empty else jax.device_put(tree, shardings(axes, tree, mesh))
+    if mesh.empty:
+        return tree
+    where = shardings(axes, tree, mesh)
+    return jax.tree.map(spread, tree, where) if several() else jax.device_put(tree, where)
+
+
+def share(axes: Axes, tree: Any) -> Any:
+    """Arguments of a step, the same numpy arrays on each of several processes, as `place` would have them.
+
+    A process on its own hands them to the step as they are.
+    """
+    return place(axes, tree) if several() else tree
+
+
+def made(axes: Axes, make: Callable[[], Any]) -> Any:
+    """What `make` computes, as `place` would have it; of several processes, each makes its own devices' parts."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or not several():
+        return place(axes, make())
+    return jax.jit(make, out_shardings=shardings(axes, jax.eval_shape(make), mesh))()
+
+
+def spread(x: Any, sharding: Any) -> jax.Array:
+    """One array over several processes, the same on each: their devices get their parts.
+
+    A part is a copy of its own, so that a step may be given it for good.
+    """
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return x if x.sharding.is_equivalent_to(sharding, x.ndim) else _moved(sharding)(x)
+    host = np.asarray(x)
+    parts = sharding.addressable_devices_indices_map(host.shape).items()
+    arrays = [jax.device_put(np.array(host[index]), device) for device, index in parts]
+    return jax.make_array_from_single_device_arrays(host.shape, sharding, arrays)
+
+
+@functools.cache
+def _moved(sharding: NamedSharding) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+def whole(tree: Any) -> Any:
+    """`tree` with arrays that are spread over several processes made whole on each; all must ask."""
+    if not several():
+        return tree
+    leaves, structure = jax.tree.flatten(tree)
+    spread = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not x.is_fully_addressable]
+    spread = [i for i in spread if not leaves[i].is_fully_replicated]
+    if spread:
+        everywhere = _moved(NamedSharding(leaves[spread[0]].sharding.mesh, P()))
+        for i, x in zip(spread, everywhere([leaves[i] for i in spread]), strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(structure, leaves)
+
+
+def fetch(tree: Any) -> Any:
+    """`tree` as numpy arrays, whole on every process."""
+    return jax.device_get(whole(tree))
 
 
 def sharded(function: Callable[..., Any], axes: tuple[Axes, ...], out: Callable[[tuple[Any, ...]], Any]):

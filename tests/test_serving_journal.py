@@ -203,3 +203,19 @@ def test_file_without_requests_is_refused(tmp_path: Path, content: bytes):
         read_fingerprint(path)
     with pytest.raises(PefxError, match="cannot read the requests"):
         read_fingerprint(tmp_path / "missing")
+
+
+def test_one_that_does_not_write_follows_one_that_does(tmp_path: Path):
+    log, out = filled(tmp_path / "out"), tmp_path / "out"
+    Path(f"{out}.partial").write_bytes(log + b'["answer",7,{"id":"torn')
+    before = sorted((path, path.read_bytes()) for path in tmp_path.iterdir())
+    with Journal(out, RUN, write=False) as follower:
+        follower.start()
+        assert (follower.answered, follower.errors, follower.has(7)) == (3, 1, False)
+        assert follower.resolved["p", None].number == 4
+        follower.answer(7, row(7))
+        follower.resolve("r", None, Resolved(1, "sha256:1"))
+        follower.flush()
+        follower.finish()
+        assert follower.has(7)
+    assert sorted((path, path.read_bytes()) for path in tmp_path.iterdir()) == before

@@ -51,3 +51,24 @@ def test_no_catalog_knows_no_policy():
     with pytest.raises(PefxError, match="no catalog") as caught:
         Policies(None, BASE, SPEC).resolve("a", None)
     assert caught.value.kind == "unknown_policy"
+
+
+def test_processes_serve_what_one_of_them_found():
+    """The catalog grows between their looks."""
+    told = []
+
+    def say(text: str) -> str:
+        told.append(text)
+        return text
+
+    asked = [("a", None), ("nobody", None)]
+    first = Policies(FakeCatalog(revision("a", 1)), BASE, SPEC, say)
+    assert first.resolve("a", None).number == 1
+    with pytest.raises(PefxError, match="nobody") as there:
+        first.resolve("nobody", None)
+    later = FakeCatalog(revision("a", 1), revision("a", 2), revision("nobody", 1))
+    second = Policies(later, BASE, SPEC, lambda _: told.pop(0))
+    assert second.resolve(*asked[0]).number == 1
+    with pytest.raises(PefxError) as here:
+        second.resolve(*asked[1])
+    assert (str(here.value), here.value.kind) == (str(there.value), there.value.kind)

@@ -12,10 +12,12 @@ def test_sigterm_is_remembered_and_the_old_handler_returns() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with Interrupt() as interrupt:
         assert not interrupt
+        assert not interrupt.by(3)
         assert interrupt.exit_code == 0
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt
+        assert interrupt.by(3)
         assert interrupt.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -22,7 +22,7 @@ from pefx.compiler import jit
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from pefx.layers.linear import Adapters
-from pefx.mesh import DATA, EXPERT, of_base, sharded
+from pefx.mesh import DATA, EXPERT, fetch, of_base, sharded, share
 
 FactorTree = dict[str, dict[str, Any]]  # by site and factor; None where a tree was taken apart
 RANK_MULTIPLE = 8  # a rank of one row would take other bits, and does not compile for TPUs
@@ -226,7 +226,7 @@ def unload(bank: Bank, slot: int) -> Bank:
 
 def _put(bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_scale: float) -> Bank:
     one = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32))
-    return _write_slot(bank, np.int32(slot), one)
+    return _write_slot(bank, share(of_base, np.int32(slot)), share(_of_one, one))
 
 
 def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str, dict[str, np.ndarray]]:
@@ -276,9 +276,10 @@ def read_adapter(bank: Bank, slot: int, config: ModelConfig, spec: AdapterSpec) 
     for site in shapes:
         if site not in bank.factors:
             raise PefxError(f"the bank has no site '{site}'; it has {', '.join(bank.factors)}", "bad_adapter")
-    rows = jax.device_get({site: jax.tree.map(lambda x: x[:, slot], bank.factors[site]) for site in shapes})
+    factors = {site: bank.factors[site] for site in shapes}
+    rows = fetch(_read_slot(factors, share(of_base, np.int32(slot))))
     return {
-        site: {name: np.array(x[..., : spec.rank, :], np.float32) for name, x in pair.items()}
+        site: {name: np.array(x[:, 0, ..., : spec.rank, :], np.float32) for name, x in pair.items()}
         for site, pair in rows.items()
     }
 
@@ -316,3 +317,4 @@ def _write_shard(bank: Bank, slot: Int32[Array, ""], one: Bank) -> Bank:
 
 
 _write_slot = jit(_write, donate_argnums=0)
+_read_slot = jit(slot_at)

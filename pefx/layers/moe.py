@@ -199,9 +199,8 @@ def _windowed(x, shrunk, experts: Experts, layer, site: dict[str, Factors], wher
     ids, gates, region = where
     copies, count = ids.shape[1], experts.gate_proj.shape[1]
     adapter = jnp.repeat(region.index, copies)
-    own = windows(
-        own_experts(ids, count).reshape(-1), adapter, groups=count, subgroups=region.slots.shape[0], size=WINDOW
-    )
+    to = exchange(ids, count)
+    own = windows(to.experts.reshape(-1), adapter, groups=count, subgroups=region.slots.shape[0], size=WINDOW)
     own = replace(own, pairs=own.pairs._replace(subgroup=region.slots[own.pairs.subgroup] + 1))
     sent = Sites(*(send(shrunk[name], own, to, copies) if name in shrunk else None for name in PROJECTIONS))
     (gate, offset), (up, _), (down, _) = (_folded(experts, name, layer) for name in PROJECTIONS)

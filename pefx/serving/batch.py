@@ -5,7 +5,7 @@ one before was cut.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pefx.errors import PefxError
@@ -45,30 +45,33 @@ class Batch:
 
     def __init__(self, requests: Path, *, engine: Engine, policies: Policies, journal: Journal, reporter: Reporter):
         self._path, self._engine, self._policies = requests, engine, policies
-        self._journal, self._reporter = journal, reporter
+        self.journal, self.reporter = journal, reporter
         self._seen = SeenIds()
         self.counts = Counts()
 
-    def run(self) -> None:
-        """Answer every request that the journal lacks.
+    def run(self, stop: Callable[[int], bool] = lambda step: False) -> bool:
+        """Answer every request that the journal lacks, or until `stop` says so before a step. Returns whether all are.
 
         Raises PefxError where the run as a whole cannot go on; what is answered by then is kept.
         """
         engine, lines, more = self._engine, read_lines(self._path), True
         while more or not engine.idle:
+            if stop(self.counts.steps):
+                return False
             while more and engine.room:
                 number, line = next(lines, (0, b""))
                 more = number > 0
                 if more:
                     self._take(number, line)
             for answered in engine.step():
-                self._journal.answer(answered.handle, answered.row)
+                self.journal.answer(answered.handle, answered.row)
                 self.counts.answers += 1
                 self.counts.prompt_tokens += answered.prompt_tokens
                 self.counts.tokens += answered.tokens
             self.counts.steps += 1
-            self._journal.flush()
-            self._reporter.update(self.counts)
+            self.journal.flush()
+            self.reporter.update(self.counts)
+        return True
 
     def _take(self, number: int, line: bytes) -> None:
         """Queue the request on a line, or answer it with what is wrong with it."""
@@ -81,20 +84,20 @@ class Batch:
             self._refuse(number, error.id, error)
             return
         new = self._seen.add(request.id)
-        if self._journal.has(number):
+        if self.journal.has(number):
             return
         try:
             if not new:
                 raise RequestError(f"field 'id': an earlier line has the id {request.id!r} too", "duplicate_id")
-            self._engine.submit(number, request, resolve(request, self._policies, self._journal))
+            self._engine.submit(number, request, resolve(request, self._policies, self.journal))
         except PefxError as error:
             if error.kind in UNAVAILABLE:
                 raise
             self._refuse(number, request.id, PefxError(f"{where}: {error}", error.kind))
 
     def _refuse(self, number: int, id: str | None, error: PefxError) -> None:
-        if not self._journal.has(number):
-            self._journal.answer(number, refusal(id, error))
+        if not self.journal.has(number):
+            self.journal.answer(number, refusal(id, error))
             self.counts.answers += 1
 
 

@@ -60,10 +60,13 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
 
 
 class Journal:
-    """The run of `out`. `run` is what it is (JSON); `start` before use, `finish` after the last answer."""
+    """The run of `out`. `run` is what it is (JSON); `start` before use, `finish` after the last answer.
 
-    def __init__(self, out: Path, run: dict[str, Any]):
-        self.out = out
+    One that does not `write` follows the run of another process: it reads what was done before, and counts.
+    """
+
+    def __init__(self, out: Path, run: dict[str, Any], write: bool = True):
+        self.out, self._write = out, write
         self.run: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **run}))  # as it will be read back
         self._header, self._partial = Path(f"{out}.run.json"), Path(f"{out}.partial")
         self._places = array("q")  # where in the log the answer to each line begins
@@ -117,6 +120,10 @@ class Journal:
     def start(self) -> None:
         """Begin the run, or read what an earlier start of it has done. Raises PefxError as `check`, or if it runs."""
         self.check()
+        if not self._write:
+            if not self.complete:
+                self._read()
+            return
         if self.complete:
             self._partial.unlink(missing_ok=True)
             return
@@ -135,12 +142,16 @@ class Journal:
             self.close()
             return
         sync_directory(self.out.parent)
+        self._read()
+        self._file.truncate(self._end)
+
+    def _read(self) -> None:
+        """Take in the log, up to where it is torn."""
         with self._partial.open("rb") as log:
             for line in log:
                 if not self._recall(line):
                     break
                 self._end += len(line)
-        self._file.truncate(self._end)
 
     def _recall(self, line: bytes) -> bool:
         """Take in one line of the log; False if it is torn."""
@@ -188,6 +199,8 @@ class Journal:
             self._append(["refused", policy, number, resolved.error.kind, str(resolved.error)])
 
     def _append(self, entry: list[Any]) -> None:
+        if not self._write:
+            return
         line = to_json(entry) + b"\n"
         self._pending += line
         self._end += len(line)
@@ -196,6 +209,8 @@ class Journal:
 
     def flush(self) -> None:
         """Hand what is recorded to the system (a kill then loses nothing), and to the disk once a second."""
+        if not self._write:
+            return
         assert self._file is not None
         with self._disk_errors():
             while self._pending:
@@ -206,6 +221,8 @@ class Journal:
 
     def finish(self) -> None:
         """Write OUT from the log, note the revisions used beside what the run is, and drop the log."""
+        if not self._write:
+            return
         self._synced = 0.0
         self.flush()
         used = [[p, asked, r.number, r.content_hash] for (p, asked), r in self.resolved.items() if r.error is None]

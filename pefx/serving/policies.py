@@ -1,6 +1,8 @@
 """From the policy a request names to a revision that may be served here: the right one, or an error (law 6)."""
 
-from typing import Protocol, runtime_checkable
+import json
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,10 +26,19 @@ class Revisions(Protocol):
 
 
 class Policies:
-    """The policies of `catalog` (None: there are none) as far as they fit the base `digest` and a bank of `bank`."""
+    """The policies of `catalog` (None: there are none) as far as they fit the base `digest` and a bank of `bank`.
 
-    def __init__(self, catalog: Revisions | None, digest: str, bank: AdapterSpec):
-        self._catalog, self._digest, self._bank = catalog, digest, bank
+    `agree` gives every process what one of them found: the catalog may grow while they look.
+    """
+
+    def __init__(
+        self,
+        catalog: Revisions | None,
+        digest: str,
+        bank: AdapterSpec,
+        agree: Callable[[str], str] | None = None,
+    ):
+        self._catalog, self._digest, self._bank, self._agree = catalog, digest, bank, agree
 
     def resolve(self, policy: str, number: int | None) -> Revision:
         """The revision to serve; `number` None is the latest.
@@ -35,6 +46,21 @@ class Policies:
         Raises PefxError of kind "unknown_policy", "unknown_revision", "wrong_base", "wrong_rank", "wrong_target" or
         "wrong_form". What is not served is never replaced by the base or by another revision.
         """
+        if self._agree is None:
+            return self._find(policy, number)
+        found = json.loads(self._agree(json.dumps(self._found(policy, number))))
+        if "number" in found:
+            return self._find(policy, found["number"])
+        raise PefxError(found["message"], found["kind"])
+
+    def _found(self, policy: str, number: int | None) -> dict[str, Any]:
+        """What `resolve` gives, as JSON."""
+        try:
+            return {"number": self._find(policy, number).number}
+        except PefxError as error:
+            return {"kind": error.kind, "message": str(error)}
+
+    def _find(self, policy: str, number: int | None) -> Revision:
         if self._catalog is None:
             raise PefxError(f"policy '{policy}' is unknown: there is no catalog here, only a base", "unknown_policy")
         revision = self._catalog.get(policy, number)

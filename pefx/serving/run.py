@@ -1,17 +1,22 @@
 """`serve.py` without its command line: builds the engine of a config and answers a file with it."""
 
 import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pefx.adapters.bank import empty_bank
+from rich.console import Console
+
+from pefx.adapters.bank import by_slot, empty_bank
 from pefx.config import AdapterSpec, ServeConfig
 from pefx.data.tokenizer import Tokenizer
+from pefx.distributed import Preemption, agree, barrier, owner, several
 from pefx.families.config_json import read_config
 from pefx.invariance import check_row_invariance
 from pefx.loading import load_base
-from pefx.mesh import check_divides, on_mesh, placement, resolved
+from pefx.mesh import check_divides, made, on_mesh, placement, resolved
 from pefx.model import Base
 from pefx.packing import tile_of, whole_pages
 from pefx.serving.batch import Batch
@@ -48,28 +53,50 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     with on_mesh(mesh):
         base, digest = load_base(config.base, config.precision, placement(), config.base_weights)
     run |= {"base": digest, "tokenizer": tokenizer.digest}
-    policies = Policies(catalog, digest, bank_room(config))
-    with Journal(out, run) as journal, on_mesh(mesh):
+    policies = Policies(catalog, digest, bank_room(config), agree if several() else None)
+    with Journal(out, run, owner()) as journal, on_mesh(mesh):
         journal.check()
         # What cannot be built must leave no trace of a run.
         engine = None if journal.complete else build_engine(config, base, tokenizer, policies, mesh.rows)
-        journal.start()
+        with _in_turn():
+            journal.start()
         total = run["requests"]["requests"]
-        with Reporter(config.name, total, journal.answered) as reporter:
+        with Reporter(config.name, total, journal.answered, None if owner() else Console(quiet=True)) as reporter:
             if engine is None or journal.complete:
                 reporter.say(f"{out} is complete already, its {total} answers stay as they are")
                 return 0
             if journal.answered:
                 reporter.say(f"{journal.answered} of {total} answers are there already, going on")
-            batch = Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter)
-            try:
-                batch.run()
-            except KeyboardInterrupt:
-                reporter.say(f"interrupted with {journal.answered} of {total} answers; start again")
-                return INTERRUPTED
-            journal.finish()
-            reporter.summary(batch.counts, journal.answered, journal.errors, str(out))
+            return _answer(Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter))
+
+
+def _answer(batch: Batch) -> int:
+    """Run a batch; returns an exit code."""
+    preemption = Preemption() if several() else None
+    journal, reporter = batch.journal, batch.reporter
+    try:
+        with preemption or nullcontext():
+            complete = batch.run(preemption.by) if preemption else batch.run()
+    except KeyboardInterrupt:
+        reporter.say(f"interrupted with {journal.answered} of {reporter.total} answers; start again")
+        return INTERRUPTED
+    if preemption and not complete:
+        reporter.say(f"stopped with {journal.answered} of {reporter.total} answers; the same command goes on from here")
+        return preemption.exit_code
+    journal.finish()
+    reporter.summary(batch.counts, journal.answered, journal.errors, str(journal.out))
     return 0
+
+
+@contextmanager
+def _in_turn() -> Iterator[None]:
+    """The owner first, when all have looked; then those that read what it wrote."""
+    barrier("looked")
+    if not owner():
+        barrier("written")
+    yield
+    if owner():
+        barrier("written")
 
 
 def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies: Policies, shards: int) -> Engine:
@@ -79,7 +106,9 @@ def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies
     tile = tile_of(config.page_size)
     tiles = whole_pages(config.step_tokens, tile)
     slots, sequences, pages, tiles = (-(-n // shards) for n in (config.slots, config.sequences, pages, tiles))
-    bank = None if config.catalog is None else empty_bank(base.config, bank_room(config), shards * slots)
+    bank = None
+    if config.catalog is not None:
+        bank = made(by_slot, lambda: empty_bank(base.config, bank_room(config), shards * slots))
     room = Room(shards, pages, config.page_size, sequences, tiles, tile)
     scheduler = Scheduler(
         shards=[Shard(PageAllocator(pages), None if bank is None else Residency(slots)) for _ in range(shards)],

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
 from pefx.adapters.bank import Bank, by_slot, load_adapter
 from pefx.adapters.methods import Adapter
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec
-from pefx.mesh import by_page, by_row, of_base, place
+from pefx.mesh import by_page, by_row, fetch, made, of_base, place
 from pefx.model import Base
 from pefx.packing import Sizes, beside, pack, span_rows, whole_pages
 from pefx.parcel import wrap
@@ -61,7 +60,8 @@ class Runner:
     def __init__(self, base: Base, bank: Bank | None, room: Room):
         config = base.config
         self._base, self._bank, self._room = place(of_base, base), place(by_slot, bank), room
-        self._state = place(by_page, ServeState(KVPool.zeros(config, room.shards * room.pages, room.page_size)))
+        pages = room.shards * room.pages
+        self._state = made(by_page, lambda: ServeState(KVPool.zeros(config, pages, room.page_size)))
         self._blocks = whole_pages(config.context, room.page_size)
         # Padding of a tile costs as much as a tile; that of a single row little.
         self._singles, self._tiles = buckets(room.sequences, SMALLEST, 4), buckets(room.tiles, 1, 2)
@@ -87,7 +87,7 @@ class Runner:
         # An array that a step has to send to the shards itself costs more than the step's own start.
         parcel = place(by_row, wrap(arrays, self._room.shards))
         self._state, tokens, logprobs, _routes = serve_step(self._base, self._bank, self._state, parcel)
-        tokens, logprobs = (x.reshape(len(parts), -1) for x in jax.device_get((tokens, logprobs)))
+        tokens, logprobs = (x.reshape(len(parts), -1) for x in fetch((tokens, logprobs)))
         drawn: list[int] = [0] * len(plan.wanted)
         scores: list[float] = [0.0] * len(plan.wanted)
         for shard, part in enumerate(parts):

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from pefx import steps
@@ -14,10 +13,11 @@ from pefx.compiler import jit
 from pefx.config import DataConfig, MeshConfig, TrainConfig, UserConfig
 from pefx.data.pipeline import heldout_set, train_stream
 from pefx.data.tokenizer import Tokenizer
+from pefx.distributed import owner
 from pefx.errors import PefxError
 from pefx.families.config_json import read_config
 from pefx.loading import load_base
-from pefx.mesh import check_divides, place, placement
+from pefx.mesh import by_row, check_divides, fetch, made, of_base, place, placement, share, whole
 from pefx.optim import init_opt
 from pefx.packing import beside
 from pefx.store.catalog import Catalog, check_name
@@ -57,14 +57,17 @@ class AdapterTraining:
         self._go_on_from(0, [Progress() for _ in self.sessions])
         self.base, self.digest = load_base(directory, config.precision, placement(), config.base_weights)
         self.model = self.base.config
-        bank = empty_bank(self.model, bank_spec([s.spec for s in self.sessions]), shards * self.slots)
+        spec, slots = bank_spec([s.spec for s in self.sessions]), shards * self.slots
+        bank = made(by_slot, lambda: empty_bank(self.model, spec, slots))
         for session in self.sessions:
             fresh = init_adapter(self.model, session.spec, session.seed)
             bank = load_adapter(bank, self._place(session), fresh, session.spec)
-        self.bank = place(by_slot, bank)
-        self.opt = place(by_slot, init_opt(bank, accumulate=config.accumulate > 1))
+        self.bank = bank
+        self.opt = made(by_slot, lambda: init_opt(bank, accumulate=config.accumulate > 1))
         # Opened before anything is trained for it: a catalog that cannot be written is an error now, not in an hour.
-        self.catalog = Catalog.open(config.catalog, create=True) if config.catalog is not None else None
+        self.catalog = None
+        if config.catalog is not None and owner():
+            self.catalog = Catalog.open(config.catalog, create=True)
 
     def _go_on_from(self, step: int, progress: list[Progress]) -> None:
         """`step` steps are done, the sessions stand at `progress`: what is left follows."""
@@ -83,13 +86,14 @@ class AdapterTraining:
         for active in self.turns[step]:
             hypers.append(self.hypers.fields(active, self.progress, self.layout.shares))
             lessons.append([self._lessons(index, row) for row, index in enumerate(active)])
-        batch, hyper = device_batch(lay_out(lessons, self.layout)), beside(hypers)
+        batch, hyper = share(by_row, device_batch(lay_out(lessons, self.layout))), beside(hypers)
+        numbers = share(by_row, steps.TrainHyper(**hyper))
         self.bank, self.opt, metrics = steps.train_step(
-            self.base, self.bank, self.opt, batch, steps.TrainHyper(**hyper), remat=self.config.remat
+            self.base, self.bank, self.opt, batch, numbers, remat=self.config.remat
         )
         self.done = step + 1
         # The log-probabilities of every token stay behind: nothing reads them here.
-        return metrics.loss, metrics.tokens, metrics.gradient_norm, hyper["learning_rate"]
+        return *whole((metrics.loss, metrics.tokens, metrics.gradient_norm)), hyper["learning_rate"]
 
     def _lessons(self, index: int, row: int) -> list[Lesson]:
         """The next examples of a session, active row `row` of its shard's step; its position moves on."""
@@ -99,7 +103,7 @@ class AdapterTraining:
         return [lesson(example.tokens, example.loss, row) for example in examples]
 
     def report(self, step: int, pending: Any) -> StepReport:
-        losses, tokens, norms, rates = (np.asarray(values, np.float64) for values in jax.device_get(pending))
+        losses, tokens, norms, rates = (np.asarray(values, np.float64) for values in fetch(pending))
         by_name: dict[str, dict[str, float]] = {}
         active = {
             shard * self.layout.shares + row: index
@@ -127,8 +131,8 @@ class AdapterTraining:
         # In the order of the sessions, not of slots: a run may go on with another number of shards.
         return _take({"bank": self.bank, "opt": self.opt}, self._places())
 
-    def _places(self) -> np.ndarray:
-        return np.asarray([self._place(session) for session in self.sessions], np.int32)
+    def _places(self) -> Any:
+        return share(of_base, np.asarray([self._place(session) for session in self.sessions], np.int32))
 
     def host(self) -> dict[str, Any]:
         users = {
@@ -158,15 +162,18 @@ class AdapterTraining:
     def commit(self, outcome: Outcome) -> dict[str, dict[str, Any]]:
         """Commit every adapter as a revision of its policy. Doing it twice changes nothing.
 
-        Returns number and content hash by policy; nothing without a catalog.
+        Returns number and content hash by policy; nothing without a catalog, or where another process commits.
         """
         committed: dict[str, dict[str, Any]] = {}
-        if self.catalog is None:
+        if self.config.catalog is None:
             return committed
         for session, stream in zip(self.sessions, self.streams, strict=True):
+            adapter = read_adapter(self.bank, self._place(session), self.model, session.spec)
+            if self.catalog is None:
+                continue
             revision = self.catalog.commit(
                 session.policy,
-                adapter=read_adapter(self.bank, self._place(session), self.model, session.spec),
+                adapter=adapter,
                 spec=session.spec,
                 base=self.digest,
                 step=session.steps,

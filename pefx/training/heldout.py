@@ -10,6 +10,7 @@ import numpy as np
 from pefx.adapters.bank import Bank
 from pefx.batch import TokenBatch
 from pefx.errors import PefxError
+from pefx.mesh import by_row, fetch, share
 from pefx.model import Base
 from pefx.steps import TrainBatch, score
 from pefx.training.planner import Layout, Lesson, lay_out
@@ -36,7 +37,9 @@ def nats_per_token(base: Base, bank: Bank | None, exams: Sequence[Exam], layout:
     own = [list(_batches(exams, shard, layout)) for shard in range(layout.shards)]
     for batch in zip_longest(*own, fillvalue=([], [])):
         fields = lay_out([[lessons] for _, lessons in batch], whole)
-        logprobs = np.asarray(score(base, bank, device_batch(fields)), np.float64).reshape(layout.shards, -1)
+        logprobs = np.asarray(fetch(score(base, bank, share(by_row, device_batch(fields)))), np.float64).reshape(
+            layout.shards, -1
+        )
         for shard, (owners, lessons) in enumerate(batch):
             row = 0
             for owner, item in zip(owners, lessons, strict=True):

@@ -24,6 +24,10 @@ class Interrupt:
     def __bool__(self) -> bool:
         return self.signal is not None
 
+    def by(self, step: int) -> bool:
+        """Whether to stop before `step`."""
+        return self.signal is not None
+
     @property
     def exit_code(self) -> int:
         return 0 if self.signal is None else 128 + self.signal.value

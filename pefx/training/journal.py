@@ -45,6 +45,21 @@ class Journal:
         self._board.close()
 
 
+class NoJournal:
+    """The journal of a process that writes no files."""
+
+    rows: tuple[dict[str, Any], ...] = ()
+
+    def write(self, step: int, kind: str, name: str, **values: float) -> None:
+        """As `Journal.write`."""
+
+    def flush(self) -> None:
+        """As `Journal.flush`."""
+
+    def close(self) -> None:
+        """As `Journal.close`."""
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a metrics file; a last line cut by a kill is left out. An absent file has none."""
     rows: list[dict[str, Any]] = []

@@ -12,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from rich.console import Console
+
 from pefx.checkpoint import Checkpoints, check_same_config, config_dict
 from pefx.config import TrainConfig
+from pefx.distributed import Preemption, agree, owner, several
 from pefx.errors import PefxError
 from pefx.training.curves import draw_curves
 from pefx.training.interrupt import Interrupt
-from pefx.training.journal import Journal
+from pefx.training.journal import Journal, NoJournal
 from pefx.training.progress import Reporter
 
 FINISHED = "finished.json"
@@ -93,6 +96,8 @@ def finished(config: TrainConfig) -> dict[str, Any] | None:
 
 def mark_finished(config: TrainConfig, result: Mapping[str, Any]) -> None:
     """Record that nothing is left to do, with what came out."""
+    if not owner():
+        return
     path = Path(config.output) / FINISHED
     partial = path.with_suffix(".partial")
     text = json.dumps({"config": config_dict(config), "result": dict(result)}, indent=2)
@@ -106,7 +111,7 @@ def drive(trainee_of: Callable[[], AnyTrainee], config: TrainConfig) -> tuple[An
     """
     directory = Path(config.output)
     place = directory / "checkpoints"
-    if place.is_dir():
+    if agree("there" if place.is_dir() else ""):
         with Checkpoints(place) as checkpoints:
             if checkpoints.latest is not None:
                 check_same_config(checkpoints.meta(checkpoints.latest)["config"], config_dict(config), directory)
@@ -119,7 +124,7 @@ def drive(trainee_of: Callable[[], AnyTrainee], config: TrainConfig) -> tuple[An
             trainee.restore(checkpoints.load(resumed, trainee.state()), meta["host"])
             run.evaluations = {int(step): scores for step, scores in meta["evaluations"].items()}
             run.seconds, run.tokens = meta["seconds"], meta["tokens"]
-        with run.open(), Interrupt() as interrupt:
+        with run.open(), Preemption() if several() else Interrupt() as interrupt:
             run.steps(interrupt)
         return trainee, Outcome(interrupt.exit_code if run.unfinished else 0, run.evaluations, run.seconds, run.tokens)
 
@@ -129,7 +134,7 @@ class _Run:
 
     def __init__(self, trainee: Trainee, config: TrainConfig, checkpoints: Checkpoints, done: int):
         self.trainee, self.config, self.checkpoints, self.done = trainee, config, checkpoints, done
-        self.started = done
+        self.started, self.saved = done, checkpoints.latest
         self.evaluations: dict[int, dict[str, float]] = {}
         self.seconds, self.tokens = 0.0, 0.0
         self._pending: tuple[int, Any] | None = None
@@ -140,8 +145,9 @@ class _Run:
         return self.done < self.trainee.steps
 
     def open(self) -> "_Run":
-        self.journal = Journal(Path(self.config.output), self.started)
-        self.reporter = Reporter(self.config.name, self.trainee.steps, self.started)
+        self.journal = Journal(Path(self.config.output), self.started) if owner() else NoJournal()
+        console = None if owner() else Console(quiet=True)
+        self.reporter = Reporter(self.config.name, self.trainee.steps, self.started, console)
         return self
 
     def __enter__(self) -> "_Run":
@@ -154,10 +160,10 @@ class _Run:
         self.reporter.__exit__(*exc)
         self.journal.close()
 
-    def steps(self, interrupt: Interrupt) -> None:
+    def steps(self, interrupt: Interrupt | Preemption) -> None:
         """All steps that are left; a signal is obeyed between two of them."""
         self._evaluate_if_due()
-        while self.unfinished and not interrupt:
+        while self.unfinished and not interrupt.by(self.done):
             pending = self.trainee.advance(self.done)
             self._report()
             self._pending = (self.done, pending)
@@ -173,7 +179,8 @@ class _Run:
                 f"stopped by {signal} after step {self.done}/{self.trainee.steps}, state saved; "
                 "the same command goes on from here"
             )
-        draw_curves(self.journal.rows, Path(self.config.output) / "curves.png", self.config.name)
+        if owner():
+            draw_curves(self.journal.rows, Path(self.config.output) / "curves.png", self.config.name)
 
     def _report(self) -> None:
         """Read the metrics of the step before this one: the device is already busy with the next."""
@@ -213,5 +220,6 @@ class _Run:
             "seconds": self.seconds,
             "tokens": self.tokens,
         }
-        if self.checkpoints.latest != self.done:
+        if self.saved != self.done:
             self.checkpoints.save(self.done, self.trainee.state(), meta)
+            self.saved = self.done

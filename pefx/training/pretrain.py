@@ -12,9 +12,10 @@ from flax import nnx
 from pefx import steps
 from pefx.config import PretrainConfig, TrainConfig
 from pefx.data.tokenizer import Tokenizer
+from pefx.distributed import owner, several
 from pefx.errors import PefxError
 from pefx.huggingface import save_base
-from pefx.mesh import of_base, on_mesh, place, resolved
+from pefx.mesh import by_row, fetch, of_base, on_mesh, place, resolved, share, whole
 from pefx.model import Base
 from pefx.optim import Hyper
 from pefx.training.heldout import Exam, device_batch, nats_per_token
@@ -56,11 +57,11 @@ class BaseTraining:
         each, shards = self.per_shard, self.layout.shards
         order = [self._lesson(self._order[step * each * shards + index]) for index in range(each * shards)]
         lessons = [[order[shard * each : (shard + 1) * each]] for shard in range(shards)]
-        batch = device_batch(lay_out(lessons, self.layout))
+        batch = share(by_row, device_batch(lay_out(lessons, self.layout)))
         self.base, self.opt, metrics = steps.pretrain_step(
-            self.base, self.opt, batch, self._hyper(step), remat=self.config.remat
+            self.base, self.opt, batch, share(of_base, self._hyper(step)), remat=self.config.remat
         )
-        return metrics
+        return whole(metrics)
 
     def report(self, step: int, pending: Any) -> StepReport:
         metrics = jax.device_get(pending)
@@ -108,7 +109,11 @@ def pretrain(config: TrainConfig, pretrain_config: PretrainConfig) -> int:
     mesh = resolved(config.mesh, pretrain_config.batch_tokens // config.data.sequence_length)
     with on_mesh(mesh):
         trainee, outcome = drive(lambda: BaseTraining(config, pretrain_config, mesh.rows), config)
-    if outcome.exit_code == 0:
+    if outcome.exit_code:
+        return outcome.exit_code
+    if several():
+        trainee.base = fetch(trainee.base)
+    if owner():
         _export(config, pretrain_config, trainee, outcome)
     return outcome.exit_code
 

@@ -1,6 +1,7 @@
 """`train(config)`: what `train.py` and `pefx train` call."""
 
 from pefx.config import TrainConfig
+from pefx.distributed import owner
 from pefx.errors import PefxError
 from pefx.invariance import check_row_invariance
 from pefx.mesh import on_mesh, resolved
@@ -19,7 +20,8 @@ def train(config: TrainConfig) -> int:
         raise PefxError("config field 'pretrain' trains a base and goes with neither 'users' nor 'base'")
     done = finished(config)
     if done is not None:
-        print(f"{config.name}  already finished in {config.output}; nothing to do")
+        if owner():
+            print(f"{config.name}  already finished in {config.output}; nothing to do")
         return 0
     check_row_invariance()
     if config.pretrain is not None:
