@@ -105,16 +105,16 @@ def update_slots(
     sums = parted(gradients.sums)
     own = _update_all(own, sums[0], slots, jax.tree.map(of_own, each))
     with_experts = _update_all(with_experts, sums[1], everyone, each)
-    held = _Held(*(x and joined(x, y) for x, y in zip(own, with_experts, strict=True)))
+    factors, mu, nu, gradient = (x and joined(x, y) for x, y in zip(own, with_experts, strict=True))
     left = weight if opt.gradient is not None else jnp.zeros_like(weight)
     state = OptState(
-        held.mu,
-        held.nu,
-        held.gradient,
+        cast(FactorTree, mu),
+        cast(FactorTree, nu),
+        gradient,
         opt.weight.at[everyone].set(jnp.where(apply, 0.0, left), mode="drop"),
         opt.count.at[everyone].set(jnp.where(apply, before + 1, before), mode="drop"),
     )
-    return held.factors, state, norms
+    return cast(FactorTree, factors), state, norms
 
 
 class _Held(NamedTuple):

@@ -64,6 +64,7 @@ def test_a_field_of_another_shape_or_type_is_refused(field, value):
 def test_a_pool_has_a_page_of_keys_and_values_for_every_layer(precision):
     config = ModelConfig(layers=3, kv_heads=2, head_size=6, precision=precision)
     pool = KVPool.zeros(config, pages=5, page_size=4)
+    assert pool.values is not None
     assert pool.keys.shape == pool.values.shape == (3, 5, 2, 4, 6)
     assert pool.keys.dtype == pool.values.dtype == jnp.dtype(precision)
     assert not np.asarray(pool.keys, np.float32).any()

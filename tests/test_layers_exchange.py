@@ -70,7 +70,7 @@ def test_the_bits_of_a_single_shard(shards, routes):
     scale = rng.normal(size=EXPERTS).astype(np.float32)
     want = jit(_moe)(x, ids, gates, scale)
     rows = P((DATA, EXPERT))
-    with on_mesh(MeshConfig(*shards, 1)):
+    with on_mesh(MeshConfig(shards[0], shards[1], 1)):
         run = sharded(_moe, (by_row, by_row, by_row, _of_expert), lambda _: (rows,) * 3)
         got = jit(run)(x, ids, gates, scale)
     for one, other in zip(want, got, strict=True):

@@ -130,14 +130,12 @@ def _layer(x, ids, gates, positions, slots, factors, cotangent):
         half = jnp.full(SLOTS, 0.5)
         inside = {name: [x if x.ndim == 4 else None for x in pair] for name, pair in factors.items()}
         shared = {name: [x if x.ndim == 3 else None for x in pair] for name, pair in factors.items()}
-        sites = tuple(
-            {
-                "experts." + name: Factors(*pair, half, zero)
-                for name, pair in part.items()
-                if any(x is not None for x in pair)
-            }
-            for part in (inside, shared)
-        )
+
+        def by_site(part):
+            some = {name: (a, b) for name, (a, b) in part.items() if a is not None or b is not None}
+            return {"experts." + name: Factors(a, b, half, zero) for name, (a, b) in some.items()}
+
+        sites = by_site(inside), by_site(shared)
         return moe(x, EXPERTS, jnp.asarray(1, jnp.int32), Routing(ids, gates, jnp.zeros((ROWS, 5))), sites, places)
 
     y, pull = jax.vjp(run, x, gates, factors)
