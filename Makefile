@@ -20,7 +20,7 @@ demo: $(RUNTIME)
 	$(BIN)/python -m pefx.demo
 
 test: $(DEVELOP)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow"
 
 lint: $(DEVELOP)
 	$(BIN)/ruff check .
@@ -35,6 +35,7 @@ bench: $(DEVELOP)
 	$(BIN)/pefx bench all
 
 studies: $(DEVELOP)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 	@for study in $(or $(wildcard studies/*.py),$(error there is no study yet)); do \
 	  echo "== $$study"; $(BIN)/python "$$study" || exit 1; done
 

@@ -1,7 +1,7 @@
 """AdamW through optax, for one adapter at a time over the slot axis, and for a whole base."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -105,16 +105,17 @@ def update_slots(
     sums = parted(gradients.sums)
     own = _update_all(own, sums[0], slots, jax.tree.map(of_own, each))
     with_experts = _update_all(with_experts, sums[1], everyone, each)
-    factors, mu, nu, gradient = (x and joined(x, y) for x, y in zip(own, with_experts, strict=True))
+    parts = tuple(x and joined(x, y) for x, y in zip(own, with_experts, strict=True))
+    done = _Held(*cast(tuple[Any, ...], parts))
     left = weight if opt.gradient is not None else jnp.zeros_like(weight)
     state = OptState(
-        cast(FactorTree, mu),
-        cast(FactorTree, nu),
-        gradient,
+        done.mu,
+        done.nu,
+        done.gradient,
         opt.weight.at[everyone].set(jnp.where(apply, 0.0, left), mode="drop"),
         opt.count.at[everyone].set(jnp.where(apply, before + 1, before), mode="drop"),
     )
-    return cast(FactorTree, factors), state, norms
+    return done.factors, state, norms
 
 
 class _Held(NamedTuple):

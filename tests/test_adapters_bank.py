@@ -208,7 +208,7 @@ def test_a_bank_and_its_active_slots_show_a_layer_the_same_factors():
         for layer in range(layers):
             own = jax.tree.map(lambda x, layer=layer: x[layer], sliced)
             resident, compact = (b.at(jnp.asarray(layer, jnp.int32), kind, own) for b in (bank, active))
-            assert set(resident) == set(compact) == {s for s, site in SITES.items() if site.kind == kind}
+            assert set(resident) == set(compact) == {s for s in bank.factors if SITES[s].kind == kind}
             for site in resident:
                 for slot in range(2):
                     left, right = resident[site], compact[site]
