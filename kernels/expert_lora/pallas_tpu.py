@@ -4,8 +4,9 @@ The contract is that of the portable form. A bank whose rank is no multiple of e
 allocate banks at such a rank.
 """
 
-from typing import Any
+from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 
 from kernels.expert_lora.block_sizes import TPU_SUMS
@@ -49,7 +50,7 @@ def backward(x, w, factors: Factors, tiles: TileMap, offset, z, cotangents):
     runs = runs_of(tiles, pair, scale, factors.scales.shape[0] * _experts(factors))
     given = Given(dy, w, first=banks["b"], small=small, second=banks["a"])
     dx, found = product("expert_lora_backward", tiles, offset, runs, given, transpose=True)
-    small = found if small is None else small
+    small = cast(jax.Array, found if small is None else small)
     dz, da, db = None, None, None
     apart, at = _apart(factors, tiles)
     own = _looked_up(factors, apart)[1]
