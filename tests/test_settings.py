@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pefx.config import DataConfig, ServeConfig, TrainConfig
+from pefx.config import DataConfig, PlanConfig, ServeConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.settings import load_config, one_line, read_any, tidy, wrong_types
 
@@ -40,7 +40,7 @@ def complaint(path: str, *overrides: str, kind: Any = TrainConfig) -> str:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_sound(path):
-    assert isinstance(read_any(str(path)), TrainConfig | ServeConfig)
+    assert isinstance(read_any(str(path)), TrainConfig | ServeConfig | PlanConfig)
 
 
 def test_overrides_change_what_they_name_and_nothing_else(tmp_path):

@@ -68,6 +68,7 @@ def test_a_base_learns():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_layers_computed_again_save_memory_and_change_no_number():
     model, spec = replace(MODEL, layers=4, dense_layers=()), AdapterSpec(rank=8)
     base, batch = Base(model, nnx.Rngs(7)), train_batch(_items(4), TOKENS, PLACES)
@@ -85,6 +86,7 @@ def test_layers_computed_again_save_memory_and_change_no_number():
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_step_by_the_tpus_kernels_is_that_of_the_portable_ones():
     # One site: each interpreted kernel more takes seconds to compile.
     spec = AdapterSpec(rank=3, alpha=6.0, targets=("experts.down_proj",), expert_form="shared_hidden")

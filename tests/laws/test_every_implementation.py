@@ -70,6 +70,7 @@ def _train(items: list[Item], slots: list[int]) -> tuple[Bank, list[np.ndarray]]
     return bank, rows_of(items, metrics.logprobs)
 
 
+@pytest.mark.slow
 def test_served_as_trained_and_alone_as_among_others():
     """Both laws in one test: each would compile the training step, most of its time."""
     base, first, second = _sequences()

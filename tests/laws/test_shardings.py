@@ -146,10 +146,12 @@ def test_data_and_expert_shards_change_no_bit(mesh: MeshConfig) -> None:
     _assert_same_bits(_found(ALONE), _found(mesh))
 
 
+@pytest.mark.slow
 def test_factors_that_experts_share_change_no_bit() -> None:
     _assert_same_bits(_found(ALONE, "shared_hidden"), _found(SAME[1], "shared_hidden"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [SPLIT, BOTH], ids=str)
 def test_model_shards_take_the_same_routes_and_round_otherwise(mesh: MeshConfig) -> None:
     alone, split = _found(ALONE), _found(mesh)
@@ -161,11 +163,12 @@ def test_model_shards_take_the_same_routes_and_round_otherwise(mesh: MeshConfig)
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-6 * np.abs(a).max() + 1e-6)
 
 
+@pytest.mark.slow
 def test_shards_of_every_axis_together_have_the_bits_of_model_shards_alone() -> None:
     _assert_same_bits(_found(SPLIT), _found(BOTH))
 
 
-@pytest.mark.parametrize("mesh", [SAME[1], BOTH], ids=str)
+@pytest.mark.parametrize("mesh", [SAME[1], pytest.param(BOTH, marks=pytest.mark.slow)], ids=str)
 def test_training_and_serving_agree_to_the_bit_on_a_mesh(mesh: MeshConfig) -> None:
     found = _found(mesh)
     for trained, served in zip(found.trained, found.served, strict=True):
@@ -173,6 +176,7 @@ def test_training_and_serving_agree_to_the_bit_on_a_mesh(mesh: MeshConfig) -> No
         assert len(np.unique(trained)) == LENGTH - 1
 
 
+@pytest.mark.slow
 def test_alone_or_among_others_a_user_ends_in_the_same_bits_on_a_mesh() -> None:
     """Law 3: the others learn from other texts, and this user's numbers stay."""
     found = _found(BOTH)
