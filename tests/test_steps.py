@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from pefx.adapters.bank import bank_spec, empty_bank, load_adapter
