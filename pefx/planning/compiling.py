@@ -82,7 +82,7 @@ def slice_of(topology: str, shape: MeshConfig) -> Iterator[Mesh]:
             f"config field 'mesh' is {shape.data} x {shape.expert} x {shape.model} (data, expert, model), "
             f"{needed} devices; {topology} has {devices.size}"
         )
-    mesh, cached = mesh_of(devices, shape), jax.config.read("jax_enable_compilation_cache")
+    mesh, cached = mesh_of(devices, shape), jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     # A program for devices that are not there can be written to the cache, and not read back.
     _use_cache(False)
     try:
