@@ -50,11 +50,11 @@ def jit(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
     """
 
     @functools.cache
-    def made_for(platform: str) -> Any:
-        return jax.jit(function, compiler_options=options(platform), **arguments)
+    def made_for(named: str | None) -> Any:
+        return jax.jit(function, compiler_options=options(named or jax.default_backend()), **arguments)
 
     def jitted() -> Any:
-        return made_for(platform())
+        return made_for(_platform.value)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -64,7 +64,7 @@ def test_serve_passes_its_files_wherever_they_stand(folder, monkeypatch):
         (["train", "serve_few.py"], "error: serve_few.py: config is a ServeConfig; this command needs a TrainConfig"),
         (["serve", "serve_few.py", "--requests", "in"], "error: pefx: Missing from pefx serve: --out"),
         (["plan", "train_few.py"], "error: b/config.json: "),
-        (["plan", "train_few.py", "--steps", "3"], "error: pefx: unrecognized options: --steps 3"),
+        (["plan", "train_few.py", "--steps", "x"], "error: train_few.py: Error parsing --steps: "),
         (["catalog"], "error: pefx: Expected one of {ls, show}."),
         (["catalog", "ls", "absent"], "error: catalog 'absent' does not exist"),
         (["catalog", "ls", "absent", "--jsonl"], "error: pefx: unrecognized options: --jsonl"),
