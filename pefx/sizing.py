@@ -1,6 +1,5 @@
 """What a config needs in memory, from the shapes of what it would build; nothing is allocated."""
 
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -8,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from pefx.adapters.bank import bank_spec, empty_bank
@@ -18,6 +16,7 @@ from pefx.families.config_json import read_config
 from pefx.model import abstract_base
 from pefx.optim import init_opt
 from pefx.packing import whole_pages
+from pefx.printed import text_of
 from pefx.steps import init_pretrain
 
 
@@ -95,6 +94,4 @@ def render_sizes(config: TrainConfig | ServeConfig) -> str:
     table.add_column("MiB", justify="right")
     for row in [*rows, Size("in all", sum(r.numbers for r in rows), sum(r.bytes for r in rows))]:
         table.add_row(row.what, f"{row.numbers:,}", f"{row.bytes / 2**20:,.2f}")
-    text = io.StringIO()
-    Console(file=text, width=100, color_system=None, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    return text_of(table, width=100)

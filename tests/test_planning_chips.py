@@ -10,8 +10,7 @@ from pefx.planning.chips import DEVICES, device_of
 def test_the_kinds_are_those_that_kernels_are_compiled_for():
     assert set(DEVICES) == set(CHIPS)
     for name, device in DEVICES.items():
-        assert device.bandwidth == pytest.approx(CHIPS[name].bandwidth, rel=0.13)
-        assert device.peak == pytest.approx(CHIPS[name].peak, rel=0.13)
+        assert device.peak == pytest.approx(CHIPS[name].peak, rel=0.01), name
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from pefx.config import MeshConfig
 from pefx.errors import PefxError
 from pefx.planning import abstract
+from pefx.planning.compiling import too_large
 from pefx.planning.run import plan_and_print
 from tests.planning_small import CONFIG, SMALL, needs_libtpu
 
@@ -23,3 +24,11 @@ def test_a_mesh_of_other_size_and_an_unknown_slice_are_refused(monkeypatch: pyte
     ):
         with pytest.raises(PefxError, match=words):
             plan_and_print(replace(CONFIG, **change), None, (), None)
+
+
+def test_the_compilers_complaint_is_read_in_both_its_forms():
+    said = "the total memory required for HLO temporaries (16.50G) exceeds available HBM (15.75G)."
+    assert too_large(said) == {"temporary": int(16.5 * 2**30), "capacity": int(15.75 * 2**30)}
+    said = "Ran out of memory in memory space hbm. Used 120.25G of 95.00G hbm."
+    assert too_large(said) == {"total": int(120.25 * 2**30), "capacity": 95 * 2**30}
+    assert too_large("INTERNAL: something else") == {}

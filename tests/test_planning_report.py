@@ -55,6 +55,11 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change(planned: Planned)
     assert "fewer sequences or a shorter context" in words
     heavy = replace(tight, held=tight.held | {"base": 1 << 40})
     assert "base-weights int8" in "; ".join(advice(heavy))
-    failed = replace(planned, steps=[replace(planned.steps[0], needed=20 << 30, capacity=16 << 30), planned.steps[1]])
+    failed = replace(
+        planned, steps=[replace(planned.steps[0], temporary=20 << 30, capacity=16 << 30), planned.steps[1]]
+    )
     assert not failed.fits
     assert "fewer tokens_per_user" in "; ".join(advice(failed))
+    # A total is of everything: what is held is not counted twice.
+    whole = replace(planned, steps=[replace(planned.steps[0], total=20 << 30, capacity=16 << 30), planned.steps[1]])
+    assert "train needs 4.00 GiB more" in "; ".join(advice(whole))

@@ -10,6 +10,8 @@ kernel may use. The bundles that run after a jump were read off schedules.
 
 from dataclasses import dataclass
 
+from pefx.planning.chips import DEVICES
+
 
 @dataclass(frozen=True)
 class Chip:
@@ -18,13 +20,17 @@ class Chip:
     name: str
     topology: str  # the smallest that libtpu describes
     clock: float  # Hz
-    bandwidth: float  # bytes of HBM per second
     mxus: int
     cycles_per_vmatmul: int
     mxu_size: int
     scoped_vmem: int  # bytes
     delay: int  # bundles after a jump that still run
     cores: int = 1
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes of HBM per second."""
+        return DEVICES[self.name].bandwidth
 
     @property
     def peak(self) -> float:
@@ -36,10 +42,10 @@ MIB = 1 << 20
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", "v4:2x2x1", 1.05e9, 1.23e12 / 2, 4, 16, 128, 16 * MIB, 1),
-        Chip("v5e", "v5e:2x2", 1.5e9, 0.82e12, 4, 16, 128, 16 * MIB, 4),
-        Chip("v5p", "v5p:2x2x1", 1.75e9, 2.46e12, 4, 16, 128, 16 * MIB, 4, cores=2),
-        Chip("v6e", "v6e:2x2", 1.75e9, 1.64e12, 2, 8, 256, 32 * MIB, 4),
-        Chip("tpu7x", "tpu7x:2x2x1", 1.1e9, 7.4e12 / 2, 2, 4, 256, 32 * MIB, 6),
+        Chip("v4", "v4:2x2x1", 1.05e9, 4, 16, 128, 16 * MIB, 1),
+        Chip("v5e", "v5e:2x2", 1.5e9, 4, 16, 128, 16 * MIB, 4),
+        Chip("v5p", "v5p:2x2x1", 1.75e9, 4, 16, 128, 16 * MIB, 4, cores=2),
+        Chip("v6e", "v6e:2x2", 1.75e9, 2, 8, 256, 32 * MIB, 4),
+        Chip("tpu7x", "tpu7x:2x2x1", 1.1e9, 2, 4, 256, 32 * MIB, 6),
     )
 }

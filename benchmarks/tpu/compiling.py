@@ -31,14 +31,8 @@ from benchmarks.tpu.cases import all_cases, handful
 from benchmarks.tpu.chips import CHIPS, Chip
 from benchmarks.tpu.schedule import read_dump
 from kernels.implementation import implementation
+from pefx.planning.compiling import QUIET
 
-# libtpu looks for a TPU, and complains, unless it is told of one; several processes may then use it at once.
-QUIET = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
 DUMP = "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=final"
 # A kernel's name as a program holds it, in a gradient too.
 WRAPPED = re.compile(r"(?:(?:transpose|jvp)_)*(.*?)_*")

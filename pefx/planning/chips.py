@@ -28,11 +28,11 @@ class Device:
 DEVICES = {
     device.name: device
     for device in (
-        Device("v4", 32 * GB / 2, 1228 * GB / 2, 300 * GB / 2, 275e12 / 2, 3),
-        Device("v5e", 16 * GB, 819 * GB, 200 * GB, 197e12, 2),
-        Device("v5p", 95 * GB, 2765 * GB, 600 * GB, 459e12, 3),
+        Device("v4", 32 * GB / 2, 1230 * GB / 2, 300 * GB / 2, 275e12 / 2, 3),
+        Device("v5e", 16 * GB, 820 * GB, 200 * GB, 197e12, 2),
+        Device("v5p", 95 * GB, 2460 * GB, 600 * GB, 459e12, 3),
         Device("v6e", 32 * GB, 1640 * GB, 448 * GB, 918e12, 2),
-        Device("tpu7x", 192 * GB / 2, 7380 * GB / 2, 1200 * GB / 2, 2307e12 / 2, 3),
+        Device("tpu7x", 192 * GB / 2, 7400 * GB / 2, 1200 * GB / 2, 2307e12 / 2, 3),
     )
 }
 

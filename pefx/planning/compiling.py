@@ -31,27 +31,33 @@ QUIET = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-# Two ways in which the compiler says that a program needs more memory than there is.
-TOO_LARGE = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])(?:\) exceeds available HBM \(| of )([\d.]+)([KMGT])")
+# Two ways in which the compiler says that a program needs more memory than there is: by all of it, or by temporaries.
+NUMBER = r"([\d.]+)([KMGT])"
+TOO_LARGE = {
+    "total": re.compile(rf"Used {NUMBER} of {NUMBER} hbm"),
+    "temporary": re.compile(rf"temporaries \({NUMBER}\) exceeds available HBM \({NUMBER}\)"),
+}
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One step on one device, in bytes: `temporary` beside arguments and results; `needed` where it does not fit."""
+    """One step on one device, in bytes: `temporary` beside arguments and results.
+
+    Where the compiler gave up for want of memory: `capacity`, and `total` if it told all that it needs together.
+    """
 
     step: str
     seconds: float
-    arguments: int = 0
     temporary: int = 0
-    needed: int | None = None
+    total: int | None = None
     capacity: int | None = None
     traffic: Traffic | None = None
     kernels: int = 0
 
     @property
     def fits(self) -> bool:
-        return self.needed is None
+        return self.capacity is None
 
 
 def devices_of(topology: str) -> int:
@@ -116,17 +122,24 @@ def _compile(step: str, lower: Any) -> Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = TOO_LARGE.search(str(error))
-        if found is None:
+        found = too_large(str(error))
+        if not found:
             raise
-        needed, capacity = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
-        return Compiled(step, time.perf_counter() - start, needed=needed, capacity=capacity)
+        return Compiled(step, time.perf_counter() - start, **found)
     memory, text = compiled.memory_analysis(), compiled.as_text() or ""
     return Compiled(
         step,
         time.perf_counter() - start,
-        memory.argument_size_in_bytes,
         memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         traffic=traffic(text),
         kernels=text.count('custom_call_target="tpu_custom_call"'),
     )
+
+
+def too_large(message: str) -> dict[str, int]:
+    """Bytes of `total` or `temporary`, and of `capacity`, from the compiler's complaint; of another one nothing."""
+    for name, pattern in TOO_LARGE.items():
+        if found := pattern.search(message):
+            needed, capacity = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
+            return {name: needed, "capacity": capacity}
+    return {}

@@ -1,13 +1,11 @@
 """`pefx plan --topology`: what of a plan lies on each device, how long a step must take, and what to change."""
 
-import io
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import matplotlib
-from rich.console import Console
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from pefx.config import PlanConfig
@@ -17,9 +15,8 @@ from pefx.planning.abstract import arguments, model_of
 from pefx.planning.chips import Device, device_of
 from pefx.planning.compiling import Compiled, compile_step, devices_of, slice_of
 from pefx.planning.roofline import Roofline, local_bytes, rooflines
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from pefx.printed import text_of
+from pefx.training.curves import save, style
 
 GIB = 2**30
 FITS, DOES_NOT_FIT = 0, 3
@@ -45,8 +42,9 @@ class Planned:
 
     def needed(self, step: Compiled) -> int:
         """Bytes of one device in one step, with what lies beside it: training and serving share the base and a bank."""
-        held = sum(size for kind, size in self.held.items() if kind != ABSENT[step.step])
-        return held + (step.temporary if step.fits else step.needed or 0)
+        if step.total is not None:
+            return step.total
+        return step.temporary + sum(size for kind, size in self.held.items() if kind != ABSENT[step.step])
 
     @property
     def fits(self) -> bool:
@@ -118,7 +116,7 @@ def advice(planned: Planned) -> list[str]:
         "keys and values": "fewer sequences or a shorter context",
     }
     found.append(f"most is held by the {most} ({planned.held[most] / GIB:.2f} GiB): {changes[most]}")
-    largest = max((step.temporary if step.fits else step.needed or 0) for step in planned.steps)
+    largest = max(step.temporary for step in planned.steps)
     if largest > planned.held[most] // 2:
         found.append(
             f"a step's temporaries take {largest / GIB:.2f} GiB: fewer tokens_per_user or step_tokens"
@@ -130,20 +128,16 @@ def advice(planned: Planned) -> list[str]:
 
 def render(planned: Planned) -> str:
     """The tables that `pefx plan` prints."""
-    config, mesh, gib = planned.config, planned.config.mesh, GIB
+    config, mesh, steps = planned.config, planned.config.mesh, planned.steps
     shape = f"{mesh.data} x {mesh.expert} x {mesh.model} (data, expert, model)"
     title, table = f"{config.name}: {config.base} on {config.topology}, {planned.devices} devices, {shape}", Table()
     for column in ("GiB of each device", "train", "serve"):
         table.add_column(column, justify="left" if column.startswith("GiB") else "right")
-    by_step = {step.step: step for step in planned.steps}
-    for kind in planned.held:
-        cells = [f"{planned.held[kind] / gib:.2f}"] * 2
-        cells = ["" if kind == "keys and values" else cells[0], "" if kind == "optimizer" else cells[1]]
-        table.add_row(kind, *cells)
-    steps = [by_step[name] for name in ("train", "serve")]
-    table.add_row("temporaries", *[f"{(s.temporary if s.fits else s.needed or 0) / gib:.2f}" for s in steps])
-    table.add_row("in all", *[f"{planned.needed(s) / gib:.2f}" for s in steps])
-    table.add_row("a device has", *[f"{planned.capacity / gib:.2f}"] * 2)
+    for kind, size in planned.held.items():
+        table.add_row(kind, *["" if kind == ABSENT[s.step] else f"{size / GIB:.2f}" for s in steps])
+    table.add_row("temporaries", *[f"{s.temporary / GIB:.2f}" if s.total is None else "" for s in steps])
+    table.add_row("in all", *[f"{planned.needed(s) / GIB:.2f}" for s in steps])
+    table.add_row("a device has", *[f"{planned.capacity / GIB:.2f}"] * 2)
     table.add_section()
     rates = planned.bounds
     table.add_row("tokens a step", *[f"{r.tokens:,}" for r in rates])
@@ -155,7 +149,7 @@ def render(planned: Planned) -> str:
     table.add_row("tokens/s at most", *[f"{r.tokens_per_second:,.0f}" for r in rates])
     table.add_row("adapters that fit", *[f"{planned.more_adapters[s.step]:,}" for s in steps])
     table.add_row("compiled in, s", *[f"{s.seconds:.0f}" for s in steps])
-    lines = [title, _text(table)]
+    lines = [title, text_of(table)]
     sent = {s.step: s.traffic for s in steps if s.traffic}
     for step, kinds in sent.items():
         lines.append(
@@ -199,16 +193,18 @@ def compare(planned: list[Planned]) -> str:
             f"{one.more_adapters['train']:,}",
             "yes" if one.fits else "no",
         )
-    return _text(table)
+    return text_of(table)
 
 
 def picture(planned: list[Planned], path: Path) -> None:
     """Memory of each device by kind, training left and serving right of each slice, as PNG; whole or not at all."""
-    figure, axes = plt.subplots(figsize=(2 + 2 * len(planned), 4), layout="constrained")
+    figure = Figure(figsize=(2 + 2 * len(planned), 4), layout="constrained")
+    axes = figure.subplots()
+    style(axes)
     kinds, drawn = (*planned[0].held, "temporaries"), set()
     for index, one in enumerate(planned):
         for side, step in enumerate(one.steps):
-            parts, bottom = one.held | {"temporaries": step.temporary if step.fits else step.needed or 0}, 0.0
+            parts, bottom = one.held | {"temporaries": step.temporary}, 0.0
             parts[ABSENT[step.step]] = 0
             for color, kind in enumerate(kinds):
                 height, label = parts[kind] / GIB, None if kind in drawn or not parts[kind] else kind
@@ -220,13 +216,4 @@ def picture(planned: list[Planned], path: Path) -> None:
     axes.set_xticks([index + 0.2 for index in range(len(planned))], names)
     axes.set(ylabel="GiB of a device", title=f"{planned[0].config.base}: train (left), serve (right)")
     axes.legend(fontsize="small")
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=120)
-    plt.close(figure)
-    partial.replace(path)
-
-
-def _text(table: Table) -> str:
-    text = io.StringIO()
-    Console(file=text, width=120, color_system=None, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
+    save(figure, path)

@@ -1,14 +1,13 @@
 """What `pefx catalog ls | show` print: a table for people or JSON for programs, from the same rows."""
 
-import io
 import json
 import re
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from pefx.errors import PefxError
+from pefx.printed import text_of
 from pefx.store.catalog import Catalog
 from pefx.store.records import Revision, to_plain
 
@@ -31,7 +30,7 @@ def render_list(catalog: Catalog, as_json: bool = False, prefix: str = "") -> st
         table.add_row(
             revision.policy, str(revision.number), str(revision.step), str(revision.spec.rank), *_tail(revision)
         )
-    return _text(table)
+    return text_of(table, width=WIDTH)
 
 
 def render_show(catalog: Catalog, reference: str, as_json: bool = False) -> str:
@@ -51,7 +50,7 @@ def render_show(catalog: Catalog, reference: str, as_json: bool = False) -> str:
     for old in reversed(history):
         parent = "-" if old.parent is None else str(old.parent)
         log.add_row(str(old.number), parent, str(old.step), *_tail(old))
-    return _text(facts, log)
+    return text_of(facts, log, width=WIDTH)
 
 
 def parse_reference(reference: str) -> tuple[str, int | None]:
@@ -80,11 +79,3 @@ def _size(count: int) -> str:
 
 def _compact(value: Any) -> str:
     return "-" if value is None else json.dumps(value)
-
-
-def _text(*tables: Table) -> str:
-    buffer = io.StringIO()
-    console = Console(file=buffer, width=WIDTH, color_system=None, markup=False, emoji=False, highlight=False)
-    for table in tables:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in buffer.getvalue().splitlines())
