@@ -60,7 +60,9 @@ def backward(x, w, factors: Factors, tiles: TileMap, offset, z, cotangents):
         da = sums("expert_lora_sums_a", apart, own, take_rows(small, at), take_rows(x, at), banks["a"])
         da = _like(da, factors.a)
     if banks["b"] is not None:
-        db = sums("expert_lora_sums_b", apart, own, take_rows(_pad(z, 1), at), take_rows(dy, at), banks["b"])
+        db = sums(
+            "expert_lora_sums_b", apart, own, take_rows(cast(jax.Array, _pad(z, 1)), at), take_rows(dy, at), banks["b"]
+        )
         db = _like(db, factors.b)
     return dx, dz, da, db
 

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -125,7 +125,7 @@ def _compile(step: str, lower: Any) -> Compiled:
         found = too_large(str(error))
         if not found:
             raise
-        return Compiled(step, time.perf_counter() - start, **found)
+        return replace(Compiled(step, time.perf_counter() - start), **found)
     memory, text = compiled.memory_analysis(), compiled.as_text() or ""
     return Compiled(
         step,
