@@ -12,7 +12,7 @@ from pefx.families.tables import FAMILIES, FLOAT32_TENSORS
 from pefx.model import abstract_base
 from pefx.presets import PRESETS
 
-SEVERAL = ("qwen3-4b", "qwen3-30b-a3b", "glm-4.5", "moonlight-16b-a3b", "deepseek-v3", "kimi-k2")
+SEVERAL = ("qwen3-4b", "qwen3-30b-a3b", "glm-4.5", "glm-5", "moonlight-16b-a3b", "deepseek-v3", "kimi-k2")
 
 
 def test_every_family_is_tried() -> None:
