@@ -44,17 +44,17 @@ def options(platform: str) -> dict[str, bool | int | float | str]:
 
 
 def jit(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
-    """`jax.jit` with this platform's options. The backend is looked up at the first call, not at import.
+    """`jax.jit` with this platform's options. They are looked up at each call: none is needed at import.
 
     Takes jax.jit's keyword arguments. The underlying jitted function is `.jitted()`, for lowering ahead of time.
     """
 
     @functools.cache
-    def made_for(named: str | None) -> Any:
-        return jax.jit(function, compiler_options=options(named or jax.default_backend()), **arguments)
+    def made_with(chosen: tuple[tuple[str, Any], ...]) -> Any:
+        return jax.jit(function, compiler_options=dict(chosen), **arguments)
 
     def jitted() -> Any:
-        return made_for(_platform.value)
+        return made_with(tuple(options(platform()).items()))
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:

@@ -7,7 +7,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Before jax is imported. Programs started by a test inherit it, and share the compiled programs.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Compiling is most of what tests do: they take the quickest code there is. The laws take what ships (laws/conftest.py).
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / "build" / "jax_cache")

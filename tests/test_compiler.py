@@ -20,9 +20,11 @@ def test_only_the_cpu_needs_options_and_the_table_is_not_shared():
 def test_the_options_reach_the_compiler(monkeypatch):
     x = np.ones(3, np.float32)
     assert float(jit(jnp.sum)(x)) == 3
+    step = jit(lambda y: jnp.sum(y) + 1)
+    assert float(step(x)) == 4
     monkeypatch.setitem(compiler.CPU_OPTIONS, "xla_cpu_experimental_ynn_fusion_type", "NO_SUCH_TYPE")
     with pytest.raises(Exception, match=r"NO_SUCH_TYPE|ynn_fusion_type"):
-        jit(lambda y: jnp.sum(y) + 1)(x)
+        step(x)
 
 
 def test_multiply_adds_are_not_contracted():
@@ -54,12 +56,11 @@ def test_it_keeps_the_name_and_passes_jits_arguments():
     assert step.jitted().lower(jax.ShapeDtypeStruct((3,), jnp.float32), times=3).compile()
 
 
-def test_the_backend_is_looked_up_at_the_first_call(monkeypatch):
+def test_the_backend_is_looked_up_when_called(monkeypatch):
     asked = []
     real = jax.default_backend
     monkeypatch.setattr(jax, "default_backend", lambda: asked.append(1) or real())
     step = jit(lambda x: x + 1)
     assert not asked
     step(np.float32(1))
-    step(np.float32(2))
-    assert len(asked) == 1
+    assert asked
