@@ -41,6 +41,7 @@ _LATENT: dict[str, Any] = _SIGMOID | {
     "value_head_size": 128,
     "rotary_neighbours": True,
 }
+_GLM_5: dict[str, Any] = _LATENT | {"nope_head_size": 192, "value_head_size": 256}
 _DEEPSEEK: dict[str, Any] = _LATENT | {
     "hidden": 7168,
     "layers": 61,
@@ -144,7 +145,7 @@ PRESETS: dict[str, ModelConfig] = {
         context=131_072,
     ),
     "glm-5": ModelConfig(
-        **(_LATENT | {"nope_head_size": 192, "value_head_size": 256}),
+        **_GLM_5,
         family="glm_moe_dsa",
         vocab_size=154_880,
         hidden=6144,
