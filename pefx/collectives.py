@@ -60,6 +60,31 @@ def _leave(x):
 _leave.defvjp(lambda x: (_leave(x), None), lambda _, dy: (dy,))
 
 
+def own_rows(x: Float[Array, "T D"]) -> Float[Array, "t D"]:
+    """This shard's part of rows that every shard of `model` has, where their number can be divided."""
+    return _own_rows(x) if x.shape[0] % size(MODEL) == 0 and size(MODEL) > 1 else x
+
+
+def all_rows(x: Float[Array, "t D"], count: int) -> Float[Array, "T D"]:
+    """All `count` rows from the `own_rows` of each shard."""
+    return _all_rows(x) if x.shape[0] != count else x
+
+
+def _part(x: Array) -> Array:
+    own = x.shape[0] // size(MODEL)
+    return jax.lax.dynamic_slice_in_dim(x, index(MODEL) * own, own)
+
+
+def _joined(x: Array) -> Array:
+    return jax.lax.all_gather(x, MODEL, axis=0, tiled=True)
+
+
+# Every shard has the whole gradient of whole rows: each hands its part on, and gathers what the others have of it.
+_own_rows, _all_rows = jax.custom_vjp(_part), jax.custom_vjp(_joined)
+_own_rows.defvjp(lambda x: (_part(x), None), lambda _, dx: (_joined(dx),))
+_all_rows.defvjp(lambda x: (_joined(x), None), lambda _, dx: (_part(dx),))
+
+
 def whole_width(x: Float[Array, "Q V"]) -> Float[Array, "Q W"]:
     """The parts of a divided width side by side, not differentiated."""
     return jax.lax.all_gather(x, MODEL, axis=1, tiled=True) if size(MODEL) > 1 else x

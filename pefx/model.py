@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int32
 
 from kernels.rows import Rows
 from pefx.batch import KVPool, TokenBatch
-from pefx.collectives import enter, leave, own_part, size
+from pefx.collectives import all_rows, enter, leave, own_part, own_rows, size
 from pefx.compiler import layers_at_once
 from pefx.config import ModelConfig, Remat
 from pefx.layers.attention import Attention, attention
@@ -140,7 +140,8 @@ def forward(
         together = layers_at_once()
         if SAVED[remat] is not None:
             # Where layers stand beside each other in the program, XLA would compute all of them again at once.
-            step, together = jax.checkpoint(step, policy=SAVED[remat]), 1
+            step, together = jax.checkpoint(_Kept(step, tokens), policy=SAVED[remat]), 1
+            x = own_rows(x)
         first = jnp.asarray([run.start, own.start], jnp.int32)
         count = jnp.arange(len(run), dtype=jnp.int32)
         (x, kv), (ids, load) = jax.lax.scan(
@@ -149,6 +150,7 @@ def forward(
             (count, segment.block, scanned, replay),
             unroll=min(len(run), together),
         )
+        x = all_rows(x, tokens)
         if dense:
             dense_seen += len(run)
         else:
@@ -197,6 +199,21 @@ class _LayerStep:
             routed = routed + mlp(y, block.shared_experts, sites["shared_experts"], self.rows, "shared_experts.")
         load = jnp.sum(jnp.where((self.batch.positions >= 0)[:, None], routing.scores, 0.0), axis=0)
         return (x + routed, pool), (routing.ids, load)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """A step whose input is kept for the backward pass: each shard of `model` keeps its own rows of it, gathered where
+    the layer begins (sequence parallelism, Korthikanti et al. 2022, of what is kept). No bit depends on it.
+    """
+
+    step: _LayerStep
+    tokens: int
+
+    def __call__(self, carry, first, xs):
+        x, pool = carry
+        (x, pool), found = self.step((all_rows(x, self.tokens), pool), first, xs)
+        return (own_rows(x), pool), found
 
 
 def embed(table: Float[Array, "V D"], tokens: Int32[Array, "T"]) -> Float[Array, "T D"]:

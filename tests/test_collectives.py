@@ -70,3 +70,23 @@ def test_gradients_of_a_divided_block(mesh):
         got = jit(sharded(block, (by_row, of_base, of_base), lambda specs: specs[0]))(x, a, b)
     want = jax.grad(lambda x: jnp.sum(jnp.sin(jnp.tanh(x @ a) @ b)))(jnp.asarray(x))
     np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-6)
+
+
+def test_rows_that_are_divided_over_a_width_come_back_with_their_gradients():
+    x = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+
+    def gradient(x):
+        def loss(x):
+            own = c.own_rows(x)
+            assert own.shape == (2, 3)
+            return jnp.sum(jnp.sin(c.all_rows(own * 2, x.shape[0])))
+
+        return jax.value_and_grad(loss)(x)[1]
+
+    got = _on_shards(gradient, x, P((DATA, EXPERT)))
+    np.testing.assert_allclose(got, 2 * np.cos(2 * x), rtol=1e-6)
+
+
+def test_rows_that_cannot_be_divided_stay():
+    x = np.ones((12, 3), np.float32)  # three a shard
+    np.testing.assert_array_equal(_on_shards(lambda x: c.all_rows(c.own_rows(x), 3), x, P((DATA, EXPERT))), x)

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pefx.adapters.bank import bank_spec, empty_bank, load_adapter
+from pefx.adapters.bank import bank_spec, by_slot, empty_bank, load_adapter
 from pefx.adapters.methods import init_adapter
-from pefx.config import AdapterSpec
+from pefx.config import AdapterSpec, MeshConfig
+from pefx.mesh import of_base, on_mesh, place
 from pefx.model import Base
 from pefx.optim import Hyper, init_opt
 from pefx.steps import TrainHyper, init_pretrain, pretrain_step, score, train_step
@@ -83,6 +84,27 @@ def test_layers_computed_again_save_memory_and_change_no_number():
     (kept, (_, opt, metrics)), (less, (_, again_opt, again)) = step("none"), step("full")
     assert less < 0.7 * kept
     np.testing.assert_allclose(metrics.logprobs, again.logprobs, rtol=1e-5, atol=1e-6)
+    for one, two in zip(jax.tree.leaves(opt), jax.tree.leaves(again_opt), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-7)
+
+
+def test_the_layer_inputs_kept_are_divided_over_the_shards_of_a_width():
+    model, mesh = replace(MODEL, layers=3, dense_layers=(0, 1, 2)), MeshConfig(1, 1, 2)
+    spec, batch = AdapterSpec(rank=2, targets=("up_proj",)), train_batch(_items(2), TOKENS, PLACES)
+    with on_mesh(mesh):
+        base = place(of_base, Base(model, nnx.Rngs(7)))
+
+        def step(remat):
+            bank = load_adapter(place(by_slot, empty_bank(model, spec, 2)), 1, init_adapter(model, spec, 1), spec)
+            args = (base, bank, place(by_slot, init_opt(bank)), batch, _hyper([0, 1]))
+            program = train_step.jitted().lower(*args, remat=remat).compile()
+            return program.as_text(), program(*args)
+
+        _, (_, opt, metrics) = step("none")
+        program, (_, again_opt, again) = step("full")
+    assert f"f32[3,{TOKENS // 2},{model.hidden}]" in program
+    assert f"f32[3,{TOKENS},{model.hidden}]" not in program
+    np.testing.assert_array_equal(metrics.logprobs, again.logprobs)
     for one, two in zip(jax.tree.leaves(opt), jax.tree.leaves(again_opt), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-7)
 

@@ -2,7 +2,7 @@
 
     pip install --editable . torch transformers peft
     python -m tests.goldens.generate random [NAME...]  # bases (all, or those named), made anew, weights included
-    python -m tests.goldens.generate adapters          # adapters/, of odd/
+    python -m tests.goldens.generate adapters [NAME...] # adapters/, of odd/ and deepseek/
     python -m tests.goldens.generate shipped [BASE]    # shipped.npz: again after every change of assets/base
 
 Made with torch 2.13.0 (CPU), transformers 5.23.0, peft 0.21.2. All logits are float32.
@@ -36,6 +36,8 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 # As parameters: PEFT takes the module names of dense layers for the experts of transformers 4, and moves them there.
 DENSE = [f"layers.1.mlp.{name}_proj.weight" for name in ("gate", "up", "down")]
+SHARED = [f"mlp.shared_experts.{name}_proj.weight" for name in ("gate", "up", "down")]
+LATENT = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
 ADAPTERS = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ATTENTION},
     "dense": {"r": 3, "lora_alpha": 5, "use_rslora": True, "target_modules": [], "target_parameters": DENSE},
@@ -48,7 +50,16 @@ ADAPTERS = {
         "target_modules": [*ATTENTION, "lm_head"],
         "target_parameters": [*DENSE, *EXPERTS],
     },
+    "latent": {"r": 4, "lora_alpha": 6, "target_modules": LATENT},
+    "latent_and_experts": {
+        "r": 3,
+        "lora_alpha": 3,
+        "target_modules": [*LATENT, "lm_head"],
+        "target_parameters": [*EXPERTS, *SHARED],
+    },
 }
+PER_EXPERT = "per_expert"
+BASE_OF = {"latent": "deepseek", "latent_and_experts": "deepseek"}  # the others adapt odd/
 
 
 def randomise(model: torch.nn.Module, generator: torch.Generator) -> None:
@@ -111,19 +122,21 @@ def load(directory: Path) -> torch.nn.Module:
 
 def make_adapter(name: str, fields: dict, seed: int) -> None:
     """An adapter that PEFT makes, fills with random numbers (B too), saves, and runs."""
-    directory = HERE / "adapters" / name
-    model = get_peft_model(load(HERE / "odd"), LoraConfig(task_type="CAUSAL_LM", **fields))
+    directory, base = HERE / "adapters" / name, BASE_OF.get(name, "odd")
+    shutil.rmtree(directory, ignore_errors=True)
+    model = get_peft_model(load(HERE / base), LoraConfig(task_type="CAUSAL_LM", **fields))
     generator = torch.Generator().manual_seed(seed)
     for key, value in model.named_parameters():
         if "lora_" in key:
             value.data = torch.randn(value.shape, generator=generator) * (0.2 if "lora_B" in key else 0.15)
     model.save_pretrained(directory, save_embedding_layers=False)
-    finish_adapter(directory, model, seed)
+    finish_adapter(directory, model, base, seed)
 
 
 def make_per_expert_adapter(seed: int) -> None:
     """The layout of transformers 4: one pair of matrices per expert. PEFT converts it as it loads."""
-    directory, rank = HERE / "adapters" / "per_expert", 3
+    directory, rank = HERE / "adapters" / PER_EXPERT, 3
+    shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     hidden, wide = ODD["hidden_size"], ODD["moe_intermediate_size"]
@@ -139,16 +152,16 @@ def make_per_expert_adapter(seed: int) -> None:
     targets = ["gate_proj", "up_proj", "down_proj"]
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 6, "target_modules": targets}
     (directory / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    finish_adapter(directory, PeftModel.from_pretrained(load(HERE / "odd"), directory), seed)
+    finish_adapter(directory, PeftModel.from_pretrained(load(HERE / "odd"), directory), "odd", seed)
 
 
-def finish_adapter(directory: Path, model: torch.nn.Module, seed: int) -> None:
-    tokens = sequences(ADAPTER_LENGTHS, ODD["vocab_size"], seed)
+def finish_adapter(directory: Path, model: torch.nn.Module, base: str, seed: int) -> None:
+    tokens = sequences(ADAPTER_LENGTHS, BASES[base].fields["vocab_size"], seed)
     write_goldens(directory / "logits.npz", tokens, {"logits": logits_of(model.eval(), tokens)})
     (directory / "README.md").unlink(missing_ok=True)
     path = directory / "adapter_config.json"
     config = json.loads(path.read_text())
-    config["base_model_name_or_path"] = "tests/goldens/odd"
+    config["base_model_name_or_path"] = f"tests/goldens/{base}"
     for field in ("target_modules", "target_parameters"):  # PEFT writes them in any order
         if field in config:
             config[field] = sorted(config[field])
@@ -181,15 +194,16 @@ def main() -> None:
     if what == ["random"] and set(names) <= set(BASES):
         for name in names or BASES:
             make_base(name, BASES[name])
-    elif what == ["adapters"] and not names:
-        shutil.rmtree(HERE / "adapters", ignore_errors=True)
+    elif what == ["adapters"] and set(names) <= {*ADAPTERS, PER_EXPERT}:
         for seed, (name, fields) in enumerate(ADAPTERS.items(), 10):
-            make_adapter(name, fields, seed)
-        make_per_expert_adapter(20)
+            if name in names or not names:
+                make_adapter(name, fields, seed)
+        if PER_EXPERT in names or not names:
+            make_per_expert_adapter(20)
     elif what == ["shipped"] and len(names) <= 1:
         make_shipped(Path(names[0]) if names else ROOT / "assets" / "base")
     else:
-        sys.exit("usage: python -m tests.goldens.generate random [NAME...] | adapters | shipped [BASE]")
+        sys.exit("usage: python -m tests.goldens.generate random [NAME...] | adapters [NAME...] | shipped [BASE]")
 
 
 if __name__ == "__main__":

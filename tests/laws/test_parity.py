@@ -4,6 +4,7 @@ The goldens and the program that made them are in `tests/goldens`. Every case ru
 one token at a time.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,10 @@ from tests.goldens.bases import BASES
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 SHIPPED = Path(__file__).parent.parent.parent / "assets" / "base"
-ADAPTERS = ("attention", "dense", "experts", "unembed", "everything", "per_expert")
+ADAPTERS = {
+    "odd": ("attention", "dense", "experts", "unembed", "everything", "per_expert"),
+    "deepseek": ("latent", "latent_and_experts"),
+}
 PAGE = 16
 TOLERANCE = 2e-4  # of a logit, absolute
 
@@ -72,16 +76,14 @@ def run(base: Base, bank: Bank | None, sequences: Sequence[tuple[np.ndarray, int
     return [np.concatenate(rows) for rows in out]
 
 
-@pytest.fixture(scope="module")
-def odd() -> Base:
-    return load_base(GOLDENS / "odd", "float32")[0]
+def loaded(name: str) -> Base:
+    return load_base(GOLDENS / name, "float32")[0]
 
 
-@pytest.fixture(scope="module")
-def bank() -> Bank:
-    """All the adapters, ranks 2 to 6, slot i the i-th; made by PEFT."""
-    config = read_config(GOLDENS / "odd")
-    read = [read_peft(GOLDENS / "adapters" / name, config) for name in ADAPTERS]
+def bank_of(name: str) -> Bank:
+    """All the adapters of a base, slot i the i-th, each of its own rank; made by PEFT."""
+    config = read_config(GOLDENS / name)
+    read = [read_peft(GOLDENS / "adapters" / adapter, config) for adapter in ADAPTERS[name]]
     full = empty_bank(config, bank_spec([spec for _, spec in read]), len(read))
     for slot, (adapter, spec) in enumerate(read):
         full = load_adapter(full, slot, adapter, spec)
@@ -91,47 +93,58 @@ def bank() -> Bank:
 @pytest.mark.parametrize("decode", [False, True], ids=["whole", "decode"])
 @pytest.mark.parametrize("name", BASES)
 def test_a_random_base_equals_transformers(name: str, decode: bool) -> None:
-    base, _ = load_base(GOLDENS / name, "float32")
     golden = cases(GOLDENS / name / "logits.npz", -1)
-    assert apart(run(base, None, [(case.tokens, -1) for case in golden], decode), golden)["base"] <= TOLERANCE
+    computed = run(loaded(name), None, [(case.tokens, -1) for case in golden], decode)
+    assert apart(computed, golden)[-1] <= TOLERANCE
 
 
-@pytest.fixture(scope="module")
-def mixed() -> list[Case]:
-    """Sequences of the base and of every adapter, in any order."""
-    groups = [cases(GOLDENS / "odd" / "logits.npz", -1)]
-    groups += [cases(GOLDENS / "adapters" / name / "logits.npz", slot) for slot, name in enumerate(ADAPTERS)]
+def mixed(name: str) -> list[Case]:
+    """Sequences of a base and of every adapter of it, in any order."""
+    groups = [cases(GOLDENS / name / "logits.npz", -1)]
+    groups += [
+        cases(GOLDENS / "adapters" / adapter / "logits.npz", slot) for slot, adapter in enumerate(ADAPTERS[name])
+    ]
     together = [case for group in groups for case in group]
     return [together[i] for i in np.random.default_rng(0).permutation(len(together))]
 
 
-def apart(computed: Sequence[np.ndarray], golden: Sequence[Case]) -> dict[str, float]:
-    """The largest difference of a logit from its golden one, by adapter."""
-    out: dict[str, float] = {}
+def apart(computed: Sequence[np.ndarray], golden: Sequence[Case]) -> dict[int, float]:
+    """The largest difference of a logit from its golden one, by slot."""
+    out: dict[int, float] = {}
     for ours, case in zip(computed, golden, strict=True):
-        name = "base" if case.slot < 0 else ADAPTERS[case.slot]
-        out[name] = max(out.get(name, 0.0), float(np.abs(ours - case.logits).max()))
+        out[case.slot] = max(out.get(case.slot, 0.0), float(np.abs(ours - case.logits).max()))
     return out
 
 
+def test_every_adapter_is_compared() -> None:
+    named = {adapter: name for name, adapters in ADAPTERS.items() for adapter in adapters}
+    found = {path.parent.name: json.loads(path.read_text()) for path in GOLDENS.glob("adapters/*/adapter_config.json")}
+    assert {name: Path(one["base_model_name_or_path"]).name for name, one in found.items()} == named
+
+
 @pytest.mark.parametrize("decode", [False, True], ids=["whole", "decode"])
-def test_adapters_and_base_in_one_batch_equal_peft(odd: Base, bank: Bank, mixed: list[Case], decode: bool) -> None:
-    found = apart(run(odd, bank, [(case.tokens, case.slot) for case in mixed], decode), mixed)
-    assert len(found) == 1 + len(ADAPTERS)
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_and_base_in_one_batch_equal_peft(name: str, decode: bool) -> None:
+    golden = mixed(name)
+    found = apart(run(loaded(name), bank_of(name), [(case.tokens, case.slot) for case in golden], decode), golden)
+    assert len(found) == 1 + len(ADAPTERS[name])
     assert max(found.values()) <= TOLERANCE, found
 
 
-def test_every_adapter_matters(odd: Base, bank: Bank, mixed: list[Case]) -> None:
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_every_adapter_matters(name: str) -> None:
     """Else the law would hold for adapters that are ignored, or whose experts are mistaken for one another."""
-    without = apart(run(odd, None, [(case.tokens, -1) for case in mixed], False), mixed)
-    assert min(without[name] for name in ADAPTERS) > 0.1, without
+    base, bank, golden, slots = loaded(name), bank_of(name), mixed(name), range(len(ADAPTERS[name]))
+    without = apart(run(base, None, [(case.tokens, -1) for case in golden], False), golden)
+    assert min(without[slot] for slot in slots) > 0.1, without
     rolled = {
-        site: {k: jnp.roll(v, 1, axis=2) if site.startswith("experts") else v for k, v in pair.items()}
+        site: {k: jnp.roll(v, 1, axis=2) if site.startswith("experts.") else v for k, v in pair.items()}
         for site, pair in bank.factors.items()
     }
-    others = run(odd, Bank(rolled, bank.scales), [(case.tokens, case.slot) for case in mixed], False)
-    confused = apart(others, mixed)
-    assert min(confused[name] for name in ("experts", "per_expert", "everything")) > 0.1, confused
+    others = run(base, Bank(rolled, bank.scales), [(case.tokens, case.slot) for case in golden], False)
+    confused = apart(others, golden)
+    with_experts = [slot for slot in slots if "expert" in ADAPTERS[name][slot] or ADAPTERS[name][slot] == "everything"]
+    assert min(confused[slot] for slot in with_experts) > 0.1, confused
 
 
 @pytest.mark.parametrize("decode", [False, True], ids=["whole", "decode"])
