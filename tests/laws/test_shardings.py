@@ -49,7 +49,7 @@ def _text(user: int, text: int) -> np.ndarray:
 _tokens = _text
 
 
-def _beside(parts):
+def beside(parts):
     """What the shards have, one behind the other."""
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
@@ -85,7 +85,7 @@ def _train(mesh: MeshConfig, base: Base, bank: Bank, places: list[int]):
     gradient, first = [], np.zeros(0)
     for text, apply in STEPS:
         shards = [[Item(_tokens(order[s * own + i], text), i) for i in range(own)] for s in range(mesh.rows)]
-        batch = _beside([train_batch(items, max(own, 2) * PAGE, max(own, 2)) for items in shards])
+        batch = beside([train_batch(items, max(own, 2) * PAGE, max(own, 2)) for items in shards])
         bank, opt, metrics = train_step(base, bank, opt, batch, replace(hyper, apply=np.full(USERS, apply)))
         if text == SERVED:
             first = np.asarray(metrics.logprobs).reshape(mesh.rows, -1)
@@ -116,7 +116,7 @@ def _serve(mesh: MeshConfig, base: Base, bank):
                 serve_plan(spans, [np.append(_tokens(u, SERVED), 0)[begin + 1 : end + 1] for u in users], sizes)
             )
             places += [(u, shard * sizes.tokens + row) for u, row in zip(users, span_rows(spans, sizes), strict=True)]
-        state, _, logprobs, ids = serve_step(base, bank, state, _beside(plans))
+        state, _, logprobs, ids = serve_step(base, bank, state, beside(plans))
         for user, row in places:
             served[user].append(np.asarray(logprobs)[row : row + end - begin])
             routes[user].append(np.asarray(ids)[:, row : row + end - begin])
