@@ -29,6 +29,7 @@ ADAPTERS = {
     "odd": ("attention", "dense", "experts", "unembed", "everything", "per_expert"),
     "deepseek": ("latent", "latent_and_experts"),
 }
+TO_THE_BIT = False
 PAGE = 16
 TOLERANCE = 2e-4  # of a logit, absolute
 

@@ -1,15 +1,25 @@
 """Law 10: recorded routes are followed exactly, gates stay live, -1 routes live. Law 1's routes come back as taken."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from pefx.batch import KVPool
 from pefx.compiler import jit
 from pefx.model import forward
-from tests.laws.world import MODEL, PAGE, make_base, random_sequences, train_batch
+from tests.laws import world
+from tests.laws.world import PAGE, make_base, random_sequences, train_batch
 
 TOKENS = 256
+MODEL = replace(world.MODEL, layers=3)  # two of them with experts
+
+
+@pytest.fixture(autouse=True)
+def _deeper(monkeypatch):
+    monkeypatch.setattr(world, "MODEL", MODEL)
 
 
 @jit
