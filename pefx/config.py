@@ -94,6 +94,14 @@ class ModelConfig:
     shared_experts: int = 0
 
 
+BLOCK = 128  # the longest side of a block of 8-bit weights
+
+
+def block_of(size: int) -> int:
+    """The side of a block of 8-bit weights along an axis of `size`: its largest divisor up to `BLOCK`."""
+    return next(side for side in range(min(size, BLOCK), 0, -1) if size % side == 0)
+
+
 @dataclass(frozen=True)
 class AdapterSpec:
     """What an adapter is, apart from its numbers. `targets` are site names of `pefx.adapters.sites`; those that a base

@@ -20,7 +20,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from pefx.config import MeshConfig, ModelConfig
+from pefx.config import MeshConfig, ModelConfig, block_of
 from pefx.distributed import several
 from pefx.errors import PefxError
 
@@ -92,16 +92,18 @@ def resolved(asked: MeshConfig, work: int) -> MeshConfig:
 
 def check_divides(model: ModelConfig, mesh: MeshConfig) -> None:
     """Raises PefxError, naming field and value, where a base does not divide over a mesh."""
-    latent = model.kv_rank
-    divided = {
-        "experts": (model.experts if _sparse(model) else 0, "expert", mesh.expert),
-        "heads": (model.heads, "model", mesh.model),
-        "kv_heads": (0 if latent else model.kv_heads, "model", mesh.model),
-        "dense_hidden": (model.dense_hidden if model.dense_layers else 0, "model", mesh.model),
-        "shared experts' width": (model.shared_experts * model.expert_hidden, "model", mesh.model),
-        "expert_hidden": (model.expert_hidden if _sparse(model) else 0, "model", mesh.model),
-        "vocab_size": (model.vocab_size, "model", mesh.model),
+    sparse = _sparse(model)
+    widths = {
+        "dense_hidden": model.dense_hidden if model.dense_layers else 0,
+        "shared experts' width": model.shared_experts * model.expert_hidden,
+        "expert_hidden": model.expert_hidden if sparse else 0,
     }
+    whole = {"heads": model.heads, "kv_heads": 0 if model.kv_rank else model.kv_heads, **widths}
+    divided = {"experts": (model.experts if sparse else 0, "expert", mesh.expert)}
+    divided |= {name: (size, "model", mesh.model) for name, size in {**whole, "vocab_size": model.vocab_size}.items()}
+    if model.weights != "plain":
+        blocks = {name: size // block_of(size) for name, size in (widths | _head_widths(model)).items() if size}
+        divided |= {f"{name} in blocks of 8-bit weights": (n, "model", mesh.model) for name, n in blocks.items()}
     for field, (size, axis, shards) in divided.items():
         if size % shards:
             fitting = [n for n in range(1, size + 1) if size % n == 0][:12]
@@ -109,6 +111,15 @@ def check_divides(model: ModelConfig, mesh: MeshConfig) -> None:
                 f"config field 'mesh.{axis}' is {shards}, which does not divide the base's {field} ({size}); "
                 f"choose one of {', '.join(map(str, fitting))}"
             )
+
+
+def _head_widths(model: ModelConfig) -> dict[str, int]:
+    """Rows or columns of the matrices that are divided over heads."""
+    if not model.kv_rank:
+        return {"heads' width": model.heads * model.head_size, "kv_heads' width": model.kv_heads * model.head_size}
+    nope, value = model.nope_head_size, model.value_head_size
+    each = {"q_b_proj": nope + model.rope_head_size, "kv_b_proj": nope + value, "o_proj": value}
+    return {f"{name}'s width": model.heads * size for name, size in each.items()}
 
 
 def _sparse(model: ModelConfig) -> bool:

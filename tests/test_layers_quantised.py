@@ -15,9 +15,9 @@ from pefx.adapters.bank import bank_spec, empty_bank, load_adapter
 from pefx.adapters.methods import init_adapter
 from pefx.batch import KVPool
 from pefx.compiler import jit
-from pefx.config import Weights
+from pefx.config import Weights, block_of
 from pefx.huggingface import base_tensors, parameters
-from pefx.layers.quantised import FORMS, Quantised, block_of, blocks_of, bytes_of, multiplied_out, quantise
+from pefx.layers.quantised import FORMS, Quantised, blocks_of, bytes_of, multiplied_out, quantise
 from pefx.model import Base, abstract_base, forward, unembed
 from pefx.optim import init_opt
 from pefx.steps import TrainHyper, train_step

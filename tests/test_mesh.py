@@ -17,6 +17,7 @@ from pefx.config import AdapterSpec, MeshConfig
 from pefx.errors import PefxError
 from pefx.mesh import ROWS, by_page, by_row, check_divides, of_base, on_mesh, place, resolved, sharded, spec
 from pefx.model import abstract_base
+from pefx.presets import PRESETS
 from tests.model_small import MODEL
 
 
@@ -61,6 +62,15 @@ def test_what_does_not_divide_is_named(mesh, words):
     with pytest.raises(PefxError, match=words):
         check_divides(MODEL, mesh)
     check_divides(replace(MODEL, experts=8), MeshConfig(4, 8, 1))
+
+
+def test_blocks_of_8_bit_weights_must_divide_too():
+    preset, mesh = PRESETS["qwen3-30b-a3b"], MeshConfig(1, 1, 4)
+    check_divides(preset, mesh)
+    words = r"'mesh.model' is 4, which does not divide the base's expert_hidden in blocks of 8-bit weights \(6\)"
+    with pytest.raises(PefxError, match=words):
+        check_divides(replace(preset, weights="int8"), mesh)
+    check_divides(replace(PRESETS["deepseek-v3"], weights="fp8"), mesh)
 
 
 def _count(x, tree):

@@ -14,9 +14,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Int32
 
-from pefx.config import ModelConfig
+from pefx.config import ModelConfig, block_of
 
-BLOCK = 128
 # Form -> type of the stored numbers, and the largest that a block's largest number becomes.
 FORMS = {"int8": (np.dtype(np.int8), 127.0), "fp8": (np.dtype(ml_dtypes.float8_e4m3fn), 448.0)}
 # Axes of matrices that take most of a base's memory. Embeddings, routers, norms and biases stay as they are.
@@ -45,11 +44,6 @@ class Quantised(nnx.Module):
             jax.lax.dynamic_index_in_dim(x[...], index, keepdims=False) for x in (self.values, self.scales)
         )
         return multiplied_out(values, scales, self.dtype)
-
-
-def block_of(size: int) -> int:
-    """The side of a block along an axis of `size`: its largest divisor up to `BLOCK`."""
-    return next(side for side in range(min(size, BLOCK), 0, -1) if size % side == 0)
 
 
 def blocks_of(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -49,7 +49,7 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     catalog = None if config.catalog is None else Catalog.open(config.catalog, read_only=True)
     tokenizer = Tokenizer.load(config.base)
     mesh = resolved(config.mesh, config.sequences)
-    check_divides(read_config(config.base), mesh)
+    check_divides(dataclasses.replace(read_config(config.base), weights=config.base_weights), mesh)
     with on_mesh(mesh):
         base, digest = load_base(config.base, config.precision, placement(), config.base_weights)
     run |= {"base": digest, "tokenizer": tokenizer.digest}

@@ -1,6 +1,7 @@
 """Training of many adapters at once over one frozen base: sessions, their data, their slots, their commits."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ class AdapterTraining:
             check_name(session.policy)
         directory = _base_directory(config)
         shape = read_config(directory)
-        check_divides(shape, mesh)
+        check_divides(replace(shape, weights=config.base_weights), mesh)
         self.layout = step_layout(config, len(self.sessions), shards)
         length = config.data.sequence_length
         if length > shape.context:

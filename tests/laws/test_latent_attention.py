@@ -63,7 +63,11 @@ def _differing(left, right) -> int:
     return sum(int(np.sum(a.view(np.uint32) != b.view(np.uint32))) for a, b in zip(left, right, strict=True))
 
 
-@pytest.mark.parametrize(("precision", "config"), [("float32", LATENT), ("bfloat16", SPARSE)], ids=["all", "sparse"])
+@pytest.mark.parametrize(
+    ("precision", "config"),
+    [pytest.param("float32", LATENT, marks=pytest.mark.slow), ("bfloat16", SPARSE)],
+    ids=["all", "sparse"],
+)
 def test_served_as_trained_in_any_chunks(precision, config, monkeypatch):
     monkeypatch.setattr(world, "MODEL", config)
     base, items = make_base(precision), _items()

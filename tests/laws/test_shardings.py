@@ -141,7 +141,7 @@ def _assert_same_bits(one: Found, other: Found) -> None:
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("mesh", SAME, ids=str)
+@pytest.mark.parametrize("mesh", [pytest.param(SAME[0], marks=pytest.mark.slow), SAME[1]], ids=str)
 def test_data_and_expert_shards_change_no_bit(mesh: MeshConfig) -> None:
     _assert_same_bits(_found(ALONE), _found(mesh))
 
