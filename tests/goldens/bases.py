@@ -184,6 +184,29 @@ GLM_SPARSE = {
     "index_n_heads": 11,
     "index_head_dim": 10,
 }
+# The last query looks at all keys but one; leading layers dense, many small experts. Fewer heads of the index leave many
+# keys at a score of exactly zero, and which of those are chosen is then up to whoever sorts.
+GLM_SPARSE_WIDE = {
+    **GLM_SPARSE,
+    "vocab_size": 87,
+    "hidden_size": 46,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "q_lora_rank": 30,
+    "kv_lora_rank": 26,
+    "qk_nope_head_dim": 14,
+    "v_head_dim": 12,
+    "moe_intermediate_size": 14,
+    "n_routed_experts": 11,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 4,
+    "first_k_dense_replace": 2,
+    "norm_topk_prob": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
+    "index_topk": 69,
+    "index_n_heads": 9,
+    "index_head_dim": 22,
+}
 
 BASES = {
     "odd": Base("qwen3_moe", ODD, 1),
@@ -194,5 +217,6 @@ BASES = {
     "glm_air": Base("glm4_moe", GLM_AIR, 6),
     "deepseek": Base("deepseek_v3", DEEPSEEK, 7, "bfloat16"),
     "glm_sparse": Base("glm_moe_dsa", GLM_SPARSE, 9, "bfloat16"),
+    "glm_sparse_wide": Base("glm_moe_dsa", GLM_SPARSE_WIDE, 11),
     "moonlight": Base("deepseek_v3", MOONLIGHT, 8, "bfloat16"),
 }
