@@ -1,4 +1,4 @@
-"""AdamW through optax, for one adapter at a time over the slot axis, and for a whole base."""
+"""AdamW: for one adapter at a time over the slot axis, to the bit on every mesh; through optax for a whole base."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -55,12 +55,8 @@ def init_opt(bank: Bank, accumulate: bool = True) -> OptState:
 
 def adamw(hyper: Hyper, decayed=None) -> optax.GradientTransformation:
     """Clip by global norm, Adam, decoupled weight decay, rate. `decayed` masks which parameters decay."""
-    return optax.chain(optax.clip_by_global_norm(hyper.clip), *clipped_adamw(hyper, decayed))
-
-
-def clipped_adamw(hyper: Hyper, decayed=None) -> tuple[optax.GradientTransformation, ...]:
-    """What `adamw` does to a gradient that is clipped already."""
-    return (
+    return optax.chain(
+        optax.clip_by_global_norm(hyper.clip),
         optax.scale_by_adam(b1=hyper.beta1, b2=hyper.beta2, eps=hyper.epsilon),
         optax.add_decayed_weights(hyper.weight_decay, mask=decayed),
         optax.scale_by_learning_rate(hyper.learning_rate),
@@ -191,24 +187,36 @@ def _update_all(held: _Held, sums: FactorTree, slots: Int32[Array, "A"], each: _
     return jax.lax.fori_loop(0, slots.shape[0], one, held)
 
 
+def _is_held(x: Any) -> bool:
+    return isinstance(x, _Held)
+
+
 def _update(held: _Held, sums: FactorTree, each: _Each) -> _Held:
-    """One slot's part; trees are `[L, 1, ...]`."""
+    """One slot's part: AdamW of Loshchilov and Hutter 2019, algorithm 2, as optax has it. Trees are `[L, 1, ...]`."""
     total = sums if held.gradient is None else jax.tree.map(jnp.add, held.gradient, sums)
     # As optax.clip_by_global_norm does, with a norm that is not of this part alone.
     shrink = jnp.where(each.norm < each.hyper.clip, 1.0, each.hyper.clip / jnp.maximum(each.norm, 1e-30))
     mean = jax.tree.map(lambda g: g * each.inverse * shrink, total)
-    empty = optax.EmptyState()
-    before = (optax.ScaleByAdamState(each.count, held.mu, held.nu), empty, empty)
-    with jax.numpy_dtype_promotion("standard"):  # optax raises a traced float32 rate to an int32 count
-        updates, after = optax.chain(*clipped_adamw(each.hyper)).update(mean, before, held.factors)
-    adam = cast(optax.ScaleByAdamState, cast(tuple, after)[0])
+    hyper, count = each.hyper, (each.count + 1).astype(jnp.float32)
+    # XLA joins a division by a scalar with the one that follows, or makes products of several, as it sees fit in each
+    # program, and that would be another bit: so it is given reciprocals, and does not see how they came about.
+    first, second = jax.lax.optimization_barrier((1.0 / (1.0 - hyper.beta1**count), 1.0 / (1.0 - hyper.beta2**count)))
+
+    def adam(g, mu, nu, x):
+        mu = hyper.beta1 * mu + (1.0 - hyper.beta1) * g
+        nu = hyper.beta2 * nu + (1.0 - hyper.beta2) * (g * g)
+        update = mu * first / (jnp.sqrt(nu * second) + hyper.epsilon) + hyper.weight_decay * x
+        return _Held(x - hyper.learning_rate * update, mu, nu, None)
+
+    done = jax.tree.map(adam, mean, held.mu, held.nu, held.factors)
+    factors, mu, nu = (jax.tree.map(lambda x, i=i: x[i], done, is_leaf=_is_held) for i in range(3))
 
     def choose(new, old):
         return jax.tree.map(lambda x, y: jnp.where(each.apply, x, y), new, old)
 
     return _Held(
-        choose(optax.apply_updates(held.factors, updates), held.factors),
-        choose(adam.mu, held.mu),
-        choose(adam.nu, held.nu),
+        choose(factors, held.factors),
+        choose(mu, held.mu),
+        choose(nu, held.nu),
         None if held.gradient is None else choose(jax.tree.map(jnp.zeros_like, total), total),
     )

@@ -184,8 +184,8 @@ GLM_SPARSE = {
     "index_n_heads": 11,
     "index_head_dim": 10,
 }
-# The last query looks at all keys but one; leading layers dense, many small experts. Fewer heads of the index leave many
-# keys at a score of exactly zero, and which of those are chosen is then up to whoever sorts.
+# The last query looks at all keys but one; leading layers dense, many small experts. Fewer heads of the index
+# leave many keys at a score of exactly zero: which of those are chosen is up to whoever sorts.
 GLM_SPARSE_WIDE = {
     **GLM_SPARSE,
     "vocab_size": 87,
