@@ -1,6 +1,7 @@
 """Compute of a device falls with the expert axis: the flops of the compiled training step, for the same users."""
 
 import numpy as np
+import pytest
 from flax import nnx
 
 from pefx.adapters.bank import by_slot, empty_bank
@@ -32,6 +33,7 @@ def flops(mesh: MeshConfig) -> float:
         return train_step.jitted().lower(*arguments).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_the_flops_of_a_device_fall_with_the_expert_axis() -> None:
     found = {shards: flops(MeshConfig(1, shards, 1)) for shards in (1, 4)}
     # Of 0.25 each; sums over all slots and maps of tiles are not divided.
