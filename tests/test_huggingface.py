@@ -143,6 +143,7 @@ def edit(directory: Path, change) -> None:
 
 CONFIGS = {
     "unknown family": ({"model_type": "qwen9"}, "model_type 'qwen9' is not known"),
+    "another head": ({"architectures": ["Qwen3MoeForTokenClassification"]}, "base is 'Qwen3MoeForCausalLM'"),
     "no family": ({"model_type": None}, "model_type None is not known"),
     "rope scaling": ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type 'yarn'"),
     "rope scaling, old form": ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope_type 'linear'"),

@@ -27,6 +27,9 @@ def read_config(directory: str | Path) -> ModelConfig:
     if name not in FAMILIES:
         raise PefxError(f"{path}: model_type {name!r} is not known; known are {', '.join(FAMILIES)}")
     family = FAMILIES[name]
+    named = raw.get("architectures") or [family.architecture]
+    if family.architecture not in named:
+        raise PefxError(f"{path}: architectures is {named}; a {name} base is {family.architecture!r}")
     for field, value in family.fixed.items():
         if raw.get(field, value) != value:
             raise PefxError(f"{path}: {field} is {raw[field]!r}, only {value!r} is supported")
