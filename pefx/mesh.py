@@ -98,12 +98,13 @@ def check_divides(model: ModelConfig, mesh: MeshConfig) -> None:
         "shared experts' width": model.shared_experts * model.expert_hidden,
         "expert_hidden": model.expert_hidden if sparse else 0,
     }
-    whole = {"heads": model.heads, "kv_heads": 0 if model.kv_rank else model.kv_heads, **widths}
-    divided = {"experts": (model.experts if sparse else 0, "expert", mesh.expert)}
-    divided |= {name: (size, "model", mesh.model) for name, size in {**whole, "vocab_size": model.vocab_size}.items()}
+    over_model = {"heads": model.heads, "kv_heads": 0 if model.kv_rank else model.kv_heads, **widths}
+    over_model["vocab_size"] = model.vocab_size
     if model.weights != "plain":
-        blocks = {name: size // block_of(size) for name, size in (widths | _head_widths(model)).items() if size}
-        divided |= {f"{name} in blocks of 8-bit weights": (n, "model", mesh.model) for name, n in blocks.items()}
+        for name, size in (widths | _head_widths(model)).items():
+            over_model[f"{name} in blocks of 8-bit weights"] = size // block_of(size) if size else 0
+    divided = {"experts": (model.experts if sparse else 0, "expert", mesh.expert)}
+    divided |= {name: (size, "model", mesh.model) for name, size in over_model.items()}
     for field, (size, axis, shards) in divided.items():
         if size % shards:
             fitting = [n for n in range(1, size + 1) if size % n == 0][:12]
@@ -118,7 +119,8 @@ def _head_widths(model: ModelConfig) -> dict[str, int]:
     if not model.kv_rank:
         return {"heads' width": model.heads * model.head_size, "kv_heads' width": model.kv_heads * model.head_size}
     nope, value = model.nope_head_size, model.value_head_size
-    each = {"q_b_proj": nope + model.rope_head_size, "kv_b_proj": nope + value, "o_proj": value}
+    queries = "q_b_proj" if model.query_rank else "q_proj"
+    each = {queries: nope + model.rope_head_size, "kv_b_proj": nope + value, "o_proj": value}
     return {f"{name}'s width": model.heads * size for name, size in each.items()}
 
 

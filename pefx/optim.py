@@ -187,10 +187,6 @@ def _update_all(held: _Held, sums: FactorTree, slots: Int32[Array, "A"], each: _
     return jax.lax.fori_loop(0, slots.shape[0], one, held)
 
 
-def _is_held(x: Any) -> bool:
-    return isinstance(x, _Held)
-
-
 def _update(held: _Held, sums: FactorTree, each: _Each) -> _Held:
     """One slot's part: AdamW of Loshchilov and Hutter 2019, algorithm 2, as optax has it. Trees are `[L, 1, ...]`."""
     total = sums if held.gradient is None else jax.tree.map(jnp.add, held.gradient, sums)
@@ -202,14 +198,14 @@ def _update(held: _Held, sums: FactorTree, each: _Each) -> _Held:
     # program, and that would be another bit: so it is given reciprocals, and does not see how they came about.
     first, second = jax.lax.optimization_barrier((1.0 / (1.0 - hyper.beta1**count), 1.0 / (1.0 - hyper.beta2**count)))
 
-    def adam(g, mu, nu, x):
-        mu = hyper.beta1 * mu + (1.0 - hyper.beta1) * g
-        nu = hyper.beta2 * nu + (1.0 - hyper.beta2) * (g * g)
-        update = mu * first / (jnp.sqrt(nu * second) + hyper.epsilon) + hyper.weight_decay * x
-        return _Held(x - hyper.learning_rate * update, mu, nu, None)
+    mu = jax.tree.map(lambda m, g: hyper.beta1 * m + (1.0 - hyper.beta1) * g, held.mu, mean)
+    nu = jax.tree.map(lambda n, g: hyper.beta2 * n + (1.0 - hyper.beta2) * (g * g), held.nu, mean)
 
-    done = jax.tree.map(adam, mean, held.mu, held.nu, held.factors)
-    factors, mu, nu = (jax.tree.map(lambda x, i=i: x[i], done, is_leaf=_is_held) for i in range(3))
+    def updated(x, m, n):
+        adam = m * first / (jnp.sqrt(n * second) + hyper.epsilon)
+        return x - hyper.learning_rate * (adam + hyper.weight_decay * x)
+
+    factors = jax.tree.map(updated, held.factors, mu, nu)
 
     def choose(new, old):
         return jax.tree.map(lambda x, y: jnp.where(each.apply, x, y), new, old)

@@ -7,7 +7,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Before jax is imported. Programs started by a test inherit it, and share the compiled programs.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is most of what tests do: they take the quickest code there is. The laws take what ships (laws/conftest.py).
+# Compiling is most of what tests do: they take the quickest code there is, but for those about bits (below).
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
@@ -23,10 +23,12 @@ os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 import functools  # noqa: E402
 import inspect  # noqa: E402
 import sys  # noqa: E402
+from collections.abc import Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 check_calls = jaxtyping.jaxtyped
 
@@ -61,3 +63,17 @@ jaxtyping.install_import_hook(["kernels", *(f"pefx.{part}" for part in parts if 
 # The same examples on every machine and run; no deadline, since the first example compiles.
 hypothesis.settings.register_profile("pefx", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("pefx")
+
+from pefx import compiler  # noqa: E402 (under the hook)
+
+SHIPPED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bits_are_of_what_ships(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Laws, and other modules that say `TO_THE_BIT = True`, compile what users get; a law may say it is not of bits."""
+    with pytest.MonkeyPatch.context() as patch:
+        if getattr(request.module, "TO_THE_BIT", request.path.parent.name == "laws"):
+            for name, value in SHIPPED.items():
+                patch.setitem(compiler.CPU_OPTIONS, name, value)
+        yield

@@ -15,6 +15,8 @@ from kernels.tiles import take_rows, tile_map
 from pefx.compiler import jit
 from tests.expert_cases import FORMS, Layer
 
+TO_THE_BIT = True
+
 LAYER, TILE = Layer(), 8
 
 _kernel, _oracle = jit(LAYER.kernel((TILE, 1))), jit(LAYER.oracle)

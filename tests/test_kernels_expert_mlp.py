@@ -17,6 +17,8 @@ from kernels.tiles import take_rows, tile_map
 from kernels.windows import windows
 from pefx.compiler import jit
 
+TO_THE_BIT = True
+
 ROWS, EXPERTS, SLOTS, D, F, RANK = 41, 5, 4, 9, 13, 8
 WIDTHS = {"gate": (D, F), "up": (D, F), "down": (F, D)}
 

@@ -15,6 +15,8 @@ from kernels.tiles import take_rows, tile_map
 from pefx.compiler import jit
 from tests.interpreter import in_the_interpreter
 
+TO_THE_BIT = True
+
 ROWS, GROUPS, LAYERS, D, F = 43, 45, 2, 11, 7
 
 

@@ -14,6 +14,8 @@ from pefx.adapters.bank import padded_rank
 from pefx.compiler import jit
 from tests.lora_cases import Layout, assert_close, assert_like_the_reference, assert_same_bits_of, oracle
 
+TO_THE_BIT = True
+
 LAYOUT = Layout(singles=13, tiles=8, tile=4, slots=50)
 # (in, out, padded rank): odd widths, wide to narrow and back.
 SIZES = [(33, 17, 8), (7, 65, 24), (5, 3, 64)]

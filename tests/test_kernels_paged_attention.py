@@ -14,6 +14,8 @@ from pefx.batch import TokenBatch
 from pefx.compiler import jit
 from pefx.packing import Sizes, Span, pack, span_rows, whole_pages
 
+TO_THE_BIT = True
+
 PAGE, PAGES, BLOCKS, SEQUENCES, LAYERS = 8, 40, 11, 4, 2
 TOKENS = 128  # of the whole layout
 CHUNKS, SINGLES = Sizes(0, 5, 4, 11, 8, 8), Sizes(4, 0, 4, 11, 8, 8)  # of a step of prompts, and of decodes

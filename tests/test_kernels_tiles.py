@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from kernels.tiles import combine, dispatch, sum_by_group, sums_before, take_rows, tile_map
 from pefx.compiler import jit
 
+TO_THE_BIT = True
+
 ROWS = 40
 # (groups, subgroups, tile, subtile); the last has one row to a tile.
 SHAPES = [(5, 1, 8, 8), (3, 4, 8, 2), (7, 3, 4, 4), (60, 1, 2, 2), (4, 2, 1, 1)]

@@ -12,6 +12,8 @@ from pefx.config import MeshConfig
 from pefx.layers.exchange import bring, exchange, send
 from pefx.mesh import DATA, EXPERT, by_row, on_mesh, sharded
 
+TO_THE_BIT = True
+
 TOKENS, COPIES, EXPERTS, WIDTH = 16, 3, 8, 5
 
 

@@ -32,6 +32,8 @@ from tests.laws.world import (
     train_batch,
 )
 
+TO_THE_BIT = True
+
 TOKENS = 256
 SEQUENCES = random_sequences(5, 1, seed=3, longest=60)
 # Largest error of a number: of its block's scale (int8 rounds to whole ones), or of itself (e4m3 has 3 bits).

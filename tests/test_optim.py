@@ -6,6 +6,8 @@ from pefx.adapters.bank import Bank
 from pefx.compiler import jit
 from pefx.optim import Gradients, Hyper, init_opt, update_slots
 
+TO_THE_BIT = True
+
 RNG = np.random.default_rng(0)
 SLOTS = 3
 EACH = np.arange(SLOTS, dtype=np.int32)

@@ -22,6 +22,8 @@ from tests.compilations import compilations
 from tests.serving_fakes import revision
 from tests.serving_small import MODEL, random_adapter
 
+TO_THE_BIT = True
+
 PAGE, SPEC = 32, AdapterSpec(rank=4)
 
 

@@ -26,6 +26,8 @@ from tests.model_small import (
     train_batch,
 )
 
+TO_THE_BIT = True
+
 SLOTS, ACTIVE = 4, 2
 SPECS = [AdapterSpec(rank=r, alpha=6.0, targets=SPEC.targets) for r in (3, 5, 2, 8)]
 ADAPTERS = [random_adapter(MODEL, spec, seed) for seed, spec in enumerate(SPECS)]

@@ -22,6 +22,8 @@ from pefx.store.catalog import Catalog
 from pefx.training.journal import METRICS, read_rows
 from pefx.training.run import train
 
+TO_THE_BIT = True
+
 ROOT = Path(__file__).parents[1]
 MODEL = ModelConfig(
     hidden=32, layers=2, heads=2, kv_heads=1, head_size=16, dense_hidden=32, expert_hidden=16, experts=4,
