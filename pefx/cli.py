@@ -11,13 +11,12 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg, subcommand
 
+from pefx.catalog_commands import Action
 from pefx.config import PlanConfig, Precision, ServeConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.settings import load_config, parse, read_any
 
 ConfigPath = Annotated[str, arg(metavar="CONFIG"), tyro.conf.Positional]
-CatalogPath = Annotated[str, arg(metavar="PATH"), tyro.conf.Positional]
-Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -42,34 +41,10 @@ class Serve:
 
 
 @dataclass(frozen=True)
-class Ls:
-    """List the policies of a catalog, each with its latest revision."""
-
-    path: CatalogPath
-    """The folder of the catalog."""
-    prefix: str = ""
-    """Only policies whose name starts with this."""
-    json: Switch = False
-    """Print JSON instead of a table."""
-
-
-@dataclass(frozen=True)
-class Show:
-    """Print one revision and the history of its policy."""
-
-    path: CatalogPath
-    """The folder of the catalog."""
-    policy: Annotated[str, arg(metavar="POLICY[@REVISION]"), tyro.conf.Positional]
-    """`policy` for its latest revision, or `policy@number`."""
-    json: Switch = False
-    """Print JSON instead of tables."""
-
-
-@dataclass(frozen=True)
 class CatalogCommand:
-    """Look into a catalog of revisions."""
+    """Look into a catalog of revisions, and look after it."""
 
-    action: Annotated[Annotated[Ls, subcommand("ls")] | Annotated[Show, subcommand("show")], arg(name="")]
+    action: Annotated[Action, arg(name="")]
 
 
 @dataclass(frozen=True)
@@ -167,7 +142,7 @@ def run(command: Train | Serve | CatalogCommand | Plan | Convert | Bench, overri
     if overrides:
         raise PefxError(f"pefx: unrecognized options: {' '.join(overrides)}; see pefx --help")
     if isinstance(command, CatalogCommand):
-        return show_catalog(command.action)
+        return command.action.run()
     if isinstance(command, Convert):
         from pefx.conversion import convert
 
@@ -185,18 +160,6 @@ def show_plan(command: Plan, config: TrainConfig | ServeConfig | PlanConfig) -> 
     from pefx.planning.run import plan_and_print
 
     return plan_and_print(config, command.topology, command.compare, command.picture)
-
-
-def show_catalog(action: Ls | Show) -> int:
-    from pefx.store.catalog import Catalog
-    from pefx.store.listing import render_list, render_show
-
-    catalog = Catalog.open(action.path, read_only=True)
-    if isinstance(action, Ls):
-        print(render_list(catalog, as_json=action.json, prefix=action.prefix))
-    else:
-        print(render_show(catalog, action.policy, as_json=action.json))
-    return 0
 
 
 def bench(name: str) -> int:

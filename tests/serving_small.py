@@ -54,10 +54,10 @@ def commit(catalog: Path, base: str, policy: str, seed: int) -> None:
         spec=spec,
         base=base,
         step=1,
-        seed=seed,
+        seeds={"run": seed},
         config={},
         data_fingerprint="",
-        evaluation={},
+        metrics={},
     )
 
 

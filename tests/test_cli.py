@@ -130,10 +130,10 @@ def catalog(folder):
         spec=spec,
         base="sha256:" + "0" * 64,
         step=3,
-        seed=0,
+        seeds={"run": 0},
         config={},
         data_fingerprint="sha256:" + "1" * 64,
-        evaluation={},
+        metrics={},
     )
     return "c"
 

@@ -28,7 +28,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.conversion",),
     ("pefx.training", "pefx.serving"),
     ("pefx.rules",),
-    ("pefx.settings", "pefx.sizing", "pefx.planning"),
+    ("pefx.settings", "pefx.sizing", "pefx.planning", "pefx.catalog_commands"),
     ("pefx.cli",),
     ("pefx.demo",),
     ("train", "serve", "benchmarks", "studies"),

@@ -17,9 +17,11 @@ import pytest
 
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from pefx.store.catalog import Catalog, Provenance, check_name, require_base
+from pefx.store.catalog import Catalog, Provenance, require_base
+from pefx.store.encoding import encode
 from pefx.store.keyspace import Write
-from pefx.store.records import Revision, encode
+from pefx.store.names import check_name
+from pefx.store.records import Revision
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = AdapterSpec(rank=2, targets=("q_proj", "v_proj"))
@@ -38,10 +40,10 @@ def adapter(seed: int = 0, rank: int = 2) -> dict[str, dict[str, np.ndarray]]:
 def provenance(**changes: Any) -> Provenance:
     usual: dict[str, Any] = {
         "step": 10,
-        "seed": 1,
+        "seeds": {"run": 1},
         "config": {"name": "tiny", "shape": (1, 2)},
         "data_fingerprint": "sha256:00",
-        "evaluation": {"heldout": 2.5},
+        "metrics": {"heldout": 2.5},
     }
     return usual | changes  # type: ignore[return-value]
 
@@ -65,13 +67,13 @@ def catalog(tmp_path: Path) -> Catalog:
 
 def test_commits_make_a_lineage(catalog: Catalog, tmp_path: Path) -> None:
     first = commit(catalog, "users/alice", 1)
-    second = commit(catalog, "users/alice", 2, parent=1, step=20)
+    second = commit(catalog, "users/alice", 2, parent="users/alice@1", step=20)
     other = commit(catalog, "bob", 1)
-    assert (first.number, first.parent, second.number, second.parent, other.number) == (1, None, 2, 1, 1)
+    assert (first.number, first.parent, second.number, second.parent, other.number) == (1, None, 2, "users/alice@1", 1)
     assert first.content_hash == other.content_hash != second.content_hash
     assert first.config == {"name": "tiny", "shape": [1, 2]}
     for reader in (catalog, Catalog.open(tmp_path / "catalog", read_only=True)):
-        assert reader.get("users/alice") == reader.latest("users/alice") == second
+        assert reader.get("users/alice") == reader.get("users/alice", "latest") == second
         assert reader.get("users/alice", 1) == first
         assert reader.log("users/alice") == [first, second]
         assert list(reader.policies()) == ["bob", "users/alice"]
@@ -98,7 +100,7 @@ def test_more_than_nine_revisions_stay_in_order(catalog: Catalog) -> None:
 
 def test_the_same_content_again_is_the_head(catalog: Catalog) -> None:
     first = commit(catalog, "alice", 1)
-    assert commit(catalog, "alice", 1, step=99, evaluation={}) == first
+    assert commit(catalog, "alice", 1, step=99, metrics={}) == first
     assert commit(catalog, "alice", 2).number == 2
     assert commit(catalog, "alice", 1).number == 3  # same bits as an older revision: a new one, the head differs
     assert len(catalog.log("alice")) == 3
@@ -107,7 +109,7 @@ def test_the_same_content_again_is_the_head(catalog: Catalog) -> None:
 def test_a_lost_race_is_told_and_leaves_nothing(catalog: Catalog, tmp_path: Path, monkeypatch) -> None:
     commit(catalog, "alice", 1)
     rival = Catalog.open(tmp_path / "catalog")
-    read_many = catalog._space.read_many
+    read_many = catalog.space.read_many
 
     def read_then_lose(keys):  # the rival commits between our read of the head and our transaction
         entries = read_many(keys)
@@ -115,7 +117,7 @@ def test_a_lost_race_is_told_and_leaves_nothing(catalog: Catalog, tmp_path: Path
             commit(rival, "alice", 2)
         return entries
 
-    monkeypatch.setattr(catalog._space, "read_many", read_then_lose)
+    monkeypatch.setattr(catalog.space, "read_many", read_then_lose)
     assert "try again" in refused("conflict", commit, catalog, "alice", 3)
     monkeypatch.undo()
     assert [old.number for old in catalog.log("alice")] == [1, 2]
@@ -125,7 +127,7 @@ def test_a_lost_race_is_told_and_leaves_nothing(catalog: Catalog, tmp_path: Path
 
 def test_a_revision_is_never_overwritten(catalog: Catalog) -> None:
     policy = commit(catalog, "alice", 1)
-    catalog._space.transact([Write("revision/alice@0000000002", encode(replace(policy, number=2)))])
+    catalog.space.transact([Write("revision/alice@0000000002", encode(replace(policy, number=2)))])
     refused("damaged", commit, catalog, "alice", 2)
     assert catalog.get("alice").number == 1
 
@@ -147,11 +149,11 @@ def test_good_names_pass(name: str) -> None:
 
 
 def test_provenance_is_checked(catalog: Catalog) -> None:
-    assert "field 'step'" in refused("schema", commit, catalog, "alice", step=True)
-    assert "not storable as JSON" in refused("invalid_input", commit, catalog, "alice", evaluation={"x": float("nan")})
-    refused("unknown_policy", commit, catalog, "alice", parent=1)
+    assert "`step`" in refused("schema", commit, catalog, "alice", step=True)
+    assert "not storable as JSON" in refused("invalid_input", commit, catalog, "alice", metrics={"x": float("nan")})
+    refused("unknown_policy", commit, catalog, "alice", parent="alice@1")
     commit(catalog, "bob", 1)
-    refused("unknown_revision", commit, catalog, "bob", 2, parent=2)
+    refused("unknown_revision", commit, catalog, "bob", 2, parent="bob@2")
     with pytest.raises(TypeError, match="mood"):
         commit(catalog, "bob", 2, mood=1)
     assert [old.number for name in catalog.policies() for old in catalog.log(name)] == [1]
@@ -200,15 +202,15 @@ def test_a_flipped_byte_anywhere_is_told_or_harmless(catalog: Catalog, tmp_path:
 
 def test_every_byte_of_the_weights_counts(catalog: Catalog, tmp_path: Path) -> None:
     revision = commit(catalog, "alice")
-    blob = catalog._space.read(revision.blob).value
+    blob = catalog.space.read(revision.blob).value
     assert blob is not None
     for position in [0, 8, 20, *range(len(blob) - 30, len(blob))]:
         flipped = bytearray(blob)
         flipped[position] ^= 1
-        catalog._space.transact([Write(revision.blob, bytes(flipped))])
+        catalog.space.transact([Write(revision.blob, bytes(flipped))])
         told = refused("damaged", catalog.load, revision)
         assert "alice@1" in told
-    catalog._space.transact([Write(revision.blob, blob[:-1])])
+    catalog.space.transact([Write(revision.blob, blob[:-1])])
     refused("damaged", catalog.load, revision)
     missing = replace(revision, blob="blob/elsewhere")
     assert "missing" in refused("damaged", catalog.load, missing)
@@ -230,8 +232,8 @@ for i in range(12):
     for policy in ("shared", f"own{worker}"):
         while True:
             try:
-                done = catalog.commit(policy, adapter=adapter, spec=spec, base="sha256:0", step=i, seed=worker,
-                                      config={}, data_fingerprint="", evaluation={})
+                done = catalog.commit(policy, adapter=adapter, spec=spec, base="sha256:0", step=i, seeds={},
+                                      config={}, data_fingerprint="", metrics={"by": worker})
                 break
             except PefxError as error:
                 if error.kind != "conflict":
@@ -275,6 +277,6 @@ def subprocess_environment() -> dict[str, str]:
 
 def test_records_are_plain_json(catalog: Catalog) -> None:
     commit(catalog, "alice")
-    value = catalog._space.read("revision/alice@0000000001").value
+    value = catalog.space.read("revision/alice@0000000001").value
     assert value is not None
     assert json.loads(value)["value"]["policy"] == "alice"

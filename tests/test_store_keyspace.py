@@ -11,7 +11,7 @@ import pytest
 import tensorstore as ts
 
 from pefx.errors import PefxError
-from pefx.store.keyspace import MARKER_KEY, NODE_BYTES, Entry, Keyspace, Write
+from pefx.store.keyspace import CONFIG, MARKER_KEY, Entry, Keyspace, Write
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -97,8 +97,7 @@ def test_creating_twice_opens(space: Keyspace, tmp_path: Path) -> None:
 
 
 def test_a_creation_killed_before_its_marker_is_taken_up(tmp_path: Path) -> None:
-    config = {"max_decoded_node_bytes": NODE_BYTES}
-    store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{tmp_path}/cut/", "config": config}).result()
+    store = ts.KvStore.open({"driver": "ocdbt", "base": f"file://{tmp_path}/cut/", "config": CONFIG}).result()
     store.write("x", b"1").result()
     store.delete_range(ts.KvStore.KeyRange("", "")).result()
     assert kind_of(Keyspace.open, tmp_path / "cut")[0] == "no_catalog"

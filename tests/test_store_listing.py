@@ -27,10 +27,10 @@ def catalog(tmp_path: Path) -> Catalog:
             spec=SPEC,
             base="sha256:" + "c" * 64,
             step=step,
-            seed=3,
+            seeds={"run": 3},
             config={"learning_rate": 0.005},
             data_fingerprint="sha256:dd",
-            evaluation={"heldout": 2.25, "note": "[red]no markup[/red]"},
+            metrics={"heldout": 2.25, "note": "[red]no markup[/red]"},
             parent=parent,
         )
     return catalog

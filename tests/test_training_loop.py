@@ -34,6 +34,7 @@ class Logistic:
         self.x, self.position = jnp.full(5, 0.3), 0
         self.stop_at, self.signal_at = stop_at, signal_at
         self.evaluations = 0
+        self.last_saved = -1
 
     def advance(self, step: int) -> Any:
         if step == self.stop_at:
@@ -61,6 +62,9 @@ class Logistic:
     def restore(self, state: Any, host: Mapping[str, Any]) -> None:
         self.x, self.position = state["x"], host["position"]
 
+    def saved(self, step: int) -> None:
+        self.last_saved = step
+
     def bits(self) -> tuple[bytes, int]:
         return np.asarray(self.x).tobytes(), self.position
 
@@ -82,6 +86,7 @@ def whole_run(tmp_path: Path) -> tuple[tuple[bytes, int], list[tuple[int, str, f
     assert outcome.exit_code == 0
     assert outcome.tokens == 45
     assert sorted(outcome.evaluations) == [0, 3, 6, 9]
+    assert trainee.last_saved == 9
     assert (tmp_path / "whole" / "curves.png").exists()
     return trainee.bits(), metrics(tmp_path / "whole"), outcome.evaluations
 

@@ -19,8 +19,10 @@ from pefx.errors import PefxError
 from pefx.huggingface import save_base
 from pefx.model import Base
 from pefx.store.catalog import Catalog
+from pefx.store.sessions import find_session
 from pefx.training.journal import METRICS, read_rows
 from pefx.training.run import train
+from pefx.training.tenure import Tenure
 
 TO_THE_BIT = True
 
@@ -36,6 +38,7 @@ CHILD = """
 import json, sys
 from pefx.config import *
 from pefx.training.run import train
+from pefx.training.tenure import Tenure
 c = json.loads(sys.argv[1])
 adapter = lambda u: AdapterSpec(**u["adapter"]) if u["adapter"] else None
 users = tuple(UserConfig(**{**u, "adapter": adapter(u)}) for u in c.pop("users"))
@@ -93,20 +96,20 @@ def hashes(world: Path, output: str) -> dict[str, str]:
 
 @pytest.fixture(name="whole", scope="module")
 def whole_run(world: Path) -> dict[str, str]:
-    """The content hashes of a run undisturbed until its first commit; then it died, and was started again."""
-    commit, committed = Catalog.commit, []
+    """The content hashes of a run undisturbed until it had committed; then it died, and was started again."""
 
-    def dies_at_the_second(self: Catalog, policy: str, **fields: Any) -> Any:
-        if len(committed) == 1:
-            raise KeyboardInterrupt
-        committed.append(policy)
-        return commit(self, policy, **fields)
+    def dies(self: Tenure, step: int) -> None:
+        raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Catalog, "commit", dies_at_the_second)
+        patch.setattr(Tenure, "end", dies)
         with pytest.raises(KeyboardInterrupt):
             train(config(world, "whole"))
-    assert list(hashes(world, "whole")) == ["ann"]
+    catalog = Catalog.open(world / "whole.catalog", read_only=True)
+    for name in hashes(world, "whole"):
+        session = find_session(catalog, catalog.policy(name))
+        assert session is not None
+        assert (session.state, session.number, session.run) == ("checkpointed", 1, str(world / "whole"))
     assert train(config(world, "whole")) == 0
     return hashes(world, "whole")
 
@@ -117,7 +120,11 @@ def test_a_run_commits_every_user_once_with_its_provenance(world: Path, whole: d
     catalog = Catalog.open(world / "whole.catalog", read_only=True)
     for name in whole:
         (revision,) = catalog.log(name)
-        scores = revision.evaluation["heldout_nats_per_token"]
+        session = find_session(catalog, catalog.policy(name))
+        assert session is not None
+        assert (session.state, session.number, revision.session) == ("closed", 1, 1)
+        assert Path(str(session.checkpoint)).is_dir()
+        scores = revision.metrics["heldout_nats_per_token"]
         assert scores["after"] < scores["before"]
         assert revision.step == (8 if name == "bob" else 12)
         assert revision.base.startswith("sha256:")

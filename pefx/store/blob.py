@@ -7,8 +7,10 @@ the bytes are hashed: they must not follow a library's version, and its numpy re
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import ml_dtypes
@@ -17,44 +19,90 @@ import numpy as np
 from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from pefx.store.records import canonical_json, to_plain
+from pefx.store.encoding import canonical_json, to_plain
 
 Adapter = Mapping[str, Mapping[str, Any]]
 """{site: {"a": [L, R, in], "b": [L, R, out]}}; expert factors have an expert axis after L."""
 
+Layout = tuple[tuple[tuple[str, str], np.dtype, tuple[int, ...]], ...]
+"""Site and factor, type and shape of every tensor."""
+
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+EXPONENTS = {
+    DTYPES["F32"]: (np.uint32, np.uint32(0x7F800000)),
+    DTYPES["F16"]: (np.uint16, np.uint16(0x7C00)),
+    DTYPES["BF16"]: (np.uint16, np.uint16(0x7F80)),
+}
 
 
-def pack(adapter: Adapter, where: str = "adapter") -> bytes:
+def pack(adapter: Adapter, where: str = "adapter", spec: AdapterSpec | None = None) -> bytes:
     """`adapter` (numpy or jax arrays of float32, float16 or bfloat16) as safetensors bytes, types kept.
 
-    PefxError naming `where` and the tensor for another type or a value that is not finite.
+    PefxError naming `where` and the tensor for another type or a value that is not finite; with `spec`, as
+    `check_adapter`.
     """
-    tensors: dict[str, np.ndarray] = {}
-    for site, factors in adapter.items():
-        for factor, array in factors.items():
-            name = f"{site}.{factor}"
-            tensor = np.asarray(array)
-            if tensor.dtype not in NAMES:
-                raise PefxError(
-                    f"{where}: tensor '{name}' is {tensor.dtype}; an adapter is float32, float16 or bfloat16"
-                )
+    named = {(site, factor): np.asarray(x) for site, factors in adapter.items() for factor, x in factors.items()}
+    _check_factors(adapter, where)
+    form = _form(tuple([(name, tensor.dtype, tensor.shape) for name, tensor in named.items()]), spec)
+    if form.misfit:
+        raise PefxError(f"{where}: {form.misfit[0]}", form.misfit[1])
+    data = b"".join([form.head, *[named[name].tobytes() for name in form.order]])
+    if not _finite(data, form):
+        for name, tensor in named.items():
             with np.errstate(invalid="ignore"):  # a signalling NaN would warn before it is refused
                 bad = tensor.size - int(np.isfinite(tensor).sum())
             if bad:
-                told = f"{where}: tensor '{name}' has {bad} NaN or infinite values of {tensor.size}"
+                told = f"{where}: tensor '{'.'.join(name)}' has {bad} NaN or infinite values of {tensor.size}"
                 raise PefxError(told, "not_finite")
-            tensors[name] = tensor
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, NAMES[tensors[name].dtype], name))
+    return data
+
+
+@dataclass(frozen=True)
+class _Form:
+    """How adapters of one layout are written, or why not: `misfit`, and its kind.
+
+    `head` leads the tensors, which follow in `order`; `runs` are the values of each type: type and count.
+    """
+
+    misfit: tuple[str, str | None] | None
+    head: bytes = b""
+    order: tuple[tuple[str, str], ...] = ()
+    runs: tuple[tuple[np.dtype, int], ...] = ()
+
+
+@lru_cache(maxsize=64)
+def _form(layout: Layout, spec: AdapterSpec | None) -> _Form:
+    """Made once: a population has few layouts."""
+    if spec is not None and (misfit := _misfit(layout, spec)):
+        return _Form(misfit)
+    for (site, factor), dtype, _ in layout:
+        if dtype not in NAMES:
+            return _Form((f"tensor '{site}.{factor}' is {dtype}; an adapter is float32, float16 or bfloat16", None))
+    order = sorted(layout, key=lambda entry: (-entry[1].itemsize, NAMES[entry[1]], ".".join(entry[0])))
     header, offset = {}, 0
-    for name in order:
-        tensor, end = tensors[name], offset + tensors[name].nbytes
-        header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+    counts: dict[np.dtype, int] = {}
+    for (site, factor), dtype, shape in order:
+        counts[dtype] = counts.get(dtype, 0) + math.prod(shape)
+        end = offset + math.prod(shape) * dtype.itemsize
+        header[f"{site}.{factor}"] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return b"".join([len(text).to_bytes(8, "little"), text, *(tensors[name].tobytes() for name in order)])
+    head = len(text).to_bytes(8, "little") + text
+    return _Form(None, head, tuple(name for name, _, _ in order), tuple(counts.items()))
+
+
+def _finite(data: bytes, form: _Form) -> bool:
+    """Whether no value is NaN or infinite: its exponent would be all ones."""
+    begin = len(form.head)
+    for dtype, count in form.runs:
+        bits, exponent = EXPONENTS[dtype]
+        values = np.frombuffer(data, bits, count, begin)
+        if ((values & exponent) == exponent).any():
+            return False
+        begin += values.nbytes
+    return True
 
 
 def unpack(data: bytes, where: str = "blob") -> dict[str, dict[str, np.ndarray]]:
@@ -83,13 +131,16 @@ def content_hash(data: bytes, spec: AdapterSpec, base: str) -> str:
     The policy's name, numbers, provenance and times stay out: an interrupted and resumed run ends in the same hash,
     and a branch or an import keeps the one it had.
     """
-    identity = {
-        "format": "pefx-revision-1",
-        "base": base,
-        "spec": to_plain(canonical_spec(spec)),
-        "weights": hashlib.sha256(data).hexdigest(),
-    }
-    return "sha256:" + hashlib.sha256(canonical_json(identity, "adapter spec")).hexdigest()
+    lead, tail = _identity(spec, base)
+    return "sha256:" + hashlib.sha256(lead + hashlib.sha256(data).hexdigest().encode() + tail).hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _identity(spec: AdapterSpec, base: str) -> tuple[bytes, bytes]:
+    """The identity's JSON before and behind the hash of the weights, which sorts last."""
+    identity = {"format": "pefx-revision-1", "base": base, "spec": to_plain(canonical_spec(spec)), "weights": ""}
+    text = canonical_json(identity, "adapter spec")
+    return text[:-2], text[-2:]
 
 
 def canonical_spec(spec: AdapterSpec) -> AdapterSpec:
@@ -103,37 +154,48 @@ def check_adapter(adapter: Adapter, spec: AdapterSpec, where: str) -> None:
     A target may be absent as a site (a base without dense layers has no dense site), but no site without its target.
     Axes are checked here, sizes against the base where the bank is: the catalog does not know the base's shape.
     """
+    _check_factors(adapter, where)
+    layout = [
+        ((site, name), np.dtype(np.float32), tuple(np.shape(x)))
+        for site, factors in adapter.items()
+        for name, x in factors.items()
+    ]
+    if misfit := _misfit(tuple(layout), spec):
+        raise PefxError(f"{where}: {misfit[0]}", misfit[1])
+
+
+def _check_factors(adapter: Adapter, where: str) -> None:
+    """A site without factors leaves no trace in a layout."""
+    if not all(adapter.values()):
+        site = next(site for site, factors in adapter.items() if not factors)
+        raise PefxError(f"{where}: site '{site}' has factors [], needs 'a' and 'b'", "wrong_target")
+
+
+def _misfit(layout: Layout, spec: AdapterSpec) -> tuple[str, str | None] | None:
+    """What is wrong with an adapter of this layout, and its kind."""
     unknown = [target for target in spec.targets if target not in SITES]
     if unknown:
-        raise PefxError(
-            f"{where}: adapter target '{unknown[0]}' is not known; choose from {', '.join(SITES)}", "wrong_target"
-        )
-    if not adapter:
-        raise PefxError(f"{where}: the adapter has no tensors")
-    for site, factors in adapter.items():
+        return f"adapter target '{unknown[0]}' is not known; choose from {', '.join(SITES)}", "wrong_target"
+    if not layout:
+        return "the adapter has no tensors", None
+    for site in dict.fromkeys(site for (site, _), _, _ in layout):
+        factors = {name: shape for (other, name), _, shape in layout if other == site}
         if site not in spec.targets:
-            raise PefxError(
-                f"{where}: site '{site}' is no target of the adapter spec ({', '.join(spec.targets)})", "wrong_target"
-            )
+            return f"site '{site}' is no target of the adapter spec ({', '.join(spec.targets)})", "wrong_target"
         if set(factors) != {"a", "b"}:
-            raise PefxError(f"{where}: site '{site}' has factors {sorted(factors)}, needs 'a' and 'b'", "wrong_target")
+            return f"site '{site}' has factors {sorted(factors)}, needs 'a' and 'b'", "wrong_target"
         for factor in ("a", "b"):
-            shape = tuple(np.shape(factors[factor]))
+            shape = factors[factor]
             axes = 3 + _has_experts(site, factor, spec)
             if len(shape) != axes:
-                layout = "[L, E, R, size]" if axes == 4 else "[L, R, size]"
-                raise PefxError(
-                    f"{where}: tensor '{site}.{factor}' has shape {list(shape)}, needs {layout}", "wrong_target"
-                )
+                needed = "[L, E, R, size]" if axes == 4 else "[L, R, size]"
+                return f"tensor '{site}.{factor}' has shape {list(shape)}, needs {needed}", "wrong_target"
             if shape[-2] != spec.rank:
-                raise PefxError(
-                    f"{where}: tensor '{site}.{factor}' has rank {shape[-2]}, the spec says {spec.rank}", "wrong_rank"
-                )
-        layers = {np.shape(factors[factor])[0] for factor in ("a", "b")}
-        if len(layers) != 1:
-            raise PefxError(
-                f"{where}: the factors of site '{site}' have {sorted(layers)} layers, need the same", "wrong_target"
-            )
+                return f"tensor '{site}.{factor}' has rank {shape[-2]}, the spec says {spec.rank}", "wrong_rank"
+        if factors["a"][0] != factors["b"][0]:
+            layers = sorted({factors["a"][0], factors["b"][0]})
+            return f"the factors of site '{site}' have {layers} layers, need the same", "wrong_target"
+    return None
 
 
 def _has_experts(site: str, factor: str, spec: AdapterSpec) -> bool:

@@ -1,45 +1,47 @@
 """The catalog: policies and their immutable revisions, each commit one atomic transaction.
 
-Keys (policy names hold no '@', numbers have ten digits, so that key order is lineage order):
-`policy/<name>` the policy with its head, `revision/<name>@<number>` a revision, `blob/<name>@<number>` its weights.
-A revision's record names its blob's key, so a later revision of another policy can point at the same bytes.
+What is here reads, and commits revisions. What else happens to policies is in `pefx.store.lifecycle`, `sessions` and
+`scores`; what happens to the whole catalog in `audit`, `garbage`, `compaction` and `archive`. A revision's record names
+its blob's key, so a branch can point at the bytes of another policy's revision.
 """
 
 import os
-import re
-from collections.abc import Iterator
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
 
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from pefx.store.blob import Adapter, canonical_spec, check_adapter, content_hash, pack, unpack
-from pefx.store.keyspace import CACHE_BYTES, Keyspace, Write
-from pefx.store.records import Policy, Revision, decode, encode, to_plain
+from pefx.store.blob import Adapter, check_adapter, content_hash, unpack
+from pefx.store.commits import Draft, commit_many
+from pefx.store.keyspace import CACHE_BYTES, Keyspace
+from pefx.store.lookup import check_alive, checked, find_policy, find_revision
+from pefx.store.names import after, check_label, owner_key, policy_key, revision_key, stage_key, tag_key
+from pefx.store.records import Policy, Revision, Stage
 
-NAME_LENGTH = 128
-NAME = re.compile(r"[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*")
+LONGEST_PAGE = 10_000
 
 
 class Provenance(TypedDict):
-    """Where a revision came from. `parent`: number of the revision it was trained from, absent for a fresh adapter."""
+    """Where a revision came from; see `pefx.store.commits.Draft`."""
 
     step: int
-    seed: int
-    config: dict[str, Any]
+    seeds: Mapping[str, int]
+    config: Mapping[str, Any]
     data_fingerprint: str
-    evaluation: dict[str, Any]
-    parent: NotRequired[int | None]
+    metrics: Mapping[str, Any]
+    parent: NotRequired[str | None]
+    session: NotRequired[int]
+    owner: NotRequired[str | None]
+    tags: NotRequired[tuple[str, ...]]
 
 
 class Catalog:
     """Adapters as durable, versioned, attributable objects. Safe for several threads and processes at once."""
 
     def __init__(self, space: Keyspace):
-        self._space = space
+        self.space = space
         self.location = space.location
 
     @classmethod
@@ -64,84 +66,90 @@ class Catalog:
         The same content as the head (weights, spec, base) returns the head and writes nothing, so a commit may be
         repeated after a crash. PefxError kinds: "conflict" (another writer of this policy was first: retry),
         "wrong_base", "wrong_spec" (a policy has one base and one spec), "wrong_target", "wrong_rank", "not_finite",
-        "unknown_revision" (no such parent), "read_only".
+        "unknown_revision" (no such parent), "superseded" (a newer session trains this policy), "wrong_owner",
+        "retired", "read_only".
         """
-        check_name(policy)
-        if not isinstance(base, str) or not base.startswith("sha256:"):
-            raise PefxError(f"policy '{policy}': base digest {base!r} does not start with 'sha256:'", "wrong_base")
-        check_adapter(adapter, spec, f"policy '{policy}'")
-        data = pack(adapter, f"policy '{policy}'")
-        identity = content_hash(data, spec, base)
+        draft = Draft(policy=policy, adapter=adapter, spec=spec, base=base, **provenance)
+        return next(commit_many(self.space, [draft]))
 
-        head_entry = self._space.read(_policy_key(policy))
-        head = None if head_entry.value is None else self._policy(policy, head_entry.value)
-        if head is not None:
-            _check_lineage(head, spec, base)
-            if head.head_hash == identity:
-                return self.get(policy, head.head)
-        number = 1 if head is None else head.head + 1
-        revision = _revision(policy, number, identity, base, spec, len(data), provenance)
-        if revision.parent is not None:
-            self.get(policy, revision.parent)
-
-        now = Policy(policy, base, spec, number, identity, revision.created if head is None else head.created)
-        record, blob = self._space.read_many([_revision_key(policy, number), revision.blob])
-        if record.value is not None and self._space.read(_policy_key(policy)).generation == head_entry.generation:
-            where = f"catalog '{self.location}': policy '{policy}'"
-            raise PefxError(f"{where} is damaged: revision {number} exists above its head", "damaged")
-        self._space.transact(
-            [
-                Write(revision.blob, data, blob.generation),
-                Write(_revision_key(policy, number), encode(revision), record.generation),
-                # the number in the head makes every head's bytes, and so its generation, new
-                Write(_policy_key(policy), encode(now), head_entry.generation),
-            ]
-        )
-        return revision
+    def commit_many(self, drafts: Iterable[Draft]) -> Iterator[Revision]:
+        """`commit` for many, thousands in a transaction; see `pefx.store.commits.commit_many`. Lazy: iterate it."""
+        return commit_many(self.space, drafts)
 
     def policy(self, name: str) -> Policy:
         """The policy `name`. PefxError kind "unknown_policy"."""
-        check_name(name)
-        value = self._space.read(_policy_key(name)).value
-        if value is None:
-            raise PefxError(f"policy '{name}' is not in catalog '{self.location}'", "unknown_policy")
-        return self._policy(name, value)
+        return find_policy(self.space, name)
 
-    def get(self, policy: str, number: int | None = None) -> Revision:
-        """Revision `number` of `policy`, or its latest. PefxError kind "unknown_policy" or "unknown_revision"."""
-        wanted = self.policy(policy).head if number is None else number
-        check_name(policy)
-        if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 < wanted < 10**10:
-            raise PefxError(
-                f"policy '{policy}': revision {wanted!r} is no revision number (1, 2, ...)", "unknown_revision"
-            )
-        value = self._space.read(_revision_key(policy, wanted)).value
-        if value is None:
-            head = self.policy(policy).head
-            raise PefxError(f"policy '{policy}' has no revision {wanted}; its latest is {head}", "unknown_revision")
-        return self._revision(policy, wanted, value)
+    def get(self, policy: str, which: int | str | None = None) -> Revision:
+        """A revision of `policy` by number or alias, or its latest. PefxError "unknown_policy", "unknown_revision"."""
+        return find_revision(self.space, find_policy(self.space, policy), which)
 
-    def latest(self, policy: str) -> Revision:
-        """The newest revision of `policy`."""
-        return self.get(policy)
+    def serving(self, policy: str, which: int | str | None = None) -> Revision:
+        """As `get`, for use: PefxError kind "retired" where policy or revision are, or where the policy expired."""
+        record = find_policy(self.space, policy)
+        check_alive(record)
+        revision = find_revision(self.space, record, which)
+        if self.stage(revision).state == "retired":
+            raise PefxError(f"revision {revision.key} is retired", "retired")
+        return revision
+
+    def stage(self, revision: Revision) -> Stage:
+        """How far `revision` is on its way to being served."""
+        value = self.space.read(stage_key(revision.policy, revision.number)).value
+        if value is None:
+            return Stage(revision.policy, revision.number, "committed", revision.created)
+        return checked(self.space, Stage, value, revision.key)
 
     def log(self, policy: str) -> list[Revision]:
         """All revisions of `policy`, oldest first."""
-        self.policy(policy)
-        prefix = f"revision/{policy}@"
-        keys = self._space.keys(prefix, _after(prefix))
-        entries = self._space.read_many(keys)
+        name = self.policy(policy).name
+        prefix = revision_key(name, 0)[:-10]
+        keys = self.space.keys(prefix, after(prefix))
         return [
-            self._revision(policy, int(key[len(prefix) :]), entry.value)
-            for key, entry in zip(keys, entries, strict=True)
+            checked(self.space, Revision, entry.value, f"{name}@{int(key[len(prefix) :])}")
+            for key, entry in zip(keys, self.space.read_many(keys), strict=True)
             if entry.value is not None
         ]
 
     def policies(self, prefix: str = "") -> Iterator[str]:
         """The names of all policies that start with `prefix`, in order."""
-        start = f"policy/{prefix}"
-        for key in self._space.keys(start, _after(start)):
-            yield key.removeprefix("policy/")
+        start = policy_key(prefix)
+        for page in self.space.pages(start, after(start)):
+            yield from (key.removeprefix("policy/") for key in page)
+
+    def search(
+        self,
+        prefix: str = "",
+        tag: str | None = None,
+        owner: str | None = None,
+        behind: str | None = None,
+        limit: int = 100,
+    ) -> list[Policy]:
+        """The first `limit` policies in order of name that start with `prefix` and have `tag` and `owner`.
+
+        The next page begins `behind` the last one's last name. PefxError for a limit above `LONGEST_PAGE`.
+        """
+        if not 0 < limit <= LONGEST_PAGE:
+            raise PefxError(f"a page has 1 to {LONGEST_PAGE} policies, not {limit}; ask for several pages")
+        for what, label in (("tag", tag), ("owner", owner)):
+            if label is not None:
+                check_label(what, label)
+        key = policy_key if tag is None and owner is None else _index(tag, owner)
+        root, start, end = key(""), key(prefix), after(key(prefix))
+        start = start if behind is None else max(start, key(behind) + "\0")
+        found: list[Policy] = []
+        for page in self.space.pages(start, end, limit):
+            names = [name.removeprefix(root) for name in page]
+            entries = self.space.read_many([policy_key(name) for name in names])
+            read = [
+                checked(self.space, Policy, entry.value, name)
+                for name, entry in zip(names, entries, strict=True)
+                if entry.value is not None
+            ]
+            found += [p for p in read if tag in (None, *p.tags) and owner in (None, p.owner)]
+            if len(found) >= limit:
+                break
+        return found[:limit]
 
     def load(self, revision: Revision) -> dict[str, dict[str, np.ndarray]]:
         """The adapter of `revision`, bit for bit as committed; its arrays are read-only.
@@ -149,41 +157,24 @@ class Catalog:
         PefxError kind "damaged" if the bytes are gone or are not those that were hashed at the commit.
         """
         where = f"catalog '{self.location}': revision {revision.key}"
-        data = self._space.read(revision.blob).value
-        if data is None:
-            raise PefxError(f"{where}: its weights ('{revision.blob}') are missing", "damaged")
-        found = content_hash(data, revision.spec, revision.base)
-        if found != revision.content_hash:
-            raise PefxError(
-                f"{where} is damaged: content hash {found}, committed as {revision.content_hash}", "damaged"
-            )
-        adapter = unpack(data, where)
+        adapter = unpack(self.blob(revision), where)
         check_adapter(adapter, revision.spec, where)
         return adapter
 
-    def _policy(self, name: str, value: bytes) -> Policy:
-        where = f"catalog '{self.location}': policy '{name}'"
-        policy = decode(Policy, value, where)
-        if policy.name != name:
-            raise PefxError(f"{where} is damaged: its record names '{policy.name}'", "damaged")
-        return policy
-
-    def _revision(self, policy: str, number: int, value: bytes) -> Revision:
-        where = f"catalog '{self.location}': revision {policy}@{number}"
-        revision = decode(Revision, value, where)
-        if (revision.policy, revision.number) != (policy, number):
-            raise PefxError(f"{where} is damaged: its record names {revision.key}", "damaged")
-        return revision
+    def blob(self, revision: Revision) -> bytes:
+        """The verified bytes of `revision`'s weights. PefxError kind "damaged" as `load`."""
+        return verified(self.space.read(revision.blob).value, revision, self.location)
 
 
-def check_name(name: str) -> None:
-    """PefxError unless `name` can name a policy: 1-128 of letters, digits, '.', '_', '-', in parts joined by '/'."""
-    shown = repr(name) if len(str(name)) <= NAME_LENGTH else f"{str(name)[:40]!r}... ({len(str(name))} characters)"
-    if not isinstance(name, str) or not 0 < len(name) <= NAME_LENGTH or not NAME.fullmatch(name):
-        rule = f"1 to {NAME_LENGTH} of A-Z a-z 0-9 . _ -, parts joined by single '/'"
-        raise PefxError(f"policy name {shown} is not allowed: use {rule}", "bad_name")
-    if any(set(part) == {"."} for part in name.split("/")):
-        raise PefxError(f"policy name {shown} is not allowed: a part of only dots reads as a path", "bad_name")
+def verified(data: bytes | None, revision: Revision, location: str) -> bytes:
+    """`data`, where it is what was committed as `revision`. PefxError kind "damaged" otherwise."""
+    where = f"catalog '{location}': revision {revision.key}"
+    if data is None:
+        raise PefxError(f"{where}: its weights ('{revision.blob}') are missing", "damaged")
+    found = content_hash(data, revision.spec, revision.base)
+    if found != revision.content_hash:
+        raise PefxError(f"{where} is damaged: content hash {found}, committed as {revision.content_hash}", "damaged")
+    return data
 
 
 def require_base(revision: Revision, base: str) -> None:
@@ -192,53 +183,6 @@ def require_base(revision: Revision, base: str) -> None:
         raise PefxError(f"revision {revision.key} belongs to base {revision.base}, not to {base}", "wrong_base")
 
 
-def _check_lineage(policy: Policy, spec: AdapterSpec, base: str) -> None:
-    if policy.base != base:
-        raise PefxError(f"policy '{policy.name}' belongs to base {policy.base}, not to {base}", "wrong_base")
-    if canonical_spec(policy.spec) != canonical_spec(spec):
-        was, given = to_plain(canonical_spec(policy.spec)), to_plain(canonical_spec(spec))
-        differs = next(name for name in was if was[name] != given[name])
-        raise PefxError(
-            f"policy '{policy.name}': adapter spec field '{differs}' is {was[differs]!r}, not {given[differs]!r};"
-            " a policy keeps its spec for life, use a new policy name",
-            "wrong_spec",
-        )
-
-
-def _revision(
-    policy: str, number: int, identity: str, base: str, spec: AdapterSpec, size: int, provenance: Provenance
-) -> Revision:
-    """A checked record: what is returned here is exactly what a reader will get back."""
-    draft = Revision(
-        policy=policy,
-        number=number,
-        content_hash=identity,
-        base=base,
-        spec=spec,
-        code_version=_code_version(),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        blob=f"blob/{policy}@{number:010d}",
-        blob_bytes=size,
-        **{"parent": None, **provenance},  # type: ignore[arg-type]
-    )
-    return decode(Revision, encode(draft), f"policy '{policy}'")
-
-
-def _code_version() -> str:
-    try:
-        return version("pefx")
-    except PackageNotFoundError:
-        return "checkout"  # run from the sources, not installed
-
-
-def _policy_key(name: str) -> str:
-    return f"policy/{name}"
-
-
-def _revision_key(policy: str, number: int) -> str:
-    return f"revision/{policy}@{number:010d}"
-
-
-def _after(prefix: str) -> str:
-    """The first key behind all keys that start with `prefix`; keys are ASCII."""
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
+def _index(tag: str | None, owner: str | None):
+    """The keys of the index that is asked; of two, the one by tag."""
+    return lambda name: owner_key(str(owner), name) if tag is None else tag_key(tag, name)

@@ -1,23 +1,35 @@
 """One ordered, transactional key space on TensorStore's OCDBT driver, with its failures told in our words."""
 
+import bisect
 import errno
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote
 
 import tensorstore as ts
 
 from pefx.errors import PefxError
-from pefx.store.sole_writer import QUEUE, UNFINISHED, sole_writer
+from pefx.store.sole_writer import MAINTENANCE, QUEUE, UNFINISHED, sole_writer
 
-NODE_BYTES = 65536  # fixed at creation; small nodes make small reads and commits cheap (8 MB, the default, does not)
+# Fixed at creation. Small nodes make small reads and commits cheap (8 MB, the default, does not); records lie in them,
+# compressed beside their like, blobs do not.
+CONFIG = {
+    "max_decoded_node_bytes": 65536,
+    "max_inline_value_bytes": 2048,
+    "compression": {"id": "zstd", "level": 1},
+}
 CACHE_BYTES = 64 << 20
+ABSENT = b"\2"  # the generation of a key without a value
+PAGE = 1000  # keys between two places where a listing may stop
+RANGES = 64  # ranges whose such places are remembered
 MARKER_KEY = "catalog"
 MARKER = b'{"format":"pefx-catalog","schema":1}'
-OWN_FILES = {"manifest.ocdbt", UNFINISHED, QUEUE, "d"}
+COMPACTING = "compacting"
+OWN_FILES = {"manifest.ocdbt", UNFINISHED, QUEUE, MAINTENANCE, COMPACTING, "d"}
 
 
 @dataclass(frozen=True)
@@ -30,11 +42,26 @@ class Entry:
 
 @dataclass(frozen=True)
 class Write:
-    """A value for a key; with `if_generation` only if the key has not changed since that generation was read."""
+    """A value for a key (None: no value); with `if_generation` only if it has not changed since that was read."""
 
     key: str
-    value: bytes
+    value: bytes | None
     if_generation: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A transaction on its way."""
+
+    done: Any
+    location: str
+
+    def result(self) -> None:
+        """Wait for it. PefxError, nothing written, where it failed; kind "conflict" where a condition did not hold."""
+        try:
+            self.done.result()
+        except (ValueError, NotImplementedError) as error:
+            raise _told(error, self.location, writing=True) from error
 
 
 class Keyspace:
@@ -42,9 +69,10 @@ class Keyspace:
 
     def __init__(self, store: Any, location: str, read_only: bool, local: str | None):
         self._store = store
-        self._local = local
+        self.local = local  # the directory, where the key space is one
         self.location = location
         self.read_only = read_only
+        self._cuts: dict[str, list[str]] = {}  # by the end of a range, keys at which a listing may stop
 
     @classmethod
     def open(
@@ -74,8 +102,7 @@ class Keyspace:
         marker = space.read(MARKER_KEY).value
         if marker is None and create:
             _check_vacant(space, local)
-            store = _open_store(base, {"max_decoded_node_bytes": NODE_BYTES}, context, place)
-            space = cls(store, place, read_only, local)
+            space = cls(_open_store(base, CONFIG, context, place), place, read_only, local)
             marker = space._create()
         if marker is None:
             raise PefxError(f"catalog '{place}' does not exist (training with a catalog makes one)", "no_catalog")
@@ -87,48 +114,108 @@ class Keyspace:
             _check_writable(local, place)
         return space
 
+    def twin(self, directory: str) -> "Keyspace":
+        """An empty key space in a directory that nobody else knows, with the identity of this one, a directory too."""
+        base, twin = ({"driver": "file", "path": f"{place}/"} for place in (self.local, directory))
+        config = ts.ocdbt.dump(ts.KvStore.open(base).result()).result()["config"]
+        return Keyspace(_open_store(twin, config, ts.Context(), directory), directory, False, directory)
+
     def read(self, key: str) -> Entry:
         """The value and generation of one key, as of now."""
         return self.read_many([key])[0]
 
     def read_many(self, keys: Sequence[str]) -> list[Entry]:
         """Several keys, read in parallel; no common point in time."""
+        results = self._patiently(lambda: [future.result() for future in [self._store.read(key) for key in keys]])
+        return [Entry(r.value if r.state == "value" else None, r.stamp.generation) for r in results]
+
+    def snapshot(self) -> "Keyspace":
+        """This key space as it is now, whatever is written later; read-only."""
+        spec = {**self._store.spec().to_json(), "version": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
         try:
-            results = [future.result() for future in [self._store.read(key) for key in keys]]
+            store = ts.KvStore.open(spec).result()
         except (ValueError, NotImplementedError) as error:
             raise _told(error, self.location, writing=False) from error
-        return [Entry(r.value if r.state == "value" else None, r.stamp.generation) for r in results]
+        return Keyspace(store, self.location, True, self.local)
 
     def keys(self, start: str, end: str) -> list[str]:
         """All keys in [start, end), in order."""
+        found = self._patiently(lambda: self._store.list(ts.KvStore.KeyRange(start, end)).result())
+        return sorted(key.decode() for key in found)
+
+    def _patiently(self, look: Callable[[], Any]) -> Any:
+        """`look`, again where a file was missing: a compaction may have taken it while we were on our way to it."""
         try:
-            found = self._store.list(ts.KvStore.KeyRange(start, end)).result()
+            return look()
+        except (ValueError, NotImplementedError) as error:
+            if not str(error).startswith("NOT_FOUND: Error reading"):
+                raise _told(error, self.location, writing=False) from error
+        try:
+            return look()
         except (ValueError, NotImplementedError) as error:
             raise _told(error, self.location, writing=False) from error
-        return sorted(key.decode() for key in found)
+
+    def page(self, start: str, end: str, limit: int) -> list[str]:
+        """The first `limit` keys in [start, end), in order.
+
+        A listing of the store has no limit. So the first time all of [start, end) is listed, and every `PAGE`th key
+        remembered: later pages list from one of these to the next.
+        """
+        cuts = self._cuts.get(end)
+        if cuts is None:
+            found = self.keys(start, end)
+            if len(self._cuts) == RANGES:
+                self._cuts.clear()
+            self._cuts[end] = found[PAGE::PAGE]
+            return found[:limit]
+        page: list[str] = []
+        at = bisect.bisect_right(cuts, start)
+        while len(page) < limit and start < end:
+            stop = cuts[at] if at < len(cuts) else end
+            page += self.keys(start, stop)
+            start, at = stop, at + 1
+        return page[:limit]
+
+    def pages(self, start: str, end: str, limit: int = PAGE) -> Iterator[list[str]]:
+        """All keys in [start, end), in order, some at a time, as they are when their turn comes."""
+        while keys := self.page(start, end, limit):
+            yield keys
+            start = keys[-1] + "\0"
 
     def transact(self, writes: Sequence[Write]) -> None:
         """All writes or none. PefxError kind "conflict" (retry) when a condition no longer holds."""
+        self.begin(writes).result()
+
+    def begin(self, writes: Sequence[Write]) -> "Commit":
+        """`transact`, begun: it goes on by itself, and is true when `Commit.result` returns.
+
+        In a directory it waits for the writer before it; the next one waits for it.
+        """
         if self.read_only:
             raise PefxError(f"catalog '{self.location}' is open read-only: nothing was written", "read_only")
+        held = ExitStack()
         try:
-            with nullcontext() if self._local is None else sole_writer(self._local):
-                self._commit(writes)
+            if self.local is not None:
+                held.enter_context(sole_writer(self.local))
         except OSError as error:
             kind = "read_only" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "storage"
             told = f"catalog '{self.location}' cannot be written: {error.strerror}: '{error.filename}'"
             raise PefxError(told, kind) from error
-
-    def _commit(self, writes: Sequence[Write]) -> None:
         transaction = ts.Transaction(atomic=True)  # the default transaction is not atomic
         try:
             view = self._store.with_transaction(transaction)
             for write in writes:
-                view.write(write.key, write.value, if_equal=write.if_generation).result()
-            transaction.commit_async().result()
+                view.write(write.key, write.value, if_equal=write.if_generation)
+            done = transaction.commit_async()
         except (ValueError, NotImplementedError) as error:
             transaction.abort()
+            held.close()
             raise _told(error, self.location, writing=True) from error
+        except BaseException:
+            held.close()
+            raise
+        done.add_done_callback(lambda _: held.close())
+        return Commit(done, self.location)
 
     def _create(self) -> bytes:
         found = self.read(MARKER_KEY)
@@ -143,7 +230,7 @@ class Keyspace:
         return self.read(MARKER_KEY).value or b""
 
 
-def _open_store(base: Any, config: dict[str, int], context: ts.Context, place: str) -> Any:
+def _open_store(base: Any, config: dict[str, Any], context: ts.Context, place: str) -> Any:
     try:
         return ts.KvStore.open({"driver": "ocdbt", "base": base, "config": config}, context=context).result()
     except (ValueError, NotImplementedError) as error:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 QUEUE = "writer.lock"
+MAINTENANCE = "maintenance.lock"
 UNFINISHED = "manifest.ocdbt.__lock"
 
 
@@ -21,14 +22,27 @@ def sole_writer(directory: str) -> Iterator[None]:
 
     `directory` is made if absent. OSError if it or its lock cannot be written.
     """
-    os.makedirs(directory, exist_ok=True)
-    queue = os.open(os.path.join(directory, QUEUE), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(queue, fcntl.LOCK_EX)
+    with _locked(directory, QUEUE):
         _empty_unfinished(os.path.join(directory, UNFINISHED))
         yield
+
+
+@contextmanager
+def sole_maintainer(directory: str) -> Iterator[None]:
+    """Among those who collect garbage or move files, one at a time; writers and readers go on."""
+    with _locked(directory, MAINTENANCE):
+        yield
+
+
+@contextmanager
+def _locked(directory: str, name: str) -> Iterator[None]:
+    os.makedirs(directory, exist_ok=True)
+    lock = os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
     finally:
-        os.close(queue)
+        os.close(lock)
 
 
 def _empty_unfinished(path: str) -> None:

@@ -1,6 +1,6 @@
 """Training of many adapters at once over one frozen base: sessions, their data, their slots, their commits."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,16 @@ from pefx.loading import load_base
 from pefx.mesh import by_row, check_divides, fetch, made, of_base, place, placement, share, whole
 from pefx.optim import init_opt
 from pefx.packing import beside
-from pefx.store.catalog import Catalog, check_name
+from pefx.store.catalog import Catalog
+from pefx.store.commits import Draft
+from pefx.store.names import check_name
+from pefx.store.sessions import Wanted
 from pefx.training.heldout import Exam, device_batch, nats_per_token
 from pefx.training.loop import Outcome, StepReport
 from pefx.training.planner import Layout, Lesson, lay_out, lesson
 from pefx.training.schedule import learning_rates
 from pefx.training.sessions import HyperTable, Progress, Session, make_sessions, take_turns
+from pefx.training.tenure import Tenure
 
 ALONE = MeshConfig(data=1)
 
@@ -69,6 +73,7 @@ class AdapterTraining:
         self.catalog = None
         if config.catalog is not None and owner():
             self.catalog = Catalog.open(config.catalog, create=True)
+        self.tenure = Tenure(self.catalog, config.output)
 
     def _go_on_from(self, step: int, progress: list[Progress]) -> None:
         """`step` steps are done, the sessions stand at `progress`: what is left follows."""
@@ -82,6 +87,7 @@ class AdapterTraining:
         return session.shard * self.slots + session.slot
 
     def advance(self, step: int) -> Any:
+        self.tenure.begin(Wanted(session.policy, self.digest, session.spec) for session in self.sessions)
         lessons: list[list[list[Lesson]]] = []
         hypers: list[dict[str, Any]] = []
         for active in self.turns[step]:
@@ -140,7 +146,7 @@ class AdapterTraining:
             session.policy: {"micro": done.micro, "position": done.position, "data": stream.fingerprint}
             for session, done, stream in zip(self.sessions, self.progress, self.streams, strict=True)
         }
-        return {"base": self.digest, "step": self.done, "users": users}
+        return {"base": self.digest, "step": self.done, "users": users, "sessions": self.tenure.numbers}
 
     def restore(self, state: Any, host: Mapping[str, Any]) -> None:
         if host["base"] != self.digest:
@@ -156,35 +162,45 @@ class AdapterTraining:
                     f"{self.config.output} began; restore it, or choose another output directory"
                 )
             progress.append(Progress(saved["micro"], saved["position"]))
+        self.tenure.go_on(host.get("sessions", {}))
         self._go_on_from(host["step"], progress)
         restored = _put({"bank": self.bank, "opt": self.opt}, self._places(), state)
         self.bank, self.opt = place(by_slot, restored["bank"]), place(by_slot, restored["opt"])
+
+    def saved(self, step: int) -> None:
+        self.tenure.checkpointed(step)
 
     def commit(self, outcome: Outcome) -> dict[str, dict[str, Any]]:
         """Commit every adapter as a revision of its policy. Doing it twice changes nothing.
 
         Returns number and content hash by policy; nothing without a catalog, or where another process commits.
         """
-        committed: dict[str, dict[str, Any]] = {}
         if self.config.catalog is None:
-            return committed
+            return {}
+        drafts = self._drafts(outcome)
+        if self.catalog is None:
+            for _ in drafts:
+                pass
+            return {}
+        revisions = list(self.catalog.commit_many(drafts))
+        self.tenure.end(self.steps)
+        return {r.policy: {"revision": r.number, "content_hash": r.content_hash} for r in revisions}
+
+    def _drafts(self, outcome: Outcome) -> Iterator[Draft]:
+        """The adapters as they are now; reading one is the work of all processes."""
         for session, stream in zip(self.sessions, self.streams, strict=True):
-            adapter = read_adapter(self.bank, self._place(session), self.model, session.spec)
-            if self.catalog is None:
-                continue
-            revision = self.catalog.commit(
-                session.policy,
-                adapter=adapter,
+            yield Draft(
+                policy=session.policy,
+                adapter=read_adapter(self.bank, self._place(session), self.model, session.spec),
                 spec=session.spec,
                 base=self.digest,
                 step=session.steps,
-                seed=session.seed,
+                seeds={"run": session.seed, "data": self.config.data.seed},
                 config=session.provenance(self.config),
                 data_fingerprint=stream.fingerprint,
-                evaluation=evaluation_of(session, outcome.evaluations, self.steps),
+                metrics=metrics_of(session, outcome.evaluations, self.steps),
+                session=self.tenure.numbers.get(session.policy, 0),
             )
-            committed[session.policy] = {"revision": revision.number, "content_hash": revision.content_hash}
-        return committed
 
 
 def heldout_lessons(user: UserConfig, data: DataConfig, tokenizer: Tokenizer) -> tuple[Lesson, ...]:
@@ -202,7 +218,7 @@ def step_layout(config: TrainConfig, users: int, shards: int) -> Layout:
 _take, _put = jit(take_slots), jit(put_slots)
 
 
-def evaluation_of(session: Session, evaluations: Mapping[int, Mapping[str, float]], last: int) -> dict[str, Any]:
+def metrics_of(session: Session, evaluations: Mapping[int, Mapping[str, float]], last: int) -> dict[str, Any]:
     """Held-out nats per token before and after training, as a revision records it; empty without held-out text."""
     before, after = evaluations.get(0, {}), evaluations.get(last, {})
     if session.policy not in after:

@@ -66,6 +66,10 @@ class Trainee(Protocol):
         """Go on from a saved state. Raises PefxError when the data is not what it was."""
         ...
 
+    def saved(self, step: int) -> None:
+        """The state of `step` is complete on disk."""
+        ...
+
 
 @dataclass
 class Outcome:
@@ -138,6 +142,7 @@ class _Run:
         self.evaluations: dict[int, dict[str, float]] = {}
         self.seconds, self.tokens = 0.0, 0.0
         self._pending: tuple[int, Any] | None = None
+        self._saving: int | None = None
         self._since = time.perf_counter()
 
     @property
@@ -179,6 +184,7 @@ class _Run:
                 f"stopped by {signal} after step {self.done}/{self.trainee.steps}, state saved; "
                 "the same command goes on from here"
             )
+        self._settle()
         if owner():
             draw_curves(self.journal.rows, Path(self.config.output) / "curves.png", self.config.name)
 
@@ -221,5 +227,13 @@ class _Run:
             "tokens": self.tokens,
         }
         if self.saved != self.done:
+            self._settle()
             self.checkpoints.save(self.done, self.trainee.state(), meta)
-            self.saved = self.done
+            self.saved = self._saving = self.done
+
+    def _settle(self) -> None:
+        """Wait for the save in flight, and tell the trainee."""
+        if self._saving is not None:
+            self.checkpoints.wait()
+            self.trainee.saved(self._saving)
+            self._saving = None

@@ -94,6 +94,9 @@ class BaseTraining:
                 raise PefxError(f"{self.config.output}: the text of pretrain.{field} changed since the run began")
         self.base, self.opt = state["base"], state["opt"]
 
+    def saved(self, step: int) -> None:
+        """A base has no sessions in a catalog."""
+
     def _lesson(self, window: np.ndarray) -> Lesson:
         return Lesson(window[:-1], window[1:], np.ones(self.windows.length, np.float32), -1)
 

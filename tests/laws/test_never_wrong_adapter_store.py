@@ -11,12 +11,12 @@ import pytest
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog, Provenance, require_base
+from pefx.store.encoding import encode
 from pefx.store.keyspace import Write
-from pefx.store.records import encode
 
 SPEC = AdapterSpec(rank=2, targets=("q_proj", "experts.up_proj"))
 BASE, OTHER_BASE = "sha256:" + "a" * 64, "sha256:" + "b" * 64
-ABOUT: Provenance = {"step": 0, "seed": 0, "config": {}, "data_fingerprint": "", "evaluation": {}}
+ABOUT: Provenance = {"step": 0, "seeds": {"run": 0}, "config": {}, "data_fingerprint": "", "metrics": {}}
 
 
 def adapter(value: float = 1.0, rank: int = 2) -> dict[str, dict[str, np.ndarray]]:
@@ -103,7 +103,7 @@ def test_swapped_weights_and_records_are_noticed(catalog: Catalog) -> None:
     refused("damaged", "alice@1", call=lambda: catalog.load(replace(alice, blob=bob.blob)))
     refused("damaged", "alice@1", call=lambda: catalog.load(replace(alice, base=OTHER_BASE)))
     refused("damaged", "alice@1", call=lambda: catalog.load(replace(alice, spec=replace(SPEC, alpha=1.0))))
-    space = catalog._space
+    space = catalog.space
     space.transact([Write("revision/alice@0000000001", encode(bob))])
     refused("damaged", "alice@1", "bob@1", call=lambda: catalog.get("alice", 1))
     space.transact([Write("policy/alice", encode(catalog.policy("bob")))])

@@ -17,7 +17,7 @@ from pefx.store.catalog import Catalog, Provenance
 
 DTYPES = {np.dtype(np.float32): np.uint32, np.dtype(np.float16): np.uint16, np.dtype(ml_dtypes.bfloat16): np.uint16}
 SITES = ("q_proj", "unembed", "experts.up_proj", "experts.down_proj")
-ABOUT: Provenance = {"step": 0, "seed": 0, "config": {}, "data_fingerprint": "", "evaluation": {}}
+ABOUT: Provenance = {"step": 0, "seeds": {"run": 0}, "config": {}, "data_fingerprint": "", "metrics": {}}
 
 
 @st.composite

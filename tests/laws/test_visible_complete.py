@@ -16,7 +16,7 @@ import pytest
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog, Provenance
-from pefx.store.keyspace import Keyspace, Write
+from pefx.store.keyspace import Commit, Keyspace, Write
 from pefx.store.records import Revision
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,15 +35,15 @@ rng = np.random.default_rng(seed)
 while True:
     adapter = {"q_proj": {f: rng.normal(size=(4, 4, 192)).astype(np.float32) for f in "ab"}}
     total = float(sum(x.sum() for x in adapter["q_proj"].values()))
-    done = catalog.commit(policy, adapter=adapter, spec=spec, base="sha256:0", step=0, seed=seed, config={},
-                          data_fingerprint="", evaluation={"total": total})
+    done = catalog.commit(policy, adapter=adapter, spec=spec, base="sha256:0", step=0, seeds={"run": seed}, config={},
+                          data_fingerprint="", metrics={"total": total})
     print(done.number, done.content_hash, flush=True)
 """
 
 
 def commit(catalog: Catalog, value: float) -> Revision:
     adapter = {"q_proj": {factor: np.full((4, 4, 192), value, np.float32) for factor in "ab"}}
-    about: Provenance = {"step": 0, "seed": 0, "config": {}, "data_fingerprint": "", "evaluation": {}}
+    about: Provenance = {"step": 0, "seeds": {"run": 0}, "config": {}, "data_fingerprint": "", "metrics": {}}
     return catalog.commit("user0", adapter=adapter, spec=SPEC, base="sha256:0", **about)
 
 
@@ -93,7 +93,7 @@ def test_killed_writers_leave_only_whole_revisions(tmp_path: Path) -> None:
             for revision in log:
                 loaded = catalog.load(revision)
                 total = float(sum(x.sum() for x in loaded["q_proj"].values()))
-                assert revision.evaluation == {"total": total}
+                assert revision.metrics == {"total": total}
             # at most the commit that was in flight at each kill is there without having been acknowledged
             assert len(stored) - len(revisions) <= round + 1
     assert commits >= ROUNDS * WRITERS
@@ -117,12 +117,12 @@ def test_weights_without_a_commit_record_are_nothing(tmp_path: Path) -> None:
 def test_a_failed_transaction_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     catalog = Catalog.open(tmp_path / "catalog", create=True)
     first = commit(catalog, 1.0)
-    transact = Keyspace.transact
+    begin = Keyspace.begin
 
-    def cut(self: Keyspace, writes: list[Write]) -> None:  # the last write is impossible: the others must not stay
-        transact(self, [*writes[:-1], replace(writes[-1], if_generation=b"\x00never")])
+    def cut(self: Keyspace, writes: list[Write]) -> Commit:  # the last write is impossible: the others must not stay
+        return begin(self, [*writes[:-1], replace(writes[-1], if_generation=b"\x00never")])
 
-    monkeypatch.setattr(Keyspace, "transact", cut)
+    monkeypatch.setattr(Keyspace, "begin", cut)
     with pytest.raises(PefxError):
         commit(catalog, 2.0)
     monkeypatch.undo()

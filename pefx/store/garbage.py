@@ -1,0 +1,148 @@
+"""Garbage: revisions of policies that are over, and weights that no revision names. Writers go on meanwhile."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from pefx.errors import PefxError
+from pefx.store.catalog import Catalog
+from pefx.store.keyspace import PAGE, Keyspace, Write
+from pefx.store.lookup import checked, expired, find_policy
+from pefx.store.names import after, policy_key, revision_key
+from pefx.store.records import Policy, Revision, Stage
+from pefx.store.sole_writer import sole_maintainer
+
+BLOBS = 16  # in memory at once
+
+
+@dataclass
+class Collected:
+    """What was removed: revisions with what hung on them, and blobs of so many bytes."""
+
+    revisions: int = 0
+    blobs: int = 0
+    blob_bytes: int = 0
+
+
+def collect(
+    catalog: Catalog,
+    keep: timedelta = timedelta(days=7),
+    dry_run: bool = False,
+    step: Callable[[int], None] = lambda keys: None,
+) -> Collected:
+    """Remove the revisions that were retired, or whose policy was retired or expired, more than `keep` ago; then all
+    blobs that no revision names. Policies stay as they are: their names are not given again.
+
+    What nobody names in one moment can be named by nobody later: names come from commits, which bring their own bytes,
+    and from branches, which need a revision that names them. So blobs are judged by a snapshot, and a blob is only
+    removed as it was then. `step` hears of keys looked at. Disk space comes back with `pefx.store.compaction.compact`.
+    """
+    space, found = catalog.space, Collected()
+    if space.read_only:
+        raise PefxError(f"catalog '{catalog.location}' is open read-only: nothing was collected", "read_only")
+    with nullcontext() if space.local is None else sole_maintainer(space.local):
+        gone: set[str] = set()  # a dry run has to remember what would be gone
+        for keys in _over(space, datetime.now(UTC) - keep, step):
+            found.revisions += sum(key.startswith("revision/") for key in keys)
+            if dry_run:
+                gone.update(keys)
+            else:
+                space.transact([Write(key, None) for key in keys])
+        _remove_unnamed(space, found, gone, dry_run, step)
+    return found
+
+
+def _over(space: Keyspace, deadline: datetime, step: Callable[[int], None]) -> Iterator[list[str]]:
+    """Keys that go together: a revision whose time is over and what hangs on it; records without a policy."""
+    start = policy_key("")
+    for page in space.pages(start, after(start)):
+        for key, entry in zip(page, space.read_many(page), strict=True):
+            if entry.value is None:
+                continue
+            policy = checked(space, Policy, entry.value, key.removeprefix("policy/"))
+            since = _over_since(policy)
+            if since is not None and since <= deadline:
+                for begin in range(1, policy.head + 1, PAGE):
+                    numbers = range(begin, min(begin + PAGE, policy.head + 1))
+                    if keys := _with_records(space, policy.name, numbers):
+                        yield keys
+        step(len(page))
+    for page in space.pages("stage/", after("stage/")):
+        for key, entry in zip(page, space.read_many(page), strict=True):
+            name, number = key.removeprefix("stage/").split("@")
+            if entry.value is None:
+                continue
+            stage = checked(space, Stage, entry.value, f"{name}@{int(number)}")
+            over = stage.state == "retired" and datetime.fromisoformat(stage.changed) <= deadline
+            if over and find_policy(space, name).head != stage.number:  # the head says what a commit repeats
+                yield _with_records(space, name, range(stage.number, stage.number + 1))
+        step(len(page))
+    for kind in ("session", "revision", "stage", "score"):
+        for page in space.pages(f"{kind}/", after(f"{kind}/")):
+            policies = space.read_many([policy_key(key.split("/", 1)[1].split("@")[0]) for key in page])
+            if lost := [key for key, policy in zip(page, policies, strict=True) if policy.value is None]:
+                yield lost  # of an import that was cut: a commit brings the policy with it
+            step(len(page))
+
+
+def _over_since(policy: Policy) -> datetime | None:
+    if policy.state == "retired":
+        return datetime.fromisoformat(policy.changed)
+    return datetime.fromisoformat(policy.expires) if policy.expires is not None and expired(policy) else None
+
+
+def _with_records(space: Keyspace, name: str, numbers: range) -> list[str]:
+    """The keys of these revisions and of all that hangs on them, as far as they are there."""
+    first, last = numbers[0], numbers[-1]
+    keys = space.keys(revision_key(name, first), revision_key(name, last) + "\0")
+    for kind in ("stage", "score"):
+        keys += space.keys(f"{kind}/{name}@{first:010d}", f"{kind}/{name}@{last:010d}A")
+    return keys
+
+
+def _remove_unnamed(
+    space: Keyspace, found: Collected, gone: set[str], dry_run: bool, step: Callable[[int], None]
+) -> None:
+    then = space.snapshot()
+    foreign: set[str] = set()  # blobs named by another revision than that of their own number: branches
+    for page in then.pages("revision/", after("revision/")):
+        for key, entry in zip(page, then.read_many(page), strict=True):
+            name, number = key.removeprefix("revision/").split("@")
+            if entry.value is not None and key not in gone:
+                revision = checked(space, Revision, entry.value, f"{name}@{int(number)}")
+                if revision.blob != _own(key):
+                    foreign.add(revision.blob)
+        step(len(page))
+    for page in then.pages("blob/", after("blob/")):
+        unnamed = [key for key in page if key not in foreign]
+        names = [key.replace("blob/", "revision/", 1) for key in unnamed]
+        named = then.read_many(names)
+        dead = [
+            key for key, name, entry in zip(unnamed, names, named, strict=True) if entry.value is None or name in gone
+        ]
+        found.blobs += len(dead)
+        removals = []
+        for begin in range(0, len(dead), BLOBS):
+            some = dead[begin : begin + BLOBS]
+            for key, entry in zip(some, then.read_many(some), strict=True):
+                found.blob_bytes += len(entry.value or b"")
+                removals.append(Write(key, None, entry.generation))
+        step(len(page))
+        if removals and not dry_run:
+            _remove(space, removals)
+
+
+def _own(key: str) -> str:
+    return key.replace("revision/", "blob/", 1)
+
+
+def _remove(space: Keyspace, writes: list[Write]) -> None:
+    """One transaction, or where one of the blobs was written anew meanwhile, one each."""
+    try:
+        space.transact(writes)
+    except PefxError as error:
+        if error.kind != "conflict":
+            raise
+        for write in writes if len(writes) > 1 else []:
+            _remove(space, [write])

@@ -1,0 +1,202 @@
+"""What is shown of a catalog, as plain data: the same for tables, JSON and pages."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pefx.store.catalog import Catalog
+from pefx.store.compaction import disk_bytes
+from pefx.store.encoding import to_plain
+from pefx.store.lookup import checked, expired, find_policy
+from pefx.store.names import after, parse_reference, policy_key, revision_key
+from pefx.store.records import LATEST, Policy, Revision
+from pefx.store.scores import scores
+from pefx.store.sessions import find_session
+
+KINDS = ("policy", "session", "revision", "blob", "stage", "score")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A policy and the revision that its `latest` names (None: it has none yet, or it was collected)."""
+
+    policy: Policy
+    latest: Revision | None
+
+    def plain(self) -> dict[str, Any]:
+        latest = None if self.latest is None else to_plain(self.latest)
+        return {"policy": to_plain(self.policy), "latest": latest}
+
+
+def population(
+    catalog: Catalog,
+    prefix: str = "",
+    tag: str | None = None,
+    owner: str | None = None,
+    behind: str | None = None,
+    limit: int = 100,
+) -> list[Row]:
+    """A page of policies; see `Catalog.search`."""
+    policies = catalog.search(prefix, tag, owner, behind, limit)
+    named = [policy for policy in policies if LATEST in policy.aliases]
+    keys = [revision_key(policy.name, policy.aliases[LATEST]) for policy in named]
+    latest = {
+        policy.name: checked(catalog.space, Revision, entry.value, f"{policy.name}@{policy.aliases[LATEST]}")
+        for policy, entry in zip(named, catalog.space.read_many(keys), strict=True)
+        if entry.value is not None
+    }
+    return [Row(policy, latest.get(policy.name)) for policy in policies]
+
+
+@dataclass
+class Stats:
+    """Counts of records by kind; policies by state, base, owner and rank; bytes of weights and of files."""
+
+    records: dict[str, int] = field(default_factory=dict)
+    states: Counter[str] = field(default_factory=Counter)
+    bases: Counter[str] = field(default_factory=Counter)
+    owners: int = 0
+    ranks: Counter[int] = field(default_factory=Counter)
+    revision_bytes: int = 0
+    disk_bytes: int | None = None
+
+    def plain(self) -> dict[str, Any]:
+        return to_plain(self)
+
+
+def stats(catalog: Catalog, step: Callable[[int], None] = lambda keys: None) -> Stats:
+    """Figures of the whole catalog; reads every policy and revision record. `step` hears of records read."""
+    space, found = catalog.space, Stats()
+    owners: set[str] = set()
+    for kind in KINDS:
+        count = 0
+        for page in space.pages(f"{kind}/", after(f"{kind}/")):
+            count += len(page)
+            entries = space.read_many(page) if kind in ("policy", "revision") else []
+            for key, entry in zip(page, entries):
+                if entry.value is None:
+                    continue
+                if kind == "policy":
+                    policy = checked(space, Policy, entry.value, key.removeprefix("policy/"))
+                    found.states["expired" if policy.state == "active" and expired(policy) else policy.state] += 1
+                    found.bases[policy.base] += 1
+                    found.ranks[policy.spec.rank] += 1
+                    owners |= {policy.owner} if policy.owner else set()
+                else:
+                    name, number = key.removeprefix("revision/").split("@")
+                    found.revision_bytes += checked(space, Revision, entry.value, f"{name}@{int(number)}").blob_bytes
+            step(len(page))
+        found.records[kind] = count
+    found.owners = len(owners)
+    if space.local is not None:
+        found.disk_bytes = disk_bytes(space.local)
+    return found
+
+
+@dataclass(frozen=True)
+class Node:
+    """A revision in a lineage: its key, step, the revision it came from, the aliases that name it, its stage."""
+
+    key: str
+    step: int
+    parent: str | None
+    aliases: tuple[str, ...]
+    stage: str
+    created: str
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Revisions that come from each other, oldest first, of `policy`, of those it was branched from, and of branches.
+
+    `cut`: there are more policies in it than were asked for.
+    """
+
+    policy: str
+    nodes: tuple[Node, ...]
+    cut: bool
+
+
+def lineage(catalog: Catalog, policy: str, policies: int = 50) -> Lineage:
+    """The family of `policy`: from the policy that all come from down to every branch, at most so many policies."""
+    root = find_policy(catalog.space, policy)
+    while root.origin is not None:
+        parent = root.origin.split("@")[0]
+        if catalog.space.read(policy_key(parent)).value is None:
+            break
+        root = find_policy(catalog.space, parent)
+    queue, seen, nodes = [root.name], {root.name}, []
+    cut = False
+    while queue:
+        record = find_policy(catalog.space, queue.pop(0))
+        nodes += _nodes(catalog, record)
+        prefix = f"child/{record.name}@"
+        for key in catalog.space.page(prefix, after(prefix), policies + 1):
+            name = key.rsplit("@", 1)[1]
+            if name not in seen and len(seen) < policies:
+                seen.add(name)
+                queue.append(name)
+            cut = cut or name not in seen
+    return Lineage(policy, tuple(nodes), cut)
+
+
+def _nodes(catalog: Catalog, policy: Policy) -> list[Node]:
+    named: dict[int, list[str]] = {}
+    for alias, number in sorted(policy.aliases.items()):
+        named.setdefault(number, []).append(alias)
+    found, before = [], policy.origin
+    for revision in catalog.log(policy.name):
+        # What was trained from a fresh adapter again still follows what was there before it.
+        parent = revision.parent or before
+        aliases = tuple(named.get(revision.number, ()))
+        stage = catalog.stage(revision).state
+        found.append(Node(revision.key, revision.step, parent, aliases, stage, revision.created))
+        before = revision.key
+    return found
+
+
+def about(catalog: Catalog, reference: str) -> dict[str, Any]:
+    """Everything about `policy`, `policy@number` or `policy@alias`: policy, revision, stage, session, scores."""
+    name, which = parse_reference(reference)
+    policy = catalog.policy(name)
+    found: dict[str, Any] = {"policy": to_plain(policy), "revision": None, "stage": None}
+    if policy.head or which is not None:
+        revision = catalog.get(name, which)
+        found["revision"] = to_plain(revision)
+        found["stage"] = catalog.stage(revision).state
+    session = find_session(catalog, policy)
+    found["session"] = None if session is None else to_plain(session)
+    number = None if found["revision"] is None else found["revision"]["number"]
+    found["scores"] = [] if number is None else [to_plain(score) for score in scores(catalog, name, number)]
+    return found
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One number over the revisions of a policy: what was measured, by whom, and (revision number, value)."""
+
+    name: str
+    source: str
+    points: tuple[tuple[int, float], ...]
+
+
+def curves(catalog: Catalog, policy: str) -> list[Curve]:
+    """Evaluations of a policy's revisions: what training measured, and every scorer's metrics."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for revision in catalog.log(policy):
+        for name, value in flat_numbers(revision.metrics).items():
+            found.setdefault((name, "training"), []).append((revision.number, value))
+    for score in scores(catalog, policy):
+        for name, value in score.metrics.items():
+            source = f"{score.scorer}, {score.renderer}, {score.path}"
+            found.setdefault((name, source), []).append((score.number, value))
+    return [Curve(name, source, tuple(points)) for (name, source), points in sorted(found.items())]
+
+
+def flat_numbers(value: Any, prefix: str = "") -> dict[str, float]:
+    """The numbers in nested dicts, by dotted path."""
+    if isinstance(value, dict):
+        inner = [flat_numbers(item, f"{prefix}{name}.") for name, item in value.items()]
+        return {name: number for found in inner for name, number in found.items()}
+    return {} if isinstance(value, bool) or not isinstance(value, int | float) else {prefix[:-1]: float(value)}
