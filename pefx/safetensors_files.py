@@ -1,4 +1,5 @@
-"""The tensors of a Hugging Face directory, known by the headers of its files and read by exact byte ranges.
+"""The tensors of a Hugging Face directory, known by the headers of its files and read by exact byte ranges; and files
+of tensors, written.
 
 A safetensors file is 8 bytes of length, a JSON header of that length (name -> dtype, shape, data_offsets) and the data;
 offsets count from the data's start. `model.safetensors.index.json`, where there is one, says which file holds which
@@ -9,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -132,38 +133,73 @@ def read_headers(directory: str | Path) -> dict[str, StoredTensor]:
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """The tensors of one file by name; raises PefxError like `read_headers`."""
+    raw, start, size = _raw_header(file)
+    raw.pop("__metadata__", None)
+    tensors = [_stored(name, raw[name], file, start) for name in raw]
+    end, last = start, None
+    for tensor in sorted(tensors, key=lambda t: (t.begin, t.end)):
+        if tensor.begin < end and last is not None:
+            raise _unreadable(file, f"tensors '{last}' and '{tensor.name}' overlap")
+        if tensor.begin != end:
+            raise _unreadable(file, f"{tensor.begin - end} bytes before tensor '{tensor.name}' belong to no tensor")
+        end, last = tensor.end, tensor.name
+        if end > size:
+            raise _unreadable(file, f"tensor '{last}' ends at byte {end}, the file at byte {size}; it is cut")
+    if end != size:
+        raise _unreadable(file, f"{size - end} bytes behind its last tensor")
+    return {tensor.name: tensor for tensor in tensors}
 
-    def refuse(why: str) -> PefxError:
-        return PefxError(f"{file}: not a readable safetensors file ({why})")
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a file says of itself beside its tensors, texts by name; raises PefxError like `read_header`."""
+    found = _raw_header(file)[0].get("__metadata__") or {}
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise _unreadable(file, "its metadata is no object of texts")
+    return found
+
+
+def file_bytes(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    """A file of these tensors: widest type first, then by name, so that equal tensors make equal files.
+
+    Raises KeyError for a type that the format does not have.
+    """
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, names[tensors[name].dtype], name))
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    offset = 0
+    for name in order:
+        x = tensors[name]
+        header[name] = {
+            "dtype": names[x.dtype], "shape": list(x.shape), "data_offsets": [offset, offset + x.nbytes],
+        }  # fmt: skip
+        offset += x.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *(tensors[name].tobytes() for name in order)])
+
+
+def _unreadable(file: Path, why: str) -> PefxError:
+    return PefxError(f"{file}: not a readable safetensors file ({why})")
+
+
+def _raw_header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """The JSON of a file's header, where its data begins, and its size."""
     try:
         with open(file, "rb") as opened:
             status = os.fstat(opened.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise refuse("no regular file")
+                raise _unreadable(file, "no regular file")
             prefix = opened.read(8)
             length = int.from_bytes(prefix, "little")
             if len(prefix) < 8 or length > min(LONGEST_HEADER, status.st_size - 8):
-                raise refuse(f"{status.st_size} bytes do not hold a header; it may be cut, or of another format")
+                told = f"{status.st_size} bytes do not hold a header; it may be cut, or of another format"
+                raise _unreadable(file, told)
             raw = json.loads(opened.read(length), object_pairs_hook=_without_duplicates)
     except (OSError, ValueError) as error:
-        raise refuse(str(error)) from None
+        raise _unreadable(file, str(error)) from None
     if not isinstance(raw, dict):
-        raise refuse("its header is no JSON object")
-    raw.pop("__metadata__", None)
-    tensors = [_stored(name, raw[name], file, 8 + length) for name in raw]
-    end, last = 8 + length, None
-    for tensor in sorted(tensors, key=lambda t: (t.begin, t.end)):
-        if tensor.begin < end and last is not None:
-            raise refuse(f"tensors '{last}' and '{tensor.name}' overlap")
-        if tensor.begin != end:
-            raise refuse(f"{tensor.begin - end} bytes before tensor '{tensor.name}' belong to no tensor")
-        end, last = tensor.end, tensor.name
-        if end > status.st_size:
-            raise refuse(f"tensor '{last}' ends at byte {end}, the file at byte {status.st_size}; it is cut")
-    if end != status.st_size:
-        raise refuse(f"{status.st_size - end} bytes behind its last tensor")
-    return {tensor.name: tensor for tensor in tensors}
+        raise _unreadable(file, "its header is no JSON object")
+    return raw, 8 + length, status.st_size
 
 
 def _stored(name: str, entry: Any, file: Path, start: int) -> StoredTensor:

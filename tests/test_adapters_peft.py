@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pefx.adapters.peft import read_peft
+from pefx.adapters.methods import scale
+from pefx.adapters.peft import find_adapters, read_peft
 from pefx.adapters.sites import factor_shapes
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
+from pefx.families.config_json import read_config
+from tests.peft_cases import CONFIGS, numbers, put
 
 GOLDENS = Path(__file__).parent / "goldens" / "adapters"  # written by PEFT
 MODEL = ModelConfig(
@@ -156,15 +159,20 @@ FIELDS = {
     "DoRA": ({"use_dora": True}, "use_dora is True"),
     "bias": ({"bias": "all"}, "bias is 'all'"),
     "LoRA bias": ({"lora_bias": True}, "lora_bias is True"),
-    "ranks by module": ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is {'q_proj': 8}"),
-    "alphas by module": ({"alpha_pattern": {"q_proj": 8}}, "alpha_pattern is {'q_proj': 8}"),
+    "a rank that is none": ({"rank_pattern": {"q_proj": 0}}, "rank_pattern of 'q_proj' must be a positive integer"),
+    "an alpha of nothing": ({"alpha_pattern": {"q_proj": 0}}, "alpha_pattern of 'q_proj' must be a number, not zero"),
+    "ranks in a list": ({"rank_pattern": [4]}, "rank_pattern is [4], must be an object"),
+    "a broken expression": ({"rank_pattern": {"q_(": 4}}, "'q_(' of rank_pattern is no regular expression"),
     "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save is ['lm_head']"),
-    "some layers": ({"layers_to_transform": [0]}, "layers_to_transform is [0]"),
+    "layers by name": ({"layers_to_transform": ["first"]}, "layers_to_transform is ['first'], must be numbers"),
+    "layers of another base": ({"layers_to_transform": [0], "layers_pattern": ["h"]}, "layers_pattern is ['h']"),
+    "layers of an expression": ({"layers_to_transform": 0, "target_modules": ".*"}, "needs a list of target_modules"),
+    "targets that are none": ({"target_modules": {"q": 1}}, "target_modules is {'q': 1}, must be a list of names"),
     "new tokens": ({"trainable_token_indices": [1]}, "trainable_token_indices is [1]"),
     "a field of tomorrow": ({"use_hindsight": {"x": 1}}, "use_hindsight is {'x': 1}"),
     "PiSSA": ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa' changes the base"),
     "no rank": ({"r": None}, "r must be a positive integer, got None"),
-    "text for alpha": ({"lora_alpha": "8"}, "lora_alpha must be a number, got '8'"),
+    "text for alpha": ({"lora_alpha": "8"}, "lora_alpha must be a number, not zero, got '8'"),
 }
 
 
@@ -187,15 +195,15 @@ def rename(old: str, new: str) -> Callable[[dict[str, np.ndarray]], None]:
     return change
 
 
-def put(key: str, *shape: int) -> Callable[[dict[str, np.ndarray]], None]:
+def add(key: str, *shape: int) -> Callable[[dict[str, np.ndarray]], None]:
     return lambda tensors: tensors.update({key: np.ones(shape, np.float32)})
 
 
 TENSORS: dict[str, tuple[str, Callable[[dict[str, np.ndarray]], object], str]] = {
     "the router": ("attention", rename("0.self_attn.q_proj", "0.mlp.gate"), "layers.0.mlp.gate' is no module"),
     "attention in the mlp": ("attention", rename("0.self_attn.q_proj", "0.mlp.q_proj"), "mlp.q_proj' is no module"),
-    "a magnitude": ("attention", put(Q0 + ".lora_magnitude_vector.weight", 60), "lora_magnitude_vector.weight' is no"),
-    "an embedding": ("attention", put("base_model.model.model.embed_tokens.lora_embedding_A", 4, 211), "is no LoRA"),
+    "a magnitude": ("attention", add(Q0 + ".lora_magnitude_vector.weight", 60), "lora_magnitude_vector.weight' is no"),
+    "an embedding": ("attention", add("base_model.model.model.embed_tokens.lora_embedding_A", 4, 211), "is no LoRA"),
     "half a pair": ("attention", lambda t: t.pop(Q0 + ".lora_B.weight"), "q_proj' lacks its lora_B"),
     "a layer too few": ("attention", lambda t: [t.pop(f"{Q0}.lora_{x}.weight") for x in "AB"], "not in layer 0"),
     "a layer too many": ("attention", rename("layers.2.", "layers.3."), "whose layers with k_proj are [0, 1, 2]"),
@@ -208,14 +216,14 @@ TENSORS: dict[str, tuple[str, Callable[[dict[str, np.ndarray]], object], str]] =
     ),
     "another rank": (
         "attention",
-        lambda t: (put(Q0 + ".lora_A.weight", 2, 40)(t), put(Q0 + ".lora_B.weight", 60, 2)(t)),
-        "has rank 2, r in adapter_config.json is 4",
+        lambda t: (add(Q0 + ".lora_A.weight", 2, 40)(t), add(Q0 + ".lora_B.weight", 60, 2)(t)),
+        "has rank 2, adapter_config.json says 4",
     ),
-    "other widths": ("attention", put(Q0 + ".lora_A.weight", 4, 41), "has a of shape (4, 41), this base needs (4, 40)"),
-    "factors that do not multiply": ("attention", put(Q0 + ".lora_A.weight", 3, 40), "do not multiply"),
+    "other widths": ("attention", add(Q0 + ".lora_A.weight", 4, 41), "has a of shape (4, 41), this base needs (4, 40)"),
+    "factors that do not multiply": ("attention", add(Q0 + ".lora_A.weight", 3, 40), "do not multiply"),
     "fused of another width": (
         "experts",
-        put(PREFIX + "0.mlp.experts.lora_A.weight", 10, 23),
+        add(PREFIX + "0.mlp.experts.lora_A.weight", 10, 23),
         "maps 23 to 40; this base's fused experts map",
     ),
 }
@@ -294,3 +302,138 @@ def test_shared_experts_and_latents_are_read_by_the_names_of_their_family(tmp_pa
     assert "up_proj' is not in this base, whose layers with shared_experts.up_proj are [1]" in refused(
         written(tmp_path / "dense", {"model.layers.0.mlp.shared_experts.up_proj": (40, 48)}), config
     )
+
+
+QWEN = CONFIGS["qwen3"]  # 3 dense layers, hidden 10, 3 heads of 8
+
+
+def attention(sites: dict[str, int], layers: tuple[int, ...] = (0, 1, 2)) -> dict[str, np.ndarray]:
+    """Tensors of projections, each of a rank."""
+    widths, tensors = {"q_proj": (10, 24), "k_proj": (10, 8), "v_proj": (10, 8), "o_proj": (24, 10)}, {}
+    for layer in layers:
+        for seed, (site, rank) in enumerate(sites.items(), 7 * layer):
+            reads, writes = widths[site]
+            module = f"model.layers.{layer}.self_attn.{site}"
+            tensors[f"{module}.lora_A.weight"] = numbers((rank, reads), seed)
+            tensors[f"{module}.lora_B.weight"] = numbers((writes, rank), seed + 50)
+    return tensors
+
+
+def test_lower_ranks_are_padded_and_other_scales_folded_into_b(tmp_path: Path) -> None:
+    tensors = attention({"q_proj": 4, "k_proj": 6, "v_proj": 2, "o_proj": 4})
+    fields = {"r": 4, "lora_alpha": 8, "rank_pattern": {"k_proj": 6, "v_proj": 2}, "alpha_pattern": {"k_proj": 12}}
+    adapter, spec = read_peft(put(tmp_path / "x", fields, tensors), QWEN)
+    assert (spec.rank, spec.alpha) == (6, 12.0)  # the scale of most is 2: of q, k and o; v has 4
+    for site, rank, ratio in (("q_proj", 4, 1), ("k_proj", 6, 1), ("v_proj", 2, 2), ("o_proj", 4, 1)):
+        name = f"model.layers.1.self_attn.{site}"
+        a, b = adapter[site]["a"][1], adapter[site]["b"][1]
+        np.testing.assert_array_equal(a[:rank], tensors[f"{name}.lora_A.weight"])
+        np.testing.assert_array_equal(b[:rank], ratio * tensors[f"{name}.lora_B.weight"].T)
+        assert not a[rank:].any()
+        assert not b[rank:].any()
+
+
+def test_a_scale_that_no_alpha_names_is_kept(tmp_path: Path) -> None:
+    """rsLoRA: the highest rank is not that of most, whose scale is 3 / sqrt(2)."""
+    tensors = attention({"q_proj": 2, "k_proj": 2, "v_proj": 5})
+    fields = {"r": 2, "lora_alpha": 3, "use_rslora": True, "rank_pattern": {"v_proj": 5}}
+    adapter, spec = read_peft(put(tmp_path / "x", fields, tensors), QWEN)
+    assert (spec.rank, spec.method) == (5, "rslora")
+    assert abs(scale(spec) - 3 / 2**0.5) < 1e-12
+    np.testing.assert_array_equal(
+        adapter["q_proj"]["b"][2][:2], tensors["model.layers.2.self_attn.q_proj.lora_B.weight"].T
+    )
+    b = tensors["model.layers.2.self_attn.v_proj.lora_B.weight"].T
+    np.testing.assert_allclose(adapter["v_proj"]["b"][2], b * (2 / 5) ** 0.5, rtol=1e-6)
+
+
+def test_layers_that_are_left_out_are_zeros(tmp_path: Path) -> None:
+    fields = {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "k_proj"], "layers_to_transform": [0, 2]}
+    tensors = attention({"q_proj": 2, "k_proj": 2}, (0, 2))
+    adapter, _ = read_peft(put(tmp_path / "x", fields, tensors), QWEN)
+    assert not any(pair[k][1].any() for pair in adapter.values() for k in "ab")
+    np.testing.assert_array_equal(adapter["k_proj"]["a"][2], tensors["model.layers.2.self_attn.k_proj.lora_A.weight"])
+
+
+@pytest.mark.parametrize(
+    ("layers", "there", "message"),
+    [
+        ([0, 2], (0,), "q_proj is adapted, but not in layer 2"),
+        ([0, 2], (0, 1, 2), "layers.1.self_attn.q_proj' is adapted, but layers_to_transform in adapter_config.json is"),
+        (None, (0, 2), "q_proj is adapted, but not in layer 1"),
+    ],
+)
+def test_layers_are_those_that_the_configuration_says(layers, there, message: str, tmp_path: Path) -> None:
+    fields = {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj"], "layers_to_transform": layers}
+    assert message in refused(put(tmp_path / "x", fields, attention({"q_proj": 2}, there)), QWEN)
+
+
+def test_targets_may_name_layers(tmp_path: Path) -> None:
+    fields = {"r": 2, "lora_alpha": 2, "target_modules": ["layers.1.self_attn.q_proj", "k_proj"]}
+    tensors = attention({"k_proj": 2}) | attention({"q_proj": 2}, (1,))
+    adapter, _ = read_peft(put(tmp_path / "x", fields, tensors), QWEN)
+    assert [bool(adapter["q_proj"]["a"][layer].any()) for layer in range(3)] == [False, True, False]
+    fields["target_modules"] = r".*layers\.[01]\.self_attn\.[qk]_proj"
+    tensors = attention({"q_proj": 2, "k_proj": 2}, (0, 1))
+    assert read_peft(put(tmp_path / "y", fields, tensors), QWEN)[1].targets == ("q_proj", "k_proj")
+    del (
+        tensors["model.layers.1.self_attn.k_proj.lora_A.weight"],
+        tensors["model.layers.1.self_attn.k_proj.lora_B.weight"],
+    )
+    assert "k_proj is adapted, but not in layer 1" in refused(put(tmp_path / "z", fields, tensors), QWEN)
+
+
+def test_a_target_without_any_tensor_is_refused(tmp_path: Path) -> None:
+    fields = {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj", "elsewhere"]}
+    directory = put(tmp_path / "x", fields, attention({"q_proj": 2}))
+    assert "targets 'v_proj', but no tensor of it is there" in refused(directory, QWEN)
+
+
+KINDS = {
+    "wrong_rank": lambda t: t.update({"model.layers.1.self_attn.q_proj.lora_A.weight": numbers((3, 10), 0)}),
+    "wrong_target": lambda t: t.update({"model.layers.1.self_attn.q_proj.lora_magnitude_vector": numbers((24,), 0)}),
+    "not_finite": lambda t: t["model.layers.1.self_attn.q_proj.lora_A.weight"].__setitem__((0, 3), np.nan),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors_have_kinds(kind: str, tmp_path: Path) -> None:
+    tensors = attention({"q_proj": 2})
+    KINDS[kind](tensors)
+    with pytest.raises(PefxError, match=r"model.layers.1.self_attn.q_proj") as caught:
+        read_peft(put(tmp_path / "x", {"r": 2, "lora_alpha": 2}, tensors), QWEN)
+    assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_types_are_widened_and_others_refused(dtype, tmp_path: Path) -> None:
+    tensors = attention({"q_proj": 2})
+    narrow = {name: x.astype(dtype) for name, x in tensors.items()}
+    adapter, _ = read_peft(put(tmp_path / "x", {"r": 2, "lora_alpha": 2}, narrow), QWEN)
+    want = narrow["model.layers.2.self_attn.q_proj.lora_A.weight"].astype(np.float32)
+    np.testing.assert_array_equal(adapter["q_proj"]["a"][2], want)
+    wide = {name: x.astype(np.float64) for name, x in tensors.items()}
+    assert "is float64; an adapter is" in refused(put(tmp_path / "y", {"r": 2, "lora_alpha": 2}, wide), QWEN)
+
+
+def test_goldens_with_patterns_have_the_scales_of_their_modules() -> None:
+    """Their logits: law 7."""
+    adapter, spec = read_peft(GOLDENS / "ranks", MODEL)
+    assert (spec.rank, spec.alpha / spec.rank) == (6, 2.0)
+    tensors = load_file(GOLDENS / "ranks" / "adapter_model.safetensors")
+    b = tensors[PREFIX + "1.self_attn.k_proj.lora_B.weight"].T * np.float32(3 / 4 / 2)
+    np.testing.assert_array_equal(adapter["k_proj"]["b"][1][:4], b)
+    some, _ = read_peft(GOLDENS / "some_layers", read_config(GOLDENS.parent / "qwen3"))
+    assert [bool(some["up_proj"]["a"][layer].any()) for layer in range(3)] == [False, True, False]
+    assert [bool(some["q_proj"]["a"][layer].any()) for layer in range(3)] == [True, False, True]
+
+
+def test_adapters_are_found_in_order(tmp_path: Path) -> None:
+    for name in ("b", "a/2", "a/10", "a", ".c.12.partial"):
+        put(tmp_path / name, {"r": 2, "lora_alpha": 2}, attention({"q_proj": 2}))
+    (tmp_path / "empty").mkdir()
+    assert find_adapters(tmp_path) == [tmp_path / name for name in ("a", "a/10", "a/2", "b")]
+    assert find_adapters(tmp_path / "b") == [tmp_path / "b"]
+    assert find_adapters(tmp_path / "empty") == []
+    with pytest.raises(PefxError, match="nowhere: no such directory"):
+        find_adapters(tmp_path / "nowhere")

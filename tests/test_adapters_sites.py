@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pefx.adapters.sites import SITES, factor_shapes, layer_count, width
+from pefx.adapters.sites import SITES, check_shapes, factor_shapes, has_site, layer_count, layers_with, width
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from tests.model_small import MODEL, variant
@@ -97,3 +97,31 @@ def test_shared_experts_are_one_dense_layer_beside_the_routed_ones():
     assert set(shapes) - set(WANTED) == {f"shared_experts.{name}_proj" for name in ("gate", "up", "down")}
     assert shapes["shared_experts.up_proj"] == {"a": (2, 3, 33), "b": (2, 3, 26)}
     assert shapes["shared_experts.down_proj"] == {"a": (2, 3, 26), "b": (2, 3, 33)}
+
+
+def test_layers_of_a_site_are_in_the_order_of_its_factors() -> None:
+    config = variant(layers=5, dense_layers=(1, 3), shared_experts=1, tied_embedding=False)
+    assert layers_with(config, "q_proj") == [0, 1, 2, 3, 4]
+    assert layers_with(config, "down_proj") == [1, 3]
+    assert layers_with(config, "experts.up_proj") == layers_with(config, "shared_experts.up_proj") == [0, 2, 4]
+    assert layers_with(config, "unembed") == [0]
+    assert layers_with(config, "kv_a_proj") == []
+    for site in SITES:
+        if has_site(config, site):
+            assert len(layers_with(config, site)) == layer_count(config, SITES[site].kind)
+
+
+def test_shapes_that_do_not_fit_are_refused_by_name() -> None:
+    spec = AdapterSpec(rank=4, targets=("q_proj", "up_proj"))
+    shapes = factor_shapes(MODEL, spec)
+    check_shapes(MODEL, spec, shapes)
+    wrong = {
+        "lacks site 'up_proj'": {"q_proj": shapes["q_proj"]},
+        "has site 'k_proj'": {**shapes, "k_proj": shapes["q_proj"]},
+        r"'q_proj' has factors \['a'\], not a and b": {**shapes, "q_proj": {"a": shapes["q_proj"]["a"]}},
+        r"q_proj.b has shape \(1, 2\)": {**shapes, "q_proj": {**shapes["q_proj"], "b": (1, 2)}},
+    }
+    for match, found in wrong.items():
+        with pytest.raises(PefxError, match=match) as caught:
+            check_shapes(MODEL, spec, found)
+        assert caught.value.kind == "bad_adapter"

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from pefx.errors import PefxError
-from pefx.safetensors_files import INDEX, StoredTensor, read_header, read_headers, spans
+from pefx.safetensors_files import INDEX, StoredTensor, file_bytes, read_header, read_headers, read_metadata, spans
 
 TENSORS = {
     "a": np.arange(35, dtype=np.float32).reshape(5, 7),
@@ -199,3 +200,25 @@ def test_an_index_beside_a_whole_file_or_of_no_json_is_refused(tmp_path: Path) -
     assert f"{INDEX}: cannot be read as JSON" in refused(directory)
     saved(directory, model={"a": TENSORS["a"]})
     assert "holds both model.safetensors and" in refused(directory)
+
+
+def test_written_files_are_read_back_and_do_not_follow_the_order_of_names(tmp_path: Path) -> None:
+    tensors = {
+        "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "a": np.arange(4, dtype=ml_dtypes.bfloat16),
+        "c": np.zeros((0, 3), np.float32),
+    }
+    one = file_bytes(tensors, {"format": "pt", "also": "this"})
+    assert one == file_bytes(dict(reversed(tensors.items())), {"also": "this", "format": "pt"})
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(one)
+    found = read_header(file)
+    assert found.keys() == tensors.keys()
+    for name, x in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (x.dtype, x.shape)
+        assert found[name].read().tobytes() == x.tobytes()
+    assert read_metadata(file) == {"format": "pt", "also": "this"}
+    with safe_open(file, framework="numpy") as opened:
+        np.testing.assert_array_equal(opened.get_tensor("b"), tensors["b"])
+    file.write_bytes(file_bytes(tensors, {}))
+    assert read_metadata(file) == {}

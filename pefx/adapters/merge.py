@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from pefx.adapters.methods import Adapter, scale
-from pefx.adapters.sites import SITES, factor_shapes, parameter
+from pefx.adapters.sites import SITES, check_shapes, parameter
 from pefx.compiler import jit
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
@@ -50,16 +50,8 @@ def _with(base: Base, adapter: Adapter, spec: AdapterSpec, factor: float) -> Bas
 
 
 def _check(base: Base, adapter: Adapter, spec: AdapterSpec) -> None:
-    shapes = factor_shapes(base.config, spec)
-    if set(shapes) != set(adapter):
-        odd = min(set(shapes) ^ set(adapter))
-        wrong = "lacks" if odd in shapes else "has"
-        raise PefxError(f"the adapter {wrong} site '{odd}'; its spec on this base means {list(shapes)}", "bad_adapter")
-    for site, pair in shapes.items():
-        for name, shape in pair.items():
-            found = adapter[site][name].shape
-            if found != shape:
-                raise PefxError(f"{site}.{name} has shape {found}; this base needs {shape}", "bad_adapter")
+    shapes = {site: {name: x.shape for name, x in pair.items()} for site, pair in adapter.items()}
+    check_shapes(base.config, spec, shapes)
     if "unembed" in adapter and base.unembed is None:
         raise PefxError("the unembedding is tied to the embedding: an adapter of it cannot be merged", "bad_adapter")
 
@@ -94,11 +86,18 @@ def _add(holder: Any, path: str, pair: dict[str, np.ndarray], factor: float, inw
     variable[...] = _summed(together, inward)(variable[...], a, b, np.float32(factor))
 
 
+def sum_of(w: np.ndarray, a: np.ndarray, b: np.ndarray, factor: float) -> Array:
+    """A matrix `[out, in]` with `factor` times the product of a `[R, in]` and b `[R, out]` (float32), in its type."""
+    return _summed(_added, False)(jnp.asarray(w), jnp.asarray(a), jnp.asarray(b), np.float32(factor))
+
+
 def _added(
     w: Float[Array, "*rest m n"], a: Float[Array, "*ra R i"], b: Float[Array, "*rb R o"], factor: Array, inward: bool
 ) -> Float[Array, "*rest m n"]:
+    # A factor that experts share is repeated for each: a product has the same bits in either form, and one by one.
+    a, b = (jnp.broadcast_to(x, (*w.shape[:-2], *x.shape[-2:])) for x in (a, b))
     delta = jnp.einsum("...ri,...ro->...io" if inward else "...ri,...ro->...oi", a, b)
-    return (w.astype(jnp.float32) + jnp.broadcast_to(delta * factor, w.shape)).astype(w.dtype)
+    return (w.astype(jnp.float32) + delta * factor).astype(w.dtype)
 
 
 def _layer_by_layer(w: Array, a: Array, b: Array, factor: Array, inward: bool) -> Array:

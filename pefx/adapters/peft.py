@@ -1,206 +1,92 @@
 """Adapters as Hugging Face PEFT directories: `adapter_config.json` and `adapter_model.safetensors`, read into our form.
 
-Read are LoRA and rsLoRA on attention, dense and expert projections, routed or shared, and on `lm_head`. Routed experts
-come in two layouts: one pair of matrices per expert (transformers 4), or fused, as parameters of all experts
-(transformers 5). What cannot be expressed is refused by name, never dropped.
+Read are LoRA and rsLoRA on attention, dense and expert projections, routed or shared, and on `lm_head`, in float32,
+bfloat16 or float16. Routed experts come in three layouts: one pair of matrices per expert (transformers 4, vLLM), fused
+as parameters of all experts (transformers 5), or as stacks of matrices (SGLang, Megatron-Bridge): see
+`pefx.adapters.peft_experts`. What cannot be expressed is refused by name, never dropped.
+
+An adapter here has one rank and one scale. Where `rank_pattern` gives lower ranks, factors are padded with zeros to the
+highest; where `alpha_pattern` gives another scale than that of most modules, B is multiplied by the ratio in float32:
+exact for powers of two, rounded once otherwise. Layers that the configuration leaves out (`layers_to_transform`, or
+targets that name layers) are zeros; one that it does not leave out must be in the file.
 """
 
-import json
-import re
-from functools import cache
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
-from pefx.adapters.methods import Adapter
-from pefx.adapters.sites import SITES, factor_shapes, has_site, layer_count, parameter
-from pefx.config import AdapterSpec, ModelConfig
+from pefx.adapters.methods import SCALES, Adapter, scale
+from pefx.adapters.peft_config import CONFIG, TENSORS, PeftConfig, read_peft_config
+from pefx.adapters.peft_experts import DOWN, GATE, UP, are_blocks, halves, split_fused, split_stacked
+from pefx.adapters.peft_names import EXPERTS, KEY, STACKED, Place, all_names, places_of, sites_named
+from pefx.adapters.sites import SITES, factor_shapes, has_site, layers_with
+from pefx.config import AdapterSpec, ExpertForm, ModelConfig
 from pefx.errors import PefxError
-from pefx.families.tables import FAMILIES
+from pefx.safetensors_files import StoredTensor, read_header, read_metadata
+from pefx.stored_weights import FLOATS
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-# Fields of a PEFT configuration that do not change what a saved adapter computes; any other must be unset.
-INERT = {
-    "auto_mapping", "base_model_name_or_path", "corda_config", "ensure_weight_tying", "eva_config", "exclude_modules",
-    "inference_mode", "init_lora_weights", "layers_pattern", "loftq_config", "lora_alpha", "lora_dropout",
-    "lora_ga_config", "megatron_core", "peft_type", "peft_version", "qalora_group_size", "r", "revision",
-    "runtime_config", "target_modules", "target_parameters", "task_type", "use_rslora",
-}  # fmt: skip
-UNSET = (None, False, "none", {}, [], 0)
-# Initialisations that leave the base as it is. The others subtract the start from it: such factors fit no other base.
-PLAIN_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# In a file's metadata: the sites that it holds, where gate or up alone are written as the one matrix they are in PEFT.
+SITES_FIELD = "pefx_sites"
 
-KEY = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<factor>[AB])\.weight")
-FUSED_MODULE = re.compile(r"model\.layers\.(\d+)\.mlp\.experts(?:\.base_layer)*")
-# The first version known to write fused experts with A on the side that an expert reads, whatever the sizes.
-FUSED_SINCE = (0, 21)
 
-Place = tuple[str, int, int]  # site, layer of the base, expert (-1: none)
-Pairs = dict[Place, tuple[np.ndarray, np.ndarray]]  # a [R, in], b [R, out]
+@dataclass(frozen=True)
+class Piece:
+    """Factors of a place, a `[R, in]` and b `[R, out]`; or of all experts of its layer, `[E, R, in]`, where the place
+    names none. An axis E may be 1: one matrix for all. `joint`: gate and up share one A. `module` is its name.
+    """
+
+    place: Place
+    a: np.ndarray
+    b: np.ndarray
+    scale: float
+    module: str
+    joint: bool = False
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[-2]
 
 
 def read_peft(directory: str | Path, config: ModelConfig) -> tuple[Adapter, AdapterSpec]:
-    """The adapter of a PEFT directory, float32, for a base of shape `config`, and its spec (form `per_expert`).
+    """The adapter of a PEFT directory, float32, for a base of shape `config`, and its spec.
 
-    Raises PefxError naming file and field or tensor where something is missing, foreign, or cannot be expressed.
+    Routed experts are in the form `shared_hidden` where all of them share the factors on the hidden side, else
+    `per_expert`. Raises PefxError naming file and field or tensor where something is missing, foreign, or cannot be
+    expressed; of kind "wrong_rank", "wrong_target" or "not_finite" where a tensor is of another rank than the
+    configuration says, has no place in this base, or has values that are no numbers.
     """
     directory = Path(directory)
-    fields = _read_config(directory / CONFIG)
+    peft = read_peft_config(directory / CONFIG)
     source = directory / TENSORS
-    rank = fields["r"]
-    pairs: Pairs = {}
-    for module, (a, b) in _read_pairs(source).items():
-        for place, pair in _places(module, a, b, config, f"{source}: '{module}'", fields).items():
-            if pair[0].shape[0] != rank:
-                raise PefxError(
-                    f"{source}: '{module}' has rank {pair[0].shape[0]}, r in {CONFIG} is {rank}; "
-                    "all targets of an adapter must have one rank"
-                )
-            pairs[place] = pair
-    targets = tuple(site for site in SITES if any(site == place[0] for place in pairs))
-    method = "rslora" if fields.get("use_rslora") else "lora"
-    spec = AdapterSpec(method=method, rank=rank, alpha=float(fields["lora_alpha"]), targets=targets)
-    return _stack(pairs, spec, config, source), spec
+    pieces = [
+        piece
+        for module, (a, b) in _read_pairs(source).items()
+        for piece in _pieces(module, a, b, config, f"{source}: '{module}'", peft)
+    ]
+    pieces = _without_absent(_apart(pieces, peft), read_metadata(source).get(SITES_FIELD), source)
+    _check_targets(peft, {piece.place.site for piece in pieces}, config, source)
+    spec = _spec(pieces, peft, config)
+    return _stack(pieces, spec, config, peft, source), spec
 
 
-def _stack(pairs: Pairs, spec: AdapterSpec, config: ModelConfig, source: Path) -> Adapter:
-    """One array per site and factor, from the pairs of its layers and experts; none may be missing."""
-    adapter: Adapter = {}
-    for site, shapes in factor_shapes(config, spec).items():
-        out = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
-        for index, layer in enumerate(_layers(site, config)):
-            experts = range(config.experts) if SITES[site].kind == "experts" else (-1,)
-            for expert in experts:
-                if (site, layer, expert) not in pairs:
-                    where = f"layer {layer}" + (f" expert {expert}" if expert >= 0 else "")
-                    raise PefxError(f"{source}: {site} is adapted, but not in {where}; all layers must be, or none")
-                at = (index, expert) if expert >= 0 else (index,)
-                for name, value in zip(("a", "b"), pairs[site, layer, expert], strict=True):
-                    if value.shape != out[name][at].shape:
-                        raise PefxError(
-                            f"{source}: {site} in layer {layer} has {name} of shape {value.shape}, this base needs "
-                            f"{out[name][at].shape}"
-                        )
-                    out[name][at] = value
-        adapter[site] = out
-    return adapter
+def find_adapters(folder: str | Path) -> list[Path]:
+    """The PEFT directories under a folder (itself included), in order of their paths.
 
-
-def _layers(site: str, config: ModelConfig) -> list[int]:
-    """Layers of the base (0-based) that have `site`, in order."""
-    kind = SITES[site].kind
-    if kind == "unembed":
-        return [0]
-    if not has_site(config, site):
-        return []
-    if kind == "attention":
-        return list(range(config.layers))
-    layers = [i for i in range(config.layers) if (i in config.dense_layers) == (kind == "dense")]
-    assert len(layers) == layer_count(config, kind)
-    return layers
-
-
-def _places(
-    module: str, a: np.ndarray, b: np.ndarray, config: ModelConfig, where: str, fields: dict[str, Any]
-) -> Pairs:
-    """Where a module's factors, A `[R, in]` and B `[out, R]`, go. `where` names the module in errors."""
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
-        raise PefxError(f"{where} has A of shape {a.shape} and B of shape {b.shape}, which do not multiply")
-    if fused := FUSED_MODULE.fullmatch(module):
-        layer = int(fused[1])
-        split = _split_fused(a, b, config, where, fields) if config.experts else {}
-        found = {(site, layer, e): (x[e], y[e]) for site, (x, y) in split.items() for e in range(config.experts)}
-    elif module == "lm_head":
-        found = {("unembed", 0, -1): (a, b.T)}
-    else:
-        found = dict.fromkeys(_linear_places(module, config), (a, b.T))
-    if not found:
-        own = [site for site in SITES if has_site(config, site)]
-        raise PefxError(f"{where} is no module that can be adapted here; sites are {', '.join(own)}")
-    for site, layer, e in found:
-        if layer not in _layers(site, config) or e >= config.experts:
-            raise PefxError(f"{where} is not in this base, whose layers with {site} are {_layers(site, config)}")
-    return found
-
-
-def _linear_places(module: str, config: ModelConfig) -> list[Place]:
-    """The site, layer and expert whose matrix a module of the base is; nothing for other modules."""
-    matches = [(site, pattern.fullmatch(module)) for site, pattern in _modules(config.family)]
-    return [(site, int(m[1]), int(m[2]) if m.re.groups > 1 else -1) for site, m in matches if m]
-
-
-@cache
-def _modules(family: str) -> list[tuple[str, re.Pattern[str]]]:
-    """Names of a family's modules by site: groups are the layer, and the expert where each has its own."""
-    tensors = FAMILIES[family].tensors
-    found = []
-    for site in SITES:
-        if tensor := tensors.get(parameter(site) or ""):
-            name = re.escape(tensor.removesuffix(".weight")).replace(re.escape("{e}"), r"(\d+)")
-            found.append((site, re.compile(rf"model\.layers\.(\d+)\.{name}")))
-    return found
-
-
-def _split_fused(
-    a: np.ndarray, b: np.ndarray, config: ModelConfig, where: str, fields: dict[str, Any]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Factors of all experts by site, a `[E, R, in]` and b `[E, R, out]`, from A `[E R, in]` and B `[out, R E]`.
-
-    A has the expert slowest, B has it fastest. Gate and up are one matrix of height 2F: they share A, each has its half
-    of B. Older versions of PEFT took `[out, in]` for `[in, out]`, so that A stands on the output side: sizes tell.
+    Directories that are being written (`.*.partial`) are none. Raises PefxError if the folder is no directory.
     """
-    experts, hidden, wide = config.experts, config.hidden, config.expert_hidden
-    if a.shape[0] % experts:
-        raise PefxError(f"{where} has {a.shape[0]} rows in A, no multiple of this base's {experts} experts")
-    rank = a.shape[0] // experts
-    first = a.reshape(experts, rank, a.shape[1])
-    second = b.reshape(b.shape[0], rank, experts).transpose(2, 1, 0)
-    sizes = (a.shape[1], b.shape[0])
-    known = {"gate_up_proj": (hidden, 2 * wide), "down_proj": (wide, hidden)}
-    name = next((n for n, s in known.items() if sorted(s) == sorted(sizes)), None)
-    if name is None:
-        raise PefxError(f"{where} maps {sizes[0]} to {sizes[1]}; this base's fused experts map {known}")
-    if sizes[0] == sizes[1]:
-        version = tuple(int(x) for x in re.findall(r"\d+", str(fields.get("peft_version", "")))[:2])
-        if version < FUSED_SINCE:
-            raise PefxError(
-                f"{where} is square, and {CONFIG} has no peft_version from {FUSED_SINCE[0]}.{FUSED_SINCE[1]} on: it "
-                "cannot be told which factor is on which side; load and save it with a newer PEFT"
-            )
-    elif sizes != known[name]:
-        first, second = second, first
-    if name == "down_proj":
-        return {"experts.down_proj": (first, second)}
-    return {"experts.gate_proj": (first, second[..., :wide]), "experts.up_proj": (first, second[..., wide:])}
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise PefxError(f"{path}: no such file; an adapter is a PEFT directory") from None
-    except (OSError, ValueError) as error:
-        raise PefxError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise PefxError(f"{path}: must hold one JSON object")
-    if fields.get("peft_type") != "LORA":
-        raise PefxError(f"{path}: peft_type is {fields.get('peft_type')!r}, only 'LORA' is supported")
-    rank, alpha = fields.get("r"), fields.get("lora_alpha")
-    if type(rank) is not int or rank < 1:
-        raise PefxError(f"{path}: r must be a positive integer, got {rank!r}")
-    if type(alpha) not in (int, float):
-        raise PefxError(f"{path}: lora_alpha must be a number, got {alpha!r}")
-    for field, value in fields.items():
-        if field not in INERT and value not in UNSET:
-            raise PefxError(f"{path}: {field} is {value!r}, which cannot be expressed here; it must be unset")
-    start = fields.get("init_lora_weights")
-    if start not in PLAIN_STARTS:
-        raise PefxError(
-            f"{path}: init_lora_weights {start!r} changes the base; save the adapter relative to the original base"
-        )
-    return fields
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise PefxError(f"{folder}: no such directory")
+    found = []
+    for path, below, files in os.walk(folder):
+        below[:] = [name for name in below if not (name.startswith(".") and name.endswith(".partial"))]
+        if CONFIG in files:
+            found.append(Path(path))
+    return sorted(found)
 
 
 def _read_pairs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -208,20 +94,187 @@ def _read_pairs(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if not path.exists():
         raise PefxError(f"{path}: no such file; adapters are read from safetensors only")
     factors: dict[str, dict[str, np.ndarray]] = {}
-    try:
-        with safe_open(path, framework="numpy") as opened:
-            for name in sorted(opened.keys()):
-                match = KEY.fullmatch(name)
-                if match is None:
-                    raise PefxError(f"{path}: tensor '{name}' is no LoRA factor of a linear module")
-                value = opened.get_tensor(name).astype(np.float32)
-                factors.setdefault(match["module"], {})[match["factor"]] = value
-    except (SafetensorError, OSError) as error:
-        raise PefxError(f"{path}: not a readable safetensors file ({error})") from None
+    for name, tensor in sorted(read_header(path).items()):
+        match = KEY.fullmatch(name)
+        if match is None:
+            raise PefxError(f"{path}: tensor '{name}' is no LoRA factor of a linear module", "wrong_target")
+        factors.setdefault(match["module"], {})[match["factor"]] = _numbers(tensor)
     if not factors:
         raise PefxError(f"{path}: holds no tensors")
     for module, pair in factors.items():
         if set(pair) != {"A", "B"}:
             missing = min({"A", "B"} - set(pair))
-            raise PefxError(f"{path}: '{module}' lacks its lora_{missing}")
+            raise PefxError(f"{path}: '{module}' lacks its lora_{missing}", "wrong_target")
     return {module: (pair["A"], pair["B"]) for module, pair in factors.items()}
+
+
+def _numbers(tensor: StoredTensor) -> np.ndarray:
+    if tensor.dtype not in FLOATS:
+        raise PefxError(
+            f"{tensor.file}: tensor '{tensor.name}' is {tensor.dtype}; an adapter is float32, float16 or bfloat16"
+        )
+    stored = tensor.read()
+    with np.errstate(invalid="ignore"):  # a signalling NaN would warn before it is refused
+        bad = stored.size - int(np.isfinite(stored).sum())
+        if bad:
+            told = f"{tensor.file}: tensor '{tensor.name}' has {bad} NaN or infinite values of {stored.size}"
+            raise PefxError(told, "not_finite")
+    return stored.astype(np.float32)
+
+
+def _pieces(
+    module: str, a: np.ndarray, b: np.ndarray, config: ModelConfig, where: str, peft: PeftConfig
+) -> Iterator[Piece]:
+    """Where a module's factors go, A `[R, in]` and B `[out, R]` or those of all experts. `where` begins errors."""
+    name, joint = module, False
+    if config.experts and (match := EXPERTS.fullmatch(module)):
+        leaf, found = split_fused(a, b, config, peft.version, where)
+        name, joint = f"model.layers.{match['layer']}.mlp.experts.{leaf}", leaf == "gate_up_proj"
+        parts = [(Place(site, int(match["layer"])), x, y) for site, (x, y) in found.items()]
+    elif config.experts and (match := STACKED.fullmatch(module)):
+        stacks = split_stacked(match["name"], a, b, config.experts, where)
+        joint = match["name"] == "gate_up_proj" and a.shape[1] == b.shape[2]
+        parts = [(Place(site, int(match["layer"])), x, y) for site, (x, y) in stacks.items()]
+    else:
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+            told = f"{where} has A of shape {a.shape} and B of shape {b.shape}, which do not multiply"
+            raise PefxError(told, "wrong_rank")
+        parts = [(place, a, b.T) for place in places_of(module, config)]
+    if not parts:
+        own = [site for site in SITES if has_site(config, site)]
+        told = f"{where} is no module that can be adapted here; sites are {', '.join(own)}"
+        raise PefxError(told, "wrong_target")
+    for place, x, y in parts:
+        piece = Piece(place, x, y, peft.scale_of(name), name, joint)
+        _check_piece(piece, config, where, peft)
+        yield piece
+
+
+def _check_piece(piece: Piece, config: ModelConfig, where: str, peft: PeftConfig) -> None:
+    site, layer, expert = piece.place
+    layers = layers_with(config, site)
+    if layer not in layers or expert >= config.experts:
+        raise PefxError(f"{where} is not in this base, whose layers with {site} are {layers}", "wrong_target")
+    if SITES[site].kind != "unembed" and peft.leaves_out(piece.module, layer):
+        told = f"{where} is adapted, but layers_to_transform in {CONFIG} is {sorted(peft.layers or ())}"
+        raise PefxError(told, "wrong_target")
+    wanted = peft.rank_of(piece.module)
+    if piece.rank != wanted:
+        raise PefxError(f"{where} has rank {piece.rank}, {CONFIG} says {wanted}", "wrong_rank")
+
+
+def _apart(pieces: list[Piece], peft: PeftConfig) -> list[Piece]:
+    """Gate and up at rank r each, if in every layer they share a pair of rank 2 r that is two of rank r beside each
+    other: what `write_peft` makes of them, and PEFT of a pair per expert. It is the same product, exactly.
+    """
+    shared = {(p.place.layer, p.place.site): p for p in pieces if p.joint}
+    layers = sorted({layer for layer, _ in shared})
+    pairs = {layer: [(shared[layer, site].a, shared[layer, site].b) for site in (GATE, UP)] for layer in layers}
+    twice = all(piece.rank == 2 * peft.rank for piece in shared.values())
+    if not layers or not twice or not all(are_blocks(*pair) for pair in pairs.values()):
+        return pieces
+    split = {layer: dict(zip((GATE, UP), halves(*pair), strict=True)) for layer, pair in pairs.items()}
+    return [
+        replace(p, a=split[p.place.layer][p.place.site][0], b=split[p.place.layer][p.place.site][1]) if p.joint else p
+        for p in pieces
+    ]
+
+
+def _without_absent(pieces: list[Piece], written: str | None, source: Path) -> list[Piece]:
+    """The pieces of those sites that the file says it holds, if it says so; those of other sites must be zero."""
+    if written is None:
+        return pieces
+    sites = written.split(",")
+    for piece in pieces:
+        if piece.place.site not in sites and piece.b.any():
+            told = f"{source}: '{piece.module}' adapts {piece.place.site}, {SITES_FIELD} in its metadata is {written}"
+            raise PefxError(told, "wrong_target")
+    kept = [piece for piece in pieces if piece.place.site in sites]
+    if not kept:
+        raise PefxError(f"{source}: {SITES_FIELD} in its metadata is '{written}', and no tensor is of those sites")
+    return kept
+
+
+def _check_targets(peft: PeftConfig, found: set[str], config: ModelConfig, source: Path) -> None:
+    """Raise PefxError for a target of the configuration that is in this base, but not in the file at all."""
+    modules = () if isinstance(peft.modules, str) else peft.modules
+    for target in (*modules, *peft.parameters):
+        meant = sites_named(target, config)
+        if meant and not meant & found:
+            raise PefxError(f"{source}: {CONFIG} targets '{target}', but no tensor of it is there", "wrong_target")
+
+
+def _spec(pieces: list[Piece], peft: PeftConfig, config: ModelConfig) -> AdapterSpec:
+    """The highest rank, and the scale that most modules have, by an alpha that the configuration names if one does."""
+    rank = max(piece.rank for piece in pieces)
+    usual = Counter(np.float32(piece.scale) for piece in pieces).most_common(1)[0][0]
+    exact = next(piece.scale for piece in pieces if np.float32(piece.scale) == usual)
+    named = [peft.alpha, *peft.alpha_pattern.values()]
+    fitting = [alpha for alpha in named if np.float32(SCALES[peft.method](alpha, rank) / exact) == 1]
+    return AdapterSpec(
+        method=peft.method,
+        rank=rank,
+        alpha=fitting[0] if fitting else exact / SCALES[peft.method](1.0, rank),
+        targets=tuple(site for site in SITES if any(site == piece.place.site for piece in pieces)),
+        expert_form=_form(pieces, config),
+    )
+
+
+def _form(pieces: Iterable[Piece], config: ModelConfig) -> ExpertForm:
+    """`shared_hidden` if in every layer one matrix on the hidden side stands beside E on the other side."""
+    of_experts = [p for p in pieces if SITES[p.place.site].kind == "experts"]
+    if config.experts < 2 or not of_experts:
+        return "per_expert"
+    for piece in of_experts:
+        shared, own = (piece.b, piece.a) if piece.place.site == DOWN else (piece.a, piece.b)
+        if piece.place.expert >= 0 or shared.shape[0] != 1 or own.shape[0] != config.experts:
+            return "per_expert"
+    return "shared_hidden"
+
+
+def _stack(pieces: list[Piece], spec: AdapterSpec, config: ModelConfig, peft: PeftConfig, source: Path) -> Adapter:
+    """One array per site and factor, from the pieces of its layers and experts; none may be missing."""
+    shapes = factor_shapes(config, spec)
+    adapter = {site: {name: np.zeros(x, np.float32) for name, x in pair.items()} for site, pair in shapes.items()}
+    filled: dict[Place, str] = {}
+    for piece in pieces:
+        site, layer, expert = piece.place
+        stacked = SITES[site].kind == "experts" and expert < 0
+        for e in range(config.experts) if stacked else (expert,):
+            if (place := Place(site, layer, e)) in filled:
+                told = f"{source}: '{piece.module}' and '{filled[place]}' are the same place"
+                raise PefxError(told, "wrong_target")
+            filled[place] = piece.module
+        ratio = np.float32(piece.scale / scale(spec))
+        b = piece.b if ratio == 1 else piece.b * ratio
+        at = layers_with(config, site).index(layer)
+        for name, value in (("a", piece.a), ("b", b)):
+            room = adapter[site][name][at] if stacked or expert < 0 else adapter[site][name][at, expert]
+            if value.shape[-1] != room.shape[-1]:
+                told = (*value.shape[:-1], room.shape[-1])
+                raise PefxError(
+                    f"{source}: {site} in layer {layer} has {name} of shape {value.shape}, this base needs {told}",
+                    "wrong_target",
+                )
+            value = value[0] if stacked and room.ndim == 2 else value
+            room[..., : piece.rank, :] = value
+    _check_filled(filled, spec, config, peft, source)
+    return adapter
+
+
+def _check_filled(
+    filled: dict[Place, str], spec: AdapterSpec, config: ModelConfig, peft: PeftConfig, source: Path
+) -> None:
+    """Raise PefxError for a layer or an expert that an adapted site lacks, unless the configuration leaves it out."""
+    for site in spec.targets:
+        layers = layers_with(config, site)
+        experts = range(config.experts) if SITES[site].kind == "experts" else (-1,)
+        named = [layer for layer in layers if any(peft.targets(x, layer) for x in all_names(config, site, layer))]
+        # Names that say nothing of this site are another program's: then no layer may be missing.
+        wanted = named or [layer for layer in layers if peft.layers is None or layer in peft.layers]
+        for layer in layers:
+            lacking = [e for e in experts if Place(site, layer, e) not in filled]
+            if lacking and (layer in wanted or len(lacking) < len(experts)):
+                where = f"layer {layer}" + (f" expert {lacking[0]}" if lacking[0] >= 0 else "")
+                told = f"{source}: {site} is adapted, but not in {where}; all layers must be, or none"
+                raise PefxError(told, "wrong_target")

@@ -1,5 +1,6 @@
 """Where adapters attach: one table of site names, written once for training, serving, storage and exchange."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pefx.config import AdapterSpec, ModelConfig
@@ -53,6 +54,18 @@ def layer_count(config: ModelConfig, kind: str) -> int:
         "shared_experts": sparse if config.shared_experts else 0,
         "unembed": 1,
     }[kind]
+
+
+def layers_with(config: ModelConfig, name: str) -> list[int]:
+    """Layers of the base (0-based) that have a site, in the order of an adapter's; `[0]` for the unembedding."""
+    kind = SITES[name].kind
+    if kind == "unembed":
+        return [0]
+    if not has_site(config, name):
+        return []
+    if kind == "attention":
+        return list(range(config.layers))
+    return [layer for layer in range(config.layers) if (layer in config.dense_layers) == (kind == "dense")]
 
 
 def width(config: ModelConfig, name: str) -> int:
@@ -148,3 +161,18 @@ def factor_shapes(config: ModelConfig, spec: AdapterSpec) -> dict[str, dict[str,
     if not shapes:
         raise PefxError(f"none of the adapter's targets {spec.targets} exists in this base", "bad_adapter")
     return shapes
+
+
+def check_shapes(config: ModelConfig, spec: AdapterSpec, found: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+    """Raise PefxError (kind "bad_adapter") unless these are the shapes, by site and factor, that a spec means here."""
+    shapes = factor_shapes(config, spec)
+    if set(shapes) != set(found):
+        odd = min(set(shapes) ^ set(found))
+        wrong = "lacks" if odd in shapes else "has"
+        raise PefxError(f"the adapter {wrong} site '{odd}'; its spec on this base means {list(shapes)}", "bad_adapter")
+    for site, pair in shapes.items():
+        if set(found[site]) != {"a", "b"}:
+            raise PefxError(f"site '{site}' has factors {sorted(found[site])}, not a and b", "bad_adapter")
+        for name, shape in pair.items():
+            if found[site][name] != shape:
+                raise PefxError(f"{site}.{name} has shape {found[site][name]}; this base needs {shape}", "bad_adapter")
