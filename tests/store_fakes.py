@@ -25,7 +25,7 @@ class ByHand(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None: ...
 
-    def keys(self) -> list[str]:
+    def under_way(self) -> list[str]:
         """What is being loaded, in order of start."""
         return [str(args[0]) for _, args in self.jobs]
 

@@ -81,7 +81,7 @@ def test_requests_run_in_order_and_before_hints() -> None:
     loads.request("c")  # promoted
     order = []
     while executor.jobs:
-        order += executor.keys()
+        order += executor.under_way()
         executor.run()
     assert order == list("aecbd")
     assert (loads.counts().prefetched, loads.counts().prefetch_hits) == (3, 1)
@@ -108,11 +108,11 @@ def test_hints_do_not_evict_what_other_hints_brought() -> None:
     loads, executor = by_hand(Store(), room=2, workers=9)
     for key in "abc":
         loads.prefetch(key, SIZE)
-    assert executor.keys() == ["a", "b"]
+    assert executor.under_way() == ["a", "b"]
     executor.run()
     executor.run()
     loads.prefetch("c", SIZE)
-    assert executor.keys() == []
+    assert executor.under_way() == []
     with loads.request("a"):
         pass
     loads.prefetch("b", SIZE)  # here already: only used again
@@ -134,7 +134,7 @@ def test_a_hint_never_raises_and_its_failure_is_left_to_the_request() -> None:
     assert kind_of(ticket.result) == "damaged"
     loads.close()
     loads.prefetch("b")
-    assert executor.keys() == []
+    assert executor.under_way() == []
 
 
 def test_what_a_ticket_holds_is_not_evicted() -> None:
@@ -213,7 +213,7 @@ def test_closed_nobody_waits_and_what_is_held_stays() -> None:
     assert [kind_of(ticket.result) for ticket in (running, waiting)] == ["closed"] * 2
     assert kind_of(lambda: loads.request("held")) == "closed"
     executor.run()  # the load that ran ends unheard
-    assert executor.keys() == []
+    assert executor.under_way() == []
     assert not loads.cached("a")
     assert name_in(held.result()) == "held"
     for ticket in (held, running, waiting):
