@@ -136,11 +136,9 @@ def make_engine(
     pages: int = 64,
     slots: int = 2,
     shards: int = 1,
-    host_bytes: int = 1 << 20,
-    workers: int = 2,
-    queue: int = 2,
+    **way: int,
 ) -> Engine:
-    """An engine over fakes, small enough that places, pages and slots run out."""
+    """An engine over fakes, small enough that places, pages and slots run out. `way` to the store: see `Tiers`."""
     device = device or FakeDevice(page_size=4)
     residencies = [Residency(slots) for _ in range(shards)] if catalog is not None else []
     scheduler = Scheduler(
@@ -151,5 +149,5 @@ def make_engine(
         page_size=device.page_size,
     )
     policies = Policies(catalog, BASE, SPEC)
-    tiers = Tiers(policies.load, host_bytes, slots=residencies, workers=workers, queue=queue)
+    tiers = Tiers(policies.load, slots=residencies, **({"limit_bytes": 1 << 20, "workers": 2, "queue": 2} | way))
     return Engine(device=device, scheduler=scheduler, policies=policies, tiers=tiers, tokenizer=FakeTokenizer(), seed=0)
