@@ -149,5 +149,6 @@ def make_engine(
         page_size=device.page_size,
     )
     policies = Policies(catalog, BASE, SPEC)
-    tiers = Tiers(policies.load, slots=residencies, **({"limit_bytes": 1 << 20, "workers": 2, "queue": 2} | way))
+    width: dict[str, Any] = {"limit_bytes": 1 << 20, "workers": 2, "queue": 2} | way
+    tiers = Tiers(policies.load, slots=residencies, **width)
     return Engine(device=device, scheduler=scheduler, policies=policies, tiers=tiers, tokenizer=FakeTokenizer(), seed=0)
