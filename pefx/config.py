@@ -267,13 +267,15 @@ class ServeConfig:
 
     `slots` adapters are resident at once, `sequences` run at once, a step takes in `step_tokens` tokens of prompts,
     `pages` of `page_size` tokens hold keys and values (0: enough for `sequences` full contexts).
-    The bank has room for adapters up to `max_rank` on any of `targets`, their experts in `expert_form`.
+    The bank has room for adapters up to `max_rank` on any of `targets`, their experts in `expert_form`. Beside it
+    `host_cache_mb` MiB of host memory hold adapters that were read, or are read ahead of their requests.
     """
 
     name: str
     base: str
     catalog: str | None = None
     slots: int = 16
+    host_cache_mb: int = 1024
     sequences: int = 32
     step_tokens: int = 256
     pages: int = 0

@@ -47,7 +47,7 @@ def plan_rules(config: PlanConfig) -> Broken:
 
 def serve_rules(config: ServeConfig) -> Broken:
     yield from texts(config, "", "name", "base")
-    yield from positive(config, "", "slots", "sequences", "step_tokens", "page_size", "max_rank")
+    yield from positive(config, "", "slots", "host_cache_mb", "sequences", "step_tokens", "page_size", "max_rank")
     yield from not_negative(config, "", "pages", "seed")
     yield from mesh_rules(config.mesh)
     yield from target_rules(config.targets, "")

@@ -15,6 +15,7 @@ from pefx.serving.policies import Policies
 from pefx.serving.scheduler import SAMPLE, Scheduler, Shard, StepPlan
 from pefx.store.records import Revision
 from pefx.store.residency import Residency
+from pefx.store.tiers import Tiers
 
 BASE = "sha256:" + "a" * 64
 SPEC = AdapterSpec(rank=4, targets=("q_proj", "experts.up_proj"))
@@ -135,15 +136,19 @@ def make_engine(
     pages: int = 64,
     slots: int = 2,
     shards: int = 1,
+    **way: int,
 ) -> Engine:
-    """An engine over fakes, small enough that places, pages and slots run out."""
+    """An engine over fakes, small enough that places, pages and slots run out. `way` to the store: see `Tiers`."""
     device = device or FakeDevice(page_size=4)
+    residencies = [Residency(slots) for _ in range(shards)] if catalog is not None else []
     scheduler = Scheduler(
-        shards=[Shard(PageAllocator(pages), None if catalog is None else Residency(slots)) for _ in range(shards)],
+        shards=[Shard(PageAllocator(pages), own) for own in residencies or [None] * shards],
         sequences=sequences,
         tiles=step_tokens,
         tile=1,
         page_size=device.page_size,
     )
     policies = Policies(catalog, BASE, SPEC)
-    return Engine(device=device, scheduler=scheduler, policies=policies, tokenizer=FakeTokenizer(), seed=0)
+    width: dict[str, Any] = {"limit_bytes": 1 << 20, "workers": 2, "queue": 2} | way
+    tiers = Tiers(policies.load, slots=residencies, **width)
+    return Engine(device=device, scheduler=scheduler, policies=policies, tiers=tiers, tokenizer=FakeTokenizer(), seed=0)

@@ -90,6 +90,16 @@ def test_loading_is_one_compiled_call_whatever_the_slot_and_rank_and_the_old_ban
     assert bank_module._write_slot.jitted()._cache_size() == compiled
 
 
+def test_loading_is_one_call_of_the_device_however_many_sites(monkeypatch):
+    calls, write = [], bank_module._write_slot
+    monkeypatch.setattr(bank_module, "_write_slot", lambda *arguments: calls.append(1) or write(*arguments))
+    bank = empty_bank(MODEL, ALL, SLOTS)
+    for count in (1, len(SITES)):
+        spec = spec_of(2, targets=tuple(SITES)[:count])
+        bank = load_adapter(bank, 0, random_adapter(MODEL, spec, 0), spec)
+    assert len(calls) == 2
+
+
 def test_an_adapter_on_fewer_sites_leaves_the_others_zero():
     spec = AdapterSpec(rank=2, targets=("v_proj",))
     adapter = random_adapter(MODEL, spec, 0)

@@ -138,6 +138,7 @@ def test_a_pretraining_rule(changes, field):
         ({"base": ""}, "base"),
         ({"catalog": ""}, "catalog"),
         ({"slots": 0}, "slots"),
+        ({"host_cache_mb": 0}, "host_cache_mb"),
         ({"sequences": 0}, "sequences"),
         ({"step_tokens": 0}, "step_tokens"),
         ({"pages": -1}, "pages"),

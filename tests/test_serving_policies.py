@@ -72,3 +72,24 @@ def test_processes_serve_what_one_of_them_found():
     with pytest.raises(PefxError) as here:
         second.resolve(*asked[1])
     assert (str(here.value), here.value.kind) == (str(there.value), there.value.kind)
+
+
+def test_a_load_comes_to_the_same_on_all_processes():
+    here, damaged = revision("a"), PefxError("a@1 is damaged", "damaged")
+    alone = Policies(FakeCatalog(here), BASE, SPEC)
+    assert alone.agree_on_load(here, damaged) is damaged
+    assert alone.agree_on_load(here, None) is None
+    told: list[str] = []
+    first = Policies(FakeCatalog(here), BASE, SPEC, lambda text: told.append(text) or text)
+    assert str(first.agree_on_load(here, damaged)) == "a@1 is damaged"
+    assert first.agree_on_load(here, None) is None
+    second = Policies(FakeCatalog(here), BASE, SPEC, lambda _: told[0])
+    for found in (damaged, None):  # loaded or not: it follows
+        error = second.agree_on_load(here, found)
+        assert error is not None
+        assert (str(error), error.kind) == ("a@1 is damaged", "damaged")
+    third = Policies(FakeCatalog(here), BASE, SPEC, lambda _: told[1])
+    assert third.agree_on_load(here, None) is None
+    with pytest.raises(PefxError, match="a@1 was loaded by another process of this job and not by this one") as caught:
+        third.agree_on_load(here, damaged)
+    assert caught.value.kind == "storage"

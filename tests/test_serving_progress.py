@@ -7,6 +7,8 @@ from rich.console import Console
 
 from pefx import progress
 from pefx.serving.progress import Counts, Reporter
+from pefx.store.loads import LoadCounts
+from pefx.store.tiers import TierCounts
 
 
 @pytest.fixture
@@ -40,3 +42,15 @@ def test_summary(now: list[float]):
     reporter.summary(Counts(answers=10, prompt_tokens=50, tokens=2000, steps=9), answered=100, errors=3, out="o.jsonl")
     assert "run  100 answers, 3 of them errors, in o.jsonl" in text.getvalue()
     assert "answered 10 in 0:02, 9 steps; 50 prompt tokens, 2,000 generated, 1,000 generated/s" in text.getvalue()
+    assert "adapters" not in text.getvalue()
+
+
+def test_summary_of_adapters(now: list[float]):
+    host = LoadCounts(hits=5, shared=1, misses=2, loads=3, evictions=4, bytes_loaded=3 << 20, wait_seconds=0.25)
+    for counts, said in ((TierCounts(30, 8, 6, host), True), (TierCounts(0, 0, 0, LoadCounts()), False)):
+        text = io.StringIO()
+        Reporter("run", 9, 0, Console(file=text, width=200)).summary(Counts(), 9, 0, "o.jsonl", counts)
+        assert ("adapters" in text.getvalue()) == said
+        if said:
+            assert "slots 30 hits, 8 misses, 6 evictions; host memory 5 hits, 3 misses, 4 evictions" in text.getvalue()
+            assert "3 reads of 3.0 MiB, 0.25 s waited for them" in text.getvalue()

@@ -92,6 +92,8 @@ def test_mixed_batch(config: ServeConfig, tmp_path: Path, capsys: pytest.Capture
     assert "in.jsonl line 7" in answers["nobody"]["error"]["message"]
     told = capsys.readouterr().err
     assert f"{len(rows)} answers, 4 of them errors" in told
+    assert "adapters: slots 0 hits, 4 misses, 0 evictions; host memory" in told
+    assert "4 reads of" in told
     before = out.read_bytes()
     assert serve_file(config, tmp_path / "in.jsonl", out) == 0  # complete: nothing is done again
     assert "complete already" in capsys.readouterr().err

@@ -19,7 +19,7 @@ class ResidencyMachine(RuleBasedStateMachine):
         self.bank: list[str | None] = [None] * slots
         self.pins: dict[str, int] = {}
         self.touched: dict[str, int] = {}
-        self.clock = 0
+        self.clock = self.hits = self.loads = self.evictions = 0
 
     def touch(self, key: str) -> None:
         self.clock += 1
@@ -45,6 +45,8 @@ class ResidencyMachine(RuleBasedStateMachine):
             oldest = min(idle, key=self.touched.__getitem__)
             assert placement == Placement(self.bank.index(oldest), load=True, evicted=oldest)
         assert placement is not None
+        self.hits, self.loads = self.hits + (not placement.load), self.loads + placement.load
+        self.evictions += placement.evicted is not None
         self.bank[placement.slot] = key
         self.pins[key] = self.pins.get(key, 0) + 1
         self.touch(key)
@@ -71,6 +73,8 @@ class ResidencyMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees_with_the_bank(self) -> None:
+        counts = (self.residency.hits, self.residency.loads, self.residency.evictions)
+        assert counts == (self.hits, self.loads, self.evictions)
         held = [key for key in self.bank if key is not None]
         assert len(held) == len(set(held))
         assert self.residency.resident() == sorted(held, key=self.touched.__getitem__)

@@ -16,6 +16,7 @@ from pefx.serving.policies import UNAVAILABLE, Policies
 from pefx.serving.progress import Counts, Reporter
 from pefx.serving.requests import Request, RequestError, parse_line
 from pefx.store.records import Revision
+from pefx.store.tiers import TierCounts
 
 
 class SeenIds:
@@ -72,6 +73,10 @@ class Batch:
             self.journal.flush()
             self.reporter.update(self.counts)
         return True
+
+    def adapters(self) -> TierCounts:
+        """What became of the adapters that requests of this start needed."""
+        return self._engine.adapters()
 
     def _take(self, number: int, line: bytes) -> None:
         """Queue the request on a line, or answer it with what is wrong with it."""

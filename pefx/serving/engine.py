@@ -1,6 +1,9 @@
-"""Requests in, answers out, a step at a time: ties the scheduler to the device and to the catalog."""
+"""Requests in, answers out, a step at a time: ties the scheduler to the device and to the tiers of adapters."""
 
+from collections import deque
+from collections.abc import Generator
 from collections.abc import Sequence as Ordered
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,8 +13,10 @@ from pefx.serving.answers import answer
 from pefx.serving.generation import Generation
 from pefx.serving.policies import UNAVAILABLE, Policies, Weights
 from pefx.serving.requests import Request, prompt_tokens, seed_of
-from pefx.serving.scheduler import Sampling, Scheduler, Sequence, StepPlan
+from pefx.serving.scheduler import Load, Sampling, Scheduler, Sequence, StepPlan
 from pefx.store.records import Revision
+from pefx.store.tickets import Ticket
+from pefx.store.tiers import TierCounts, Tiers
 
 
 @runtime_checkable
@@ -52,11 +57,23 @@ class Answered:
 
 
 class Engine:
-    """Serves mixed requests. `seed` is the run's part of every request's default seed."""
+    """Serves mixed requests. `seed` is the run's part of every request's default seed.
 
-    def __init__(self, *, device: Device, scheduler: Scheduler, policies: Policies, tokenizer: Tokenizer, seed: int):
+    Weights come from the store to `tiers` while requests wait; what the scheduler decides does not depend on when.
+    """
+
+    def __init__(
+        self,
+        *,
+        device: Device,
+        scheduler: Scheduler,
+        policies: Policies,
+        tiers: Tiers,
+        tokenizer: Tokenizer,
+        seed: int,
+    ):
         self._device, self._scheduler, self._policies = device, scheduler, policies
-        self._tokenizer, self._seed = tokenizer, seed
+        self._tiers, self._tokenizer, self._seed = tiers, tokenizer, seed
         self._ends = frozenset([tokenizer.eos])
         self._requests: dict[int, Request] = {}
 
@@ -85,26 +102,83 @@ class Engine:
         sequence = Sequence(handle, prompt, revision, sampling, generation, max_tokens, request.prompt_logprobs)
         self._scheduler.submit(sequence)
         self._requests[handle] = request
+        if revision is not None:
+            self._tiers.prefetch(revision)
 
     def step(self) -> list[Answered]:
         """Run one step and return the requests it finished. Idle, it does nothing.
 
         Raises PefxError only where nothing can be served any more; a request's own trouble is its answer.
         """
-        over: list[Sequence] = []
-        for load in self._scheduler.admit():
-            try:
-                self._device.load(load.shard, load.slot, self._policies.load(load.revision), load.revision.spec)
-            except PefxError as error:
-                if error.kind in UNAVAILABLE:
-                    raise
-                over += self._scheduler.refuse(load, error)
+        over = self._load(self._scheduler.admit())
         plan = self._scheduler.plan()
         if plan is not None:
             over += self._scheduler.commit(plan, *self._device.run(plan))
         if self.idle:
             self._scheduler.check_empty()
         return [self._answered(sequence) for sequence in over]
+
+    def adapters(self) -> TierCounts:
+        """What became of the adapters that requests needed, so far."""
+        return self._tiers.counts()
+
+    def close(self) -> None:
+        """End what goes on in the background. Nothing can be served afterwards."""
+        self._tiers.close()
+
+    def _load(self, loads: list[Load]) -> list[Sequence]:
+        """Put the weights of `loads` into their slots. Returns the sequences whose load failed."""
+        over: list[Sequence] = []
+        with closing(self._tickets(loads)) as tickets:
+            for load, ticket in tickets:
+                try:
+                    self._into_slot(load, ticket)
+                except PefxError as error:
+                    if error.kind in UNAVAILABLE:
+                        raise
+                    over += self._scheduler.refuse(load, error)
+        return over
+
+    def _into_slot(self, load: Load, ticket: Ticket[Any]) -> None:
+        """Put the weights that `ticket` waits for into their slot. Raises PefxError if there are none, or none fit."""
+        error = None
+        try:
+            ticket.result()
+        except PefxError as failed:
+            if failed.kind in UNAVAILABLE:
+                raise
+            error = failed
+        error = self._policies.agree_on_load(load.revision, error)
+        if error is not None:
+            raise error
+        self._device.load(load.shard, load.slot, ticket.result(), load.revision.spec)
+
+    def _tickets(self, loads: list[Load]) -> Generator[tuple[Load, Ticket[Any]], None, None]:
+        """The loads in order, each with a ticket that is released after it; as many are asked for ahead as may be.
+
+        Where the queue is full, the oldest is waited for, and then the next is asked for.
+        """
+        asked: deque[Ticket[Any]] = deque()
+        ahead = iter(loads)
+        following = next(ahead, None)
+        try:
+            for load in loads:
+                while following is not None:
+                    try:
+                        asked.append(self._tiers.request(following.revision))
+                    except PefxError as error:
+                        if not error.retryable:
+                            raise
+                        if asked:
+                            break
+                        self._tiers.wait_for_room()  # others fill the queue
+                    else:
+                        following = next(ahead, None)
+                yield load, asked[0]
+                asked.popleft().release()
+        finally:
+            for ticket in asked:
+                ticket.release()
 
     def _answered(self, sequence: Sequence) -> Answered:
         request = self._requests.pop(sequence.handle)

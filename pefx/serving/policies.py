@@ -11,7 +11,7 @@ from pefx.errors import PefxError
 from pefx.store.records import Revision
 
 # The catalog, not the revision, is the trouble: no answer to a request, but the end of a run that can go on later.
-UNAVAILABLE = frozenset({"storage", "no_permission", "no_catalog"})
+UNAVAILABLE = frozenset({"storage", "no_permission", "no_catalog", "closed"})
 
 Weights = dict[str, dict[str, np.ndarray]]
 
@@ -66,7 +66,7 @@ class Policies:
         revision = self._catalog.get(policy, number)
         if revision.policy != policy or number not in (None, revision.number):
             raise PefxError(f"policy '{policy}': the catalog answered with {revision.key}", "unknown_revision")
-        self._check(revision)
+        self.check(revision)
         return revision
 
     def load(self, revision: Revision) -> Weights:
@@ -75,7 +75,24 @@ class Policies:
             raise PefxError(f"there is no catalog to load {revision.key} from", "unknown_policy")
         return self._catalog.load(revision)
 
-    def _check(self, revision: Revision) -> None:
+    def agree_on_load(self, revision: Revision, error: PefxError | None) -> PefxError | None:
+        """What the load of `revision` came to on the process that all follow; `error` is what it came to here.
+
+        Raises PefxError (kind "storage") if it failed here alone: this process cannot do what the others will.
+        """
+        if self._agree is None:
+            return error
+        told = None if error is None else {"kind": error.kind, "message": str(error)}
+        found = json.loads(self._agree(json.dumps(told)))
+        if found is not None:
+            return PefxError(found["message"], found["kind"])
+        if error is not None:
+            message = f"revision {revision.key} was loaded by another process of this job and not by this one: {error}"
+            raise PefxError(message, "storage") from error
+        return None
+
+    def check(self, revision: Revision) -> None:
+        """Raise PefxError, of a kind that `resolve` names, unless `revision` can be served here."""
         spec, bank, name = revision.spec, self._bank, f"revision {revision.key}"
         if revision.base != self._digest:
             raise PefxError(f"{name} belongs to base {revision.base}, this server has {self._digest}", "wrong_base")

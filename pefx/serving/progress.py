@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from pefx.progress import Display, clock
+from pefx.store.tiers import TierCounts
 
 
 @dataclass
@@ -39,8 +40,8 @@ class Reporter(Display):
             return text
         return f"{text}, {clock((self.total - done) * seconds / counts.answers)} left"
 
-    def summary(self, counts: Counts, answered: int, errors: int, out: str) -> None:
-        """The closing lines: all answers of the run, then what this process did."""
+    def summary(self, counts: Counts, answered: int, errors: int, out: str, adapters: TierCounts | None = None) -> None:
+        """The closing lines: all answers of the run, then what this process did, and where its adapters were found."""
         self.say(f"{answered} answers, {errors} of them errors, in {out}")
         if counts.answers:
             seconds = self._seconds()
@@ -48,6 +49,15 @@ class Reporter(Display):
                 f"this start answered {counts.answers} in {clock(seconds)}, {counts.steps} steps; "
                 f"{counts.prompt_tokens:,} prompt tokens, {counts.tokens:,} generated, "
                 f"{counts.tokens / seconds:,.0f} generated/s"
+            )
+
+        if adapters is not None and adapters.slot_hits + adapters.slot_loads:
+            host, missed = adapters.host, adapters.host.shared + adapters.host.misses
+            self.say(
+                f"adapters: slots {adapters.slot_hits} hits, {adapters.slot_loads} misses, "
+                f"{adapters.slot_evictions} evictions; host memory {host.hits} hits, {missed} misses, "
+                f"{host.evictions} evictions; {host.loads} reads of {host.bytes_loaded / 2**20:,.1f} MiB, "
+                f"{host.wait_seconds:.2f} s waited for them"
             )
 
     def _seconds(self) -> float:

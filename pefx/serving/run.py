@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pefx.serving.runner import Room, Runner
 from pefx.serving.scheduler import Scheduler, Shard
 from pefx.store.catalog import Catalog
 from pefx.store.residency import Residency
+from pefx.store.tiers import Tiers
 
 INTERRUPTED = 130  # what shells report for Ctrl-C
 
@@ -67,7 +68,8 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
                 return 0
             if journal.answered:
                 reporter.say(f"{journal.answered} of {total} answers are there already, going on")
-            return _answer(Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter))
+            with closing(engine):
+                return _answer(Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter))
 
 
 def _answer(batch: Batch) -> int:
@@ -84,7 +86,7 @@ def _answer(batch: Batch) -> int:
         reporter.say(f"stopped with {journal.answered} of {reporter.total} answers; the same command goes on from here")
         return preemption.exit_code
     journal.finish()
-    reporter.summary(batch.counts, journal.answered, journal.errors, str(journal.out))
+    reporter.summary(batch.counts, journal.answered, journal.errors, str(journal.out), batch.adapters())
     return 0
 
 
@@ -110,15 +112,21 @@ def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies
     if config.catalog is not None:
         bank = made(by_slot, lambda: empty_bank(base.config, bank_room(config), shards * slots))
     room = Room(shards, pages, config.page_size, sequences, tiles, tile)
+    residencies = [Residency(slots) for _ in range(shards)] if bank is not None else []
     scheduler = Scheduler(
-        shards=[Shard(PageAllocator(pages), None if bank is None else Residency(slots)) for _ in range(shards)],
+        shards=[Shard(PageAllocator(pages), own) for own in residencies or [None] * shards],
         sequences=sequences,
         tiles=tiles,
         tile=tile,
         page_size=config.page_size,
     )
     return Engine(
-        device=Runner(base, bank, room), scheduler=scheduler, policies=policies, tokenizer=tokenizer, seed=config.seed
+        device=Runner(base, bank, room),
+        scheduler=scheduler,
+        policies=policies,
+        tiers=Tiers(policies.load, config.host_cache_mb << 20, slots=residencies),
+        tokenizer=tokenizer,
+        seed=config.seed,
     )
 
 

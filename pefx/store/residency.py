@@ -18,12 +18,14 @@ class Residency:
 
     A key is in at most one slot and a slot holds at most one key. A key is pinned once per `acquire` until the
     `release` that answers it. Among unpinned keys the one released or acquired longest ago is evicted first.
+    `hits`, `loads` and `evictions` count what acquires came to.
     """
 
     def __init__(self, slots: int):
         if slots < 1:
             raise ValueError(f"a residency needs at least one slot, not {slots}")
         self.slots = slots
+        self.hits = self.loads = self.evictions = 0
         self._free = list(range(slots - 1, -1, -1))
         self._slot: OrderedDict[str, int] = OrderedDict()  # resident keys, least recently used first
         self._pins: dict[str, int] = {}
@@ -33,6 +35,7 @@ class Residency:
         if key in self._slot:
             self._slot.move_to_end(key)
             self._pins[key] = self._pins.get(key, 0) + 1
+            self.hits += 1
             return Placement(self._slot[key], load=False)
         evicted = None
         if self._free:
@@ -42,8 +45,10 @@ class Residency:
             if evicted is None:
                 return None
             slot = self._slot.pop(evicted)
+            self.evictions += 1
         self._slot[key] = slot
         self._pins[key] = 1
+        self.loads += 1
         return Placement(slot, load=True, evicted=evicted)
 
     def release(self, key: str) -> None:
