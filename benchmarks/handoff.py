@@ -1,9 +1,9 @@
 """From a trained adapter to its first token: as a revision of a catalog, and merged into a checkpoint that is reloaded.
 
-`pefx bench handoff`, or from the root `python -m benchmarks.handoff --repeats 9`. Two bases: the shipped one, and a random
-one of half a billion parameters. Both ways begin with the adapter in the trainer's bank, after its step, and end when a
-server that is running can use it ("load"), or has drawn a token with it. All steps are compiled before; the ways take
-turns. Then an adapter of a 30B-A3B base on disk: packed, and in published layouts. Last, how loads of a host cache are
+`pefx bench handoff`, or from the root `python -m benchmarks.handoff --repeats 9`. Two bases: the shipped one, and a
+random one of half a billion parameters. Both ways begin with the adapter in the trainer's bank, after its step, and end
+when a server that is running can use it ("load"), or has drawn a token with it. All steps are compiled before; the ways
+take turns. Then an adapter of a 30B-A3B base on disk: packed, and in published layouts. Last, how loads of a host cache are
 shared, run side by side, and are refused.
 """
 

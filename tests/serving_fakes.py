@@ -52,15 +52,16 @@ class FakeCatalog:
         self.damaged: set[str] = set()
         self.gone = False
 
-    def get(self, policy: str, number: int | None = None) -> Revision:
+    def serving(self, policy: str, which: int | str | None = None) -> Revision:
         if self.gone:
             raise PefxError("the catalog cannot be read", "storage")
         numbers = [n for p, n in self.revisions if p == policy]
         if not numbers:
             raise PefxError(f"policy '{policy}' is not in the catalog", "unknown_policy")
-        if number is not None and number not in numbers:
-            raise PefxError(f"policy '{policy}' has no revision {number}", "unknown_revision")
-        return self.revisions[policy, max(numbers) if number is None else number]
+        number = max(numbers) if which in (None, "latest") else which
+        if number not in numbers:
+            raise PefxError(f"policy '{policy}' has no revision {which}", "unknown_revision")
+        return self.revisions[policy, int(number)]
 
     def load(self, revision: Revision) -> Any:
         if revision.key in self.damaged:

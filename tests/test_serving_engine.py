@@ -24,7 +24,7 @@ def catalog() -> FakeCatalog:
 
 def serve(engine: Engine, requests: list[Request], revisions: FakeCatalog) -> dict[int, dict[str, Any]]:
     for handle, request in enumerate(requests):
-        engine.submit(handle, request, None if request.policy is None else revisions.get(request.policy))
+        engine.submit(handle, request, None if request.policy is None else revisions.serving(request.policy))
     rows = {}
     while not engine.idle:
         rows |= {answered.handle: answered.row for answered in engine.step()}
@@ -83,7 +83,7 @@ def test_catalog_out_of_reach_stops_everything():
 
     revisions.load = load
     engine = make_engine(revisions)
-    engine.submit(0, Request("a", (1,), policy="alice"), revisions.get("alice"))
+    engine.submit(0, Request("a", (1,), policy="alice"), revisions.serving("alice"))
     with pytest.raises(PefxError, match="gone"):
         engine.step()
 
@@ -101,7 +101,7 @@ def test_revision_of_another_policy_is_never_served():
     engine = make_engine(revisions)
     for request, served in (("alice", "bob"), ("alice", None), (None, "bob")):
         with pytest.raises(RuntimeError, match="was given"):
-            engine.submit(0, Request("a", (1,), policy=request), None if served is None else revisions.get(served))
+            engine.submit(0, Request("a", (1,), policy=request), None if served is None else revisions.serving(served))
 
 
 def test_room_is_for_what_the_next_places_need():
@@ -172,7 +172,7 @@ def test_what_waits_is_read_ahead_of_its_step():
     load = revisions.load
     revisions.load = lambda revision: reading.set() or load(revision)
     engine = make_engine(revisions)
-    engine.submit(0, Request("a", (1,), policy="alice"), revisions.get("alice"))
+    engine.submit(0, Request("a", (1,), policy="alice"), revisions.serving("alice"))
     assert reading.wait(PATIENCE)  # and no step was run
 
 
@@ -205,7 +205,7 @@ def test_closed_amid_a_load_the_step_ends_and_holds_nothing():
     revisions.load = lambda revision: reading.set() or (gate.wait(PATIENCE) and load(revision))
     engine = make_engine(revisions)
     for handle, policy in enumerate(POLICIES):
-        engine.submit(handle, Request(policy, (1,), policy=policy), revisions.get(policy))
+        engine.submit(handle, Request(policy, (1,), policy=policy), revisions.serving(policy))
     closer = threading.Thread(target=lambda: reading.wait(PATIENCE) and engine.close())
     closer.start()
     with pytest.raises(PefxError, match="closed") as caught:

@@ -39,7 +39,7 @@ def test_what_does_not_fit_is_refused(changes, kind: str, part: str):
 
 def test_catalog_that_answers_with_another_revision_is_caught():
     class Confused(FakeCatalog):
-        def get(self, policy: str, number: int | None = None):
+        def serving(self, policy: str, which: int | str | None = None):
             return revision("b", 9)
 
     for policy, number in (("a", None), ("b", 1)):

@@ -58,6 +58,7 @@ def test_defaults_are_the_base_sampled():
         ("policy", ""),
         ("revision", 0),
         ("revision", "1"),
+        ("revision", "a b"),
         ("max_tokens", 0),
         ("max_tokens", -1),
         ("max_tokens", 1.5),

@@ -29,12 +29,12 @@ PENDING_BYTES = 1 << 20
 NOWHERE = -1
 FORMAT = 1
 
-Asked = tuple[str, int | None]
+Asked = tuple[str, int | str | None]
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """What `policy` (at `number`, None: the latest) stands for in this run: a revision, or an error to answer with."""
+    """What `policy` at a number or alias (None: the latest) is in this run: a revision, or an error to answer with."""
 
     number: int | None = None
     content_hash: str | None = None
@@ -190,7 +190,7 @@ class Journal:
         self._remember(line, "error" in row)
         self._append(["answer", line, row])
 
-    def resolve(self, policy: str, number: int | None, resolved: Resolved) -> None:
+    def resolve(self, policy: str, number: int | str | None, resolved: Resolved) -> None:
         """Record what a name stands for, for the rest of the run."""
         self.resolved[policy, number] = resolved
         if resolved.error is None:

@@ -20,7 +20,7 @@ Weights = dict[str, dict[str, np.ndarray]]
 class Revisions(Protocol):
     """What is asked of a catalog."""
 
-    def get(self, policy: str, number: int | None = None) -> Revision: ...
+    def serving(self, policy: str, which: int | str | None = None) -> Revision: ...
 
     def load(self, revision: Revision) -> Weights: ...
 
@@ -40,11 +40,11 @@ class Policies:
     ):
         self._catalog, self._digest, self._bank, self._agree = catalog, digest, bank, agree
 
-    def resolve(self, policy: str, number: int | None) -> Revision:
-        """The revision to serve; `number` None is the latest.
+    def resolve(self, policy: str, number: int | str | None) -> Revision:
+        """The revision to serve; `number` may be an alias, None is the latest.
 
-        Raises PefxError of kind "unknown_policy", "unknown_revision", "wrong_base", "wrong_rank", "wrong_target" or
-        "wrong_form". What is not served is never replaced by the base or by another revision.
+        Raises PefxError of kind "unknown_policy", "unknown_revision", "retired", "wrong_base", "wrong_rank",
+        "wrong_target" or "wrong_form". What is not served is never replaced by the base or by another revision.
         """
         if self._agree is None:
             return self._find(policy, number)
@@ -53,18 +53,18 @@ class Policies:
             return self._find(policy, found["number"])
         raise PefxError(found["message"], found["kind"])
 
-    def _found(self, policy: str, number: int | None) -> dict[str, Any]:
+    def _found(self, policy: str, number: int | str | None) -> dict[str, Any]:
         """What `resolve` gives, as JSON."""
         try:
             return {"number": self._find(policy, number).number}
         except PefxError as error:
             return {"kind": error.kind, "message": str(error)}
 
-    def _find(self, policy: str, number: int | None) -> Revision:
+    def _find(self, policy: str, number: int | str | None) -> Revision:
         if self._catalog is None:
             raise PefxError(f"policy '{policy}' is unknown: there is no catalog here, only a base", "unknown_policy")
-        revision = self._catalog.get(policy, number)
-        if revision.policy != policy or number not in (None, revision.number):
+        revision = self._catalog.serving(policy, number)
+        if revision.policy != policy or (isinstance(number, int) and number != revision.number):
             raise PefxError(f"policy '{policy}': the catalog answered with {revision.key}", "unknown_revision")
         self.check(revision)
         return revision

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pefx.errors import PefxError
+from pefx.store.names import is_alias
 
 MAX_TEMPERATURE = 100.0
 MAX_SEED = 2**32 - 1
@@ -27,14 +28,15 @@ class RequestError(PefxError):
 class Request:
     """What one request asks for.
 
-    `prompt` is text or token ids. `policy` None is the bare base; `revision` None is the policy's latest.
+    `prompt` is text or token ids. `policy` None is the bare base; `revision` is a number or an alias,
+    None the policy's latest.
     `temperature` 0 is greedy, `top_k` 0 is off, `seed` None is derived from the id.
     """
 
     id: str
     prompt: str | tuple[int, ...]
     policy: str | None = None
-    revision: int | None = None
+    revision: int | str | None = None
     max_tokens: int = 16
     temperature: float = 1.0
     top_p: float = 1.0
@@ -80,7 +82,10 @@ def _is_prompt(value: Any) -> bool:
 FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "id": ("a non-empty string", _is_name),
     "policy": ("a policy name, or null for the bare base", lambda v: v is None or _is_name(v)),
-    "revision": ("an integer >= 1, or null for the latest", lambda v: v is None or _between(1, math.inf)(v)),
+    "revision": (
+        "an integer >= 1, an alias, or null for the latest",
+        lambda v: v is None or _between(1, math.inf)(v) or is_alias(v),
+    ),
     "prompt": ("a non-empty string or a non-empty list of token ids", _is_prompt),
     "max_tokens": ("an integer >= 1 (0 only with prompt_logprobs)", _between(0, math.inf)),
     "temperature": (

@@ -30,6 +30,11 @@ def check_label(what: str, label: str) -> None:
         raise PefxError(f"{what} {_shown(label)} is not allowed: use 1 to 64 of A-Z a-z 0-9 . _ : = + -", "bad_name")
 
 
+def is_alias(value: object) -> bool:
+    """Whether `value` can name a revision: a label that is no number."""
+    return isinstance(value, str) and LABEL.fullmatch(value) is not None and not value.isdigit()
+
+
 def check_alias(alias: str) -> None:
     """PefxError unless `alias` can name a revision: a label that is no number."""
     check_label("alias", alias)

@@ -72,7 +72,7 @@ def test_slot_whose_load_failed_stands_for_nobody():
     engine = make_engine(catalog, slots=1)
     for handle, who in enumerate(["alice", "bob", "bob", "alice"]):
         request = Request(f"r{handle}", (5, 6), who, max_tokens=4)
-        engine.submit(handle, request, catalog.get(who))
+        engine.submit(handle, request, catalog.serving(who))
         rows: list[dict[str, Any]] = []
         while not engine.idle:
             rows += [answered.row for answered in engine.step()]
