@@ -3,8 +3,8 @@
 `pefx bench handoff`, or from the root `python -m benchmarks.handoff --repeats 9`. Two bases: the shipped one, and a
 random one of half a billion parameters. Both ways begin with the adapter in the trainer's bank, after its step, and end
 when a server that is running can use it ("load"), or has drawn a token with it. All steps are compiled before; the ways
-take turns. Then an adapter of a 30B-A3B base on disk: packed, and in published layouts. Last, how loads of a host cache are
-shared, run side by side, and are refused.
+take turns. Then an adapter of a 30B-A3B base on disk: packed, and in published layouts. Last, how loads of a host cache
+are shared, run side by side, and are refused.
 """
 
 import json
@@ -58,7 +58,9 @@ class World:
     digest: str
     bank: Bank
     catalog: Catalog
-    config: ServeConfig
+    reader: Catalog
+    policies: Policies
+    served: Bank
     engine: Engine
     place: Path
     turn: int = 0
@@ -80,14 +82,10 @@ class World:
         rng = np.random.default_rng(self.turn)
         prompt = tuple(rng.integers(5, 4000, PROMPT).tolist())
         request = Request("1", prompt, policy, max_tokens=1, temperature=0.0)
-        revision = None if policy is None else self.policies(policy)
+        revision = None if policy is None else self.policies.resolve(policy, None)
         engine.submit(0, request, revision)
         while not engine.idle:
             engine.step()
-
-    def policies(self, policy: str):
-        reader = Catalog.open(str(self.place / "catalog"), read_only=True)
-        return Policies(reader, self.digest, bank_room(self.config)).resolve(policy, None)
 
 
 def world(directory: Path, place: Path) -> World:
@@ -96,9 +94,11 @@ def world(directory: Path, place: Path) -> World:
     catalog = Catalog.open(place / "catalog", create=True)
     config = ServeConfig("handoff", str(directory), catalog=str(place / "catalog"), slots=4, sequences=4)
     tokenizer = Tokenizer.load(SHIPPED)
-    policies = Policies(Catalog.open(config.catalog or "", read_only=True), digest, bank_room(config))
+    reader = Catalog.open(place / "catalog", read_only=True)
+    policies = Policies(reader, digest, bank_room(config))
     engine = build_engine(config, base, tokenizer, policies, 1)
-    return World(directory, base, digest, empty_bank(base.config, SPEC, 1), catalog, config, engine, place)
+    banks = empty_bank(base.config, SPEC, 1), empty_bank(base.config, SPEC, 4)
+    return World(directory, base, digest, banks[0], catalog, reader, policies, banks[1], engine, place)
 
 
 def as_revision(now: World) -> tuple[float, float]:
@@ -108,10 +108,9 @@ def as_revision(now: World) -> tuple[float, float]:
         "ann", adapter=now.adapter(), spec=SPEC, base=now.digest, step=now.turn, seeds={}, config={},
         data_fingerprint="", metrics={},
     )  # fmt: skip
-    found = now.policies("ann")
+    found = now.policies.resolve("ann", None)
     assert found.content_hash == revision.content_hash
-    loaded = load_adapter(empty_bank(now.base.config, SPEC, 1), 0, now.catalog.load(found), SPEC)
-    jax.block_until_ready(loaded)
+    now.served = jax.block_until_ready(load_adapter(now.served, 0, now.reader.load(found), SPEC))
     ready = time.perf_counter() - start
     now.token(now.engine, "ann")
     return ready, time.perf_counter() - start

@@ -12,6 +12,7 @@ from pefx.store.tiers import Tiers
 
 BASE = "sha256:" + "1" * 64
 MANY = 16
+FAR = 0.1  # seconds that a bucket takes to answer
 
 
 def sharing(place: Path) -> dict[str, float]:
@@ -51,6 +52,15 @@ def sharing(place: Path) -> dict[str, float]:
     found["identical_loads"] = same.counts().host.loads
     found["distinct_seconds"] = ask(fresh(), revisions[:MANY])
     found["distinct_ratio"] = found["distinct_seconds"] / found["one_load_seconds"]
+
+    def from_afar(revision: Any) -> Any:
+        time.sleep(FAR)
+        return catalog.load(revision)
+
+    far = [Tiers(from_afar, 1 << 30) for _ in range(2)]
+    found["far_one_load_seconds"] = ask(far[0], revisions[:1])
+    found["far_distinct_seconds"] = ask(far[1], revisions[:MANY])
+    found["far_distinct_ratio"] = found["far_distinct_seconds"] / found["far_one_load_seconds"]
     full = fresh(workers=1, queue=2)
     waiting, slowest, refused = [], 0.0, 0
     for revision in revisions:
