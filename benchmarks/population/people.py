@@ -4,6 +4,7 @@ The numbers of an adapter are a window into a pool of noise as large as a traine
 users differ, and making one costs nothing, so that what is timed is the catalog.
 """
 
+import math
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from pefx.adapters.sites import factor_shapes
-from pefx.config import AdapterSpec, ModelConfig
+from pefx.config import AdapterSpec
 from pefx.families.config_json import read_config
 from pefx.store.commits import Draft
 
@@ -37,27 +38,28 @@ def pool() -> np.ndarray:
 
 
 @cache
-def shapes() -> tuple[ModelConfig, dict[str, dict[str, tuple[int, ...]]]]:
-    """The shipped base's shape, and those of an adapter's factors."""
-    config = read_config(BASE)
-    return config, factor_shapes(config, SPEC)
+def places() -> list[tuple[str, str, tuple[int, ...], int, int]]:
+    """Site and factor, shape, and where in an adapter's numbers each factor begins and ends."""
+    found, at = [], 0
+    for site, pair in factor_shapes(read_config(BASE), SPEC).items():
+        for factor, shape in pair.items():
+            found.append((site, factor, shape, at, at + math.prod(shape)))
+            at = found[-1][-1]
+    return found
 
 
 def tensor_bytes() -> int:
     """Bytes of one adapter's numbers."""
-    return sum(2 * int(np.prod(shape)) for pair in shapes()[1].values() for shape in pair.values())
+    return 2 * places()[-1][-1]
 
 
 def adapter_of(user: int) -> dict[str, dict[str, np.ndarray]]:
     """The adapter of a user: `{site: {"a": [L, 1, in], "b": [L, 1, out]}}`, views into the pool."""
     at = user * STRIDE % (POOL - tensor_bytes())
+    numbers = pool()[at : at + tensor_bytes()]
     found: dict[str, dict[str, np.ndarray]] = {}
-    for site, pair in shapes()[1].items():
-        found[site] = {}
-        for factor, shape in pair.items():
-            count = int(np.prod(shape))
-            found[site][factor] = pool()[at : at + count].reshape(shape)
-            at += count
+    for site, factor, shape, begin, end in places():
+        found.setdefault(site, {})[factor] = numbers[begin:end].reshape(shape)
     return found
 
 

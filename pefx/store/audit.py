@@ -10,7 +10,7 @@ from pefx.store.catalog import Catalog, verified
 from pefx.store.commits import index_keys
 from pefx.store.keyspace import MARKER_KEY, Keyspace
 from pefx.store.lookup import checked, expired
-from pefx.store.names import check_name, policy_key, revision_key
+from pefx.store.names import after, check_name, policy_key, revision_key
 from pefx.store.records import Policy, Revision, Score, Session, Stage
 
 CHUNK, BYTES = 500, 64 << 20  # keys, and bytes of weights, read at once
@@ -41,18 +41,17 @@ def audit(catalog: Catalog, step: Callable[[int], None] = lambda revisions: None
 
     Nothing is raised for damage: every fault is in the result. PefxError where the store itself cannot be read.
     """
-    found = Audit()
-    space = catalog.space
-    for keys in space.pages("", "\x7f", CHUNK):
-        for prefix, judge in _JUDGES.items():
-            mine = [key for key in keys if key.startswith(prefix)]
-            if mine:
-                judge(space, mine, found)
-                found.counts[prefix.rstrip("/")] += len(mine)
-        step(sum(key.startswith("revision/") for key in keys))
-        for key in keys:
-            if key != MARKER_KEY and not key.startswith(tuple(_JUDGES)):
-                found.faults.append(Fault(key, "is no key of a catalog"))
+    found, space = Audit(), catalog.space
+    end = ""
+    for prefix, judge in sorted(_JUDGES.items()):
+        foreign = [key for key in space.keys(end, prefix) if key != MARKER_KEY]
+        found.faults += [Fault(key, "is no key of a catalog") for key in foreign]
+        end = after(prefix)
+        for keys in space.pages(prefix, end, CHUNK):
+            judge(space, keys, found)
+            found.counts[prefix[:-1]] += len(keys)
+            step(len(keys) if prefix == "revision/" else 0)
+    found.faults += [Fault(key, "is no key of a catalog") for key in space.keys(end, "\x7f")]
     found.unnamed -= found.shared
     return found
 

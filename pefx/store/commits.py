@@ -9,7 +9,7 @@ from typing import Any
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.store.blob import Adapter, canonical_spec, content_hash, pack
-from pefx.store.encoding import decode, encode, storable, to_plain
+from pefx.store.encoding import encode, sealed, storable, to_plain
 from pefx.store.keyspace import ABSENT, Commit, Entry, Keyspace, Write
 from pefx.store.lookup import check_alive, checked, find_policy, find_revision, now
 from pefx.store.names import (
@@ -157,7 +157,7 @@ def _revision(draft: Draft, number: int, identity: str, size: int, plain: dict[i
         if id(value) not in plain:
             plain[id(value)] = storable(value, f"{where}: field '{name}'")
         free[name] = plain[id(value)]
-    record = encode(
+    return sealed(
         Revision(
             policy=draft.policy,
             number=number,
@@ -173,9 +173,9 @@ def _revision(draft: Draft, number: int, identity: str, size: int, plain: dict[i
             blob_bytes=size,
             session=draft.session,
             **free,
-        )
+        ),
+        where,
     )
-    return decode(Revision, record, where), record
 
 
 def _new(draft: Draft, revision: Revision) -> Policy:

@@ -52,9 +52,20 @@ def to_plain(record: Any) -> dict[str, Any]:
 
 def encode(record: Any) -> bytes:
     """The bytes the catalog stores for `record`."""
+    return _sealed(type(record), _ENCODER.encode(record))
+
+
+def sealed(record: Record, where: str) -> tuple[Record, bytes]:
+    """`record` exactly as a reader of its bytes will get it, and these. PefxError kind "schema" for a wrong type."""
     value = _ENCODER.encode(record)
-    kind, digest = type(record).__name__.lower(), hashlib.sha256(value).hexdigest()
-    return b'{"kind":"%s","schema":%d,"sha256":"%s","value":%s}' % (kind.encode(), SCHEMA, digest.encode(), value)
+    return _read(type(record), value, where), _sealed(type(record), value)
+
+
+def _sealed(cls: type[Any], value: bytes) -> bytes:
+    digest = hashlib.sha256(value).hexdigest()
+    return b'{"kind":"%s","schema":%d,"sha256":"%s","value":%s}' % (
+        cls.__name__.lower().encode(), SCHEMA, digest.encode(), value,
+    )  # fmt: skip
 
 
 def decode(cls: type[Record], data: bytes, where: str) -> Record:
@@ -100,17 +111,20 @@ def _decoder(cls: type[Any]) -> "msgspec.json.Decoder[Any]":
 def _missing(record: Any, path: str = "") -> str | None:
     """The first field that was not in what was read. A default is for those who write, not for those who read."""
     there = vars(record)  # what has a default and was not read is not in it
-    for name in _fields(type(record)):
-        if name not in there:
-            return path + name
-        if is_dataclass(there[name]) and (inner := _missing(there[name], f"{path}{name}.")):
+    names, nested = _fields(type(record))
+    if len(there) < len(names):
+        return path + next(name for name in names if name not in there)
+    for name in nested:
+        if inner := _missing(there[name], f"{path}{name}."):
             return inner
     return None
 
 
 @cache
-def _fields(cls: type[Any]) -> tuple[str, ...]:
-    return tuple(entry.name for entry in fields(cls))
+def _fields(cls: type[Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of a record's fields, and of those that are records themselves."""
+    names = tuple(entry.name for entry in fields(cls))
+    return names, tuple(entry.name for entry in fields(cls) if is_dataclass(entry.type))
 
 
 def _unknown(stored: Any, known: Any, path: str = "") -> str | None:

@@ -140,8 +140,12 @@ class Keyspace:
 
     def keys(self, start: str, end: str) -> list[str]:
         """All keys in [start, end), in order."""
+        return [key.decode() for key in self._listed(start, end)]
+
+    def _listed(self, start: str, end: str) -> list[bytes]:
         found = self._patiently(lambda: self._store.list(ts.KvStore.KeyRange(start, end)).result())
-        return sorted(key.decode() for key in found)
+        found.sort()
+        return found
 
     def _patiently(self, look: Callable[[], Any]) -> Any:
         """`look`, again where a file was missing: a compaction may have taken it while we were on our way to it."""
@@ -163,11 +167,11 @@ class Keyspace:
         """
         cuts = self._cuts.get(end)
         if cuts is None:
-            found = self.keys(start, end)
+            found = self._listed(start, end)
             if len(self._cuts) == RANGES:
                 self._cuts.clear()
-            self._cuts[end] = found[PAGE::PAGE]
-            return found[:limit]
+            self._cuts[end] = [key.decode() for key in found[PAGE::PAGE]]
+            return [key.decode() for key in found[:limit]]
         page: list[str] = []
         at = bisect.bisect_right(cuts, start)
         while len(page) < limit and start < end:

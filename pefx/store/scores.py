@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from pefx.store.catalog import Catalog
-from pefx.store.encoding import decode, encode, storable
+from pefx.store.encoding import sealed, storable
 from pefx.store.keyspace import ABSENT, Write
 from pefx.store.lifecycle import persist
 from pefx.store.lookup import checked, now
@@ -42,8 +42,7 @@ def record_score(
         data_fingerprint=data_fingerprint,
         created=now(),
     )
-    stored = encode(score)
-    score = decode(Score, stored, where)
+    score, stored = sealed(score, where)
     said = storable([renderer, scorer, path, score.metrics, samples, data_fingerprint], where)
     key = score_key(revision.policy, revision.number, hashlib.sha256(repr(said).encode()).hexdigest()[:16])
 
