@@ -15,6 +15,7 @@ from pefx.catalog_commands import Action
 from pefx.config import PlanConfig, Precision, ServeConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.settings import load_config, parse, read_any
+from pefx.web.command import Web
 
 ConfigPath = Annotated[str, arg(metavar="CONFIG"), tyro.conf.Positional]
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -44,7 +45,7 @@ class Serve:
 class CatalogCommand:
     """Look into a catalog of revisions, and look after it."""
 
-    action: Annotated[Action, arg(name="")]
+    action: Annotated[Action | Annotated[Web, subcommand("web")], arg(name="")]
 
 
 @dataclass(frozen=True)
