@@ -14,16 +14,17 @@ import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
 from pefx.config import AdapterSpec
+from pefx.store.blob import Adapter
 from pefx.store.catalog import Catalog
 from pefx.store.encoding import encode
 from pefx.store.keyspace import Write
-from pefx.store.lifecycle import branch, move_stage, retire_revision, set_alias
+from pefx.store.lifecycle import branch, move_stage, retire, retire_revision, set_alias
 from pefx.store.names import policy_key, revision_key
 from pefx.store.records import StageState
 from pefx.store.scores import record_score
@@ -58,15 +59,21 @@ class Example:
     def __init__(self, folder: Path):
         self.catalog = Catalog.open(folder, create=True)
         self.random = np.random.default_rng(7)
+        self.weights: dict[str, Adapter] = {}
 
-    def commit(self, name: str, rank: int, number: int, parent: str | None, loss: float, **more: Any) -> None:
-        adapter = {
-            site: {
-                factor: self.random.normal(size=(4, rank, 32)).astype(np.float32) * (0.05 + 0.02 * number)
-                for factor in ("a", "b")
-            }
+    def further(self, before: Adapter | None, rank: int, size: float) -> Adapter:
+        """Weights moved by so much from `before`."""
+        moved = {
+            site: {factor: self.random.normal(size=(4, rank, 32)).astype(np.float32) for factor in ("a", "b")}
             for site in TARGETS
         }
+        if before is None:
+            return moved
+        return {s: {f: before[s][f] + np.float32(size) * moved[s][f] for f in ("a", "b")} for s in TARGETS}
+
+    def commit(self, name: str, rank: int, number: int, parent: str | None, loss: float, **more: Any) -> None:
+        adapter = self.further(self.weights.get(parent or ""), rank, 1.0 if parent is None else 0.5 / number)
+        self.weights[f"{name}@{number}"] = adapter
         revision = self.catalog.commit(
             name,
             adapter=adapter,
@@ -76,15 +83,16 @@ class Example:
             seeds={"data": 11, "run": 3},
             config={"name": name.split("/")[-1], "optimizer": {"learning_rate": 0.004, "clip": 1.0}, "batch_rows": 8},
             data_fingerprint="sha256:" + f"{number:02x}" * 32,
-            metrics={"heldout": {"nats_per_token": round(loss, 4)}, "train": {"loss": round(loss - 0.08, 4)}},
+            metrics={"heldout": {"nats_per_token": round(loss, 4)}},
             parent=parent,
             **more,
         )
-        for scorer, path, found in (
+        findings: tuple[tuple[str, Literal["isolated", "shared"], float], ...] = (
             ("judge-2", "shared", 0.86 - 0.24 * (loss - 1.5)),
             ("judge-2", "isolated", 0.855 - 0.24 * (loss - 1.5)),
             ("exact-match", "shared", 0.71 - 0.4 * (loss - 1.5)),
-        ):
+        )
+        for scorer, path, found in findings:
             value = {"helpfulness" if scorer == "judge-2" else "accuracy": round(found + self.noise(0.012), 3)}
             record_score(
                 self.catalog,
@@ -121,6 +129,7 @@ def build(folder: Path) -> Catalog:
         ("support/acme-german", 4, "lab/acme-german-formal", 2, 1.5),
     ):
         branch(catalog, source, name, at, owner="support")
+        example.weights[f"{name}@1"] = example.weights[f"{source}@{at}"]
         example.grow(name, revisions - 1, start=2, floor=floor)
     example.grow(MAIN, 3, start=10, floor=1.42)
     example.commit(MAIN, 8, 13, f"{MAIN}@11", 1.44)
@@ -136,6 +145,7 @@ def build(folder: Path) -> Catalog:
     sessions = open_sessions(catalog, "runs/acme-july", wanted)
     move_sessions(catalog, sessions, "checkpointed", 2750, "runs/acme-july/checkpoints/2750")
     open_sessions(catalog, "runs/new-users", [Wanted("users/yuki/haiku", BASE, AdapterSpec(rank=4), owner="yuki")])
+    retire(catalog, "users/tom/lyrics")
     age(catalog)
     return catalog
 
@@ -143,9 +153,11 @@ def build(folder: Path) -> Catalog:
 def age(catalog: Catalog) -> None:
     """Records as of some days ago: a catalog made in a second would have no history to look at."""
     now = datetime.now(UTC)
-    for order, policy in enumerate(catalog.search()):
+    spread = np.random.default_rng(5)
+    for policy in catalog.search():
         log = catalog.log(policy.name)
-        days = [(len(log) - index) * 2.3 + order * 0.37 for index in range(len(log))]
+        newest, between = float(spread.exponential(6.0)), float(spread.uniform(0.4, 3.0))
+        days = [newest + (len(log) - 1 - index) * between for index in range(len(log))]
         times = [(now - timedelta(days=d)).isoformat(timespec="seconds") for d in days]
         writes = [
             Write(revision_key(old.policy, old.number), encode(replace(old, created=at, code_version="0.1.0")))
@@ -188,8 +200,10 @@ def main() -> int:
         with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
             try:
                 address = str(server.stdout and server.stdout.readline()).split(" ")[0]
-                picture(address, given.out / "catalog-web.png", 900, given.dark)
-                picture(f"{address}/policy/{MAIN}", given.out / "catalog-policy.png", 1800, given.dark)
+                if not address.startswith("http"):
+                    return 1
+                picture(address, given.out / "catalog-web.png", 1040, given.dark)
+                picture(f"{address}/policy/{MAIN}", given.out / "catalog-policy.png", 1500, given.dark)
             finally:
                 server.send_signal(signal.SIGTERM)
     return 0

@@ -35,7 +35,16 @@ FLOORS: list[tuple[str, ...]] = [
 ]
 STANDARD_LIBRARY_ONLY = ("pefx.config", "pefx.errors")
 # Host logic: neither these nor anything of pefx that they import may import an array framework.
-HOST = ("pefx.packing", "pefx.store", "pefx.rules", "pefx.settings", "pefx.cli", "pefx.training", "pefx.serving", "pefx.web")
+HOST = (
+    "pefx.packing",
+    "pefx.store",
+    "pefx.rules",
+    "pefx.settings",
+    "pefx.cli",
+    "pefx.training",
+    "pefx.serving",
+    "pefx.web",
+)
 # ... except the few files of the two loops that hand plans to the device or save its state.
 DEVICE_FACING = {
     "pefx.training.adapters",

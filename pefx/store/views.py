@@ -1,5 +1,6 @@
 """What is shown of a catalog, as plain data: the same for tables, JSON and pages."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -121,10 +122,12 @@ class Lineage:
 def lineage(catalog: Catalog, policy: str, policies: int = 50) -> Lineage:
     """The family of `policy`: from the policy that all come from down to every branch, at most so many policies."""
     root = find_policy(catalog.space, policy)
+    above = {root.name}
     while root.origin is not None:
         parent = root.origin.split("@")[0]
-        if catalog.space.read(policy_key(parent)).value is None:
+        if parent in above or catalog.space.read(policy_key(parent)).value is None:
             break
+        above.add(parent)
         root = find_policy(catalog.space, parent)
     queue, seen, nodes = [root.name], {root.name}, []
     cut = False
@@ -195,8 +198,10 @@ def curves(catalog: Catalog, policy: str) -> list[Curve]:
 
 
 def flat_numbers(value: Any, prefix: str = "") -> dict[str, float]:
-    """The numbers in nested dicts, by dotted path."""
+    """The numbers in nested dicts, by dotted path; without those that no float holds."""
     if isinstance(value, dict):
         inner = [flat_numbers(item, f"{prefix}{name}.") for name, item in value.items()]
         return {name: number for found in inner for name, number in found.items()}
-    return {} if isinstance(value, bool) or not isinstance(value, int | float) else {prefix[:-1]: float(value)}
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+        return {}
+    return {prefix[:-1]: float(value)}

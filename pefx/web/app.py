@@ -16,8 +16,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
 from pefx.store.listing import as_json
-from pefx.web.contents import Count, PolicyPage, PopulationPage, Query, RevisionPage
-from pefx.web.contents import policy_page, population_page, revision_page
+from pefx.web.contents import (
+    Count,
+    PolicyPage,
+    PopulationPage,
+    Query,
+    RevisionPage,
+    policy_page,
+    population_page,
+    revision_page,
+)
 from pefx.web.curve_chart import panels
 from pefx.web.lineage_graph import draw_lineage
 from pefx.web.pages import HEADERS, render
@@ -95,13 +103,14 @@ class Site:
             if status == 404:
                 told = f"there is no page at {request.url.path}"
             if status == 405:
+                headers = {"allow": "GET, HEAD"}
                 told = f"{request.method} is not answered: these pages only show, with GET and HEAD"
         else:
             status, kind, told = 500, "internal", "this page could not be made; the terminal of the server says why"
         if request.url.path.startswith("/api/"):
             data = as_json({"error": told, "kind": kind})
             return Response(data, status, headers, media_type="application/json")
-        title = HTTPStatus(status).phrase
+        title = {"damaged": "Damaged record", "schema": "Unknown record"}.get(kind, HTTPStatus(status).phrase)
         page = render("error.html", location=self.catalog.location, data=None, status=status, title=title, told=told)
         return HTMLResponse(page, status, headers)
 

@@ -1,6 +1,7 @@
 """Evaluations over the revisions of a policy as SVG: a panel for each metric, a line for each who measured it."""
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +13,12 @@ from pefx.web.svg import element
 from pefx.web.wording import number, revision_address
 
 WIDTH, HEIGHT = 380.0, 190.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 16.0, 12.0, 26.0
+RIGHT, TOP, BOTTOM = 16.0, 12.0, 26.0
+DIGIT = 6.3  # the width of one, about
 COLOURS = 6  # of lines in the stylesheet; the next ones are dashed
 MOST_PANELS, MOST_LINES, MOST_POINTS = 24, 12, 400
 MOST_DOTS = 50
+MOST, LEAST = sys.float_info.max, 1e-290  # of numbers; smaller ones are drawn as zero
 
 
 @dataclass(frozen=True)
@@ -52,24 +55,23 @@ def _panel(name: str, curves: list[Curve], policy: str) -> Panel:
     values = [value for curve in lines for _, value in curve.points if math.isfinite(value)]
     first, last = min(numbers), max(numbers)
     low, high, ticks = scale_of(min(values, default=0.0), max(values, default=1.0))
-    across = (WIDTH - LEFT - RIGHT) / max(last - first, 1)
+    left = 16 + DIGIT * max(len(text) for _, text in ticks)
+    across = (WIDTH - left - RIGHT) / max(last - first, 1)
 
-    def x(at: float) -> float:
-        return LEFT + (at - first) * across if last > first else (LEFT + WIDTH - RIGHT) / 2
+    def x(at: int) -> float:
+        return left + (at - first) * across if last > first else (left + WIDTH - RIGHT) / 2
 
     def y(value: float) -> float:
-        return TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM)
+        return TOP + (high / 2 - value / 2) / (high / 2 - low / 2) * (HEIGHT - TOP - BOTTOM)  # halves cannot overflow
 
     parts = [element("title", f"{name} over revisions {first} to {last}")]
     for tick, said in ticks:
-        parts.append(element("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y(tick), y2=y(tick)))
-        parts.append(element("text", said, class_="tick", x=LEFT - 8, y=y(tick) + 3.5, text_anchor="end"))
+        parts.append(element("line", class_="grid", x1=left, x2=WIDTH - RIGHT, y1=y(tick), y2=y(tick)))
+        parts.append(element("text", said, class_="tick", x=left - 8, y=y(tick) + 3.5, text_anchor="end"))
     for tick in whole_ticks(first, last):
         parts.append(element("text", str(tick), class_="tick", x=x(tick), y=HEIGHT - 8, text_anchor="middle"))
     drawn = [_line(index, curve, policy, x, y) for index, curve in enumerate(lines)]
-    picture = element(
-        "svg", *parts, *drawn, class_="curves", role="img", viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}"
-    )
+    picture = element("svg", *parts, *drawn, class_="curves", role="img", viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}")
     key = [Line(_colour(i), curve.source, number(curve.points[-1][1])) for i, curve in enumerate(lines)]
     return Panel(name, picture, tuple(key), len(curves) - len(lines))
 
@@ -103,17 +105,19 @@ def thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
 
 def scale_of(low: float, high: float) -> tuple[float, float, list[tuple[float, str]]]:
     """(lowest, highest, ticks as (value, text)) of an axis around [low, high], its ticks at round numbers."""
+    if max(abs(low), abs(high)) < LEAST:
+        low = high = 0.0
     if high - low <= max(abs(low), abs(high)) * 1e-12:  # one value: some room around it
         room = abs(high) * 0.1 or 1.0
-        low, high = low - room, high + room
+        low, high = max(low - room, -MOST), min(high + room, MOST)
     rough = high / 4 - low / 4
-    power = 10.0 ** math.floor(math.log10(rough)) if math.isfinite(rough) and rough > 1e-300 else 0.0
-    if not power:  # numbers at the ends of what a float holds
+    if rough > MOST / 100:
         return low, high, [(low, f"{low:.3g}"), (high, f"{high:.3g}")]
+    power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(low / step), math.ceil(high / step)
     values = [index * step for index in range(first, last + 1)]
-    return values[0], values[-1], list(zip(values, _texts(values, step), strict=True))
+    return min(values[0], low), max(values[-1], high), list(zip(values, _texts(values, step), strict=True))
 
 
 def _texts(values: Sequence[float], step: float) -> list[str]:

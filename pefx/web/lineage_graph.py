@@ -10,12 +10,12 @@ from pefx.web.lineage_layout import Layout, Mark, lay_out
 from pefx.web.svg import element, shortened
 from pefx.web.wording import policy_address, revision_address
 
-LETTER = 6.7  # the width of one, about
+LETTER = 6.8  # the width of one, about
 NODE = 22.0
 GAP = 22.0  # between two nodes of a lane
 BARE, NAMED = 34.0, 52.0  # heights of lanes; the second has room for aliases above its nodes
 EDGE = 14.0
-LONGEST_NAME, LONGEST_LABEL = 34, 30
+LONGEST_NAME, LONGEST_LABEL = 32, 30
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,13 @@ def draw_lineage(lineage: Lineage, whole: bool = False) -> Graph:
     graph = element(
         "svg",
         element("title", f"Lineage of {lineage.policy}: {said}"),
-        _band(current, places, places.width),
+        _band(current, places, "100%"),
         *edges,
         *nodes,
         class_="lineage",
         role="img",
         width=places.width,
-        height=places.height,
-        viewBox=f"0 0 {places.width:.0f} {places.height:.0f}",
+        height=places.height,  # no viewBox: where there is more room the band goes on, and nothing grows
     )
     hidden = sum(mark.hidden for mark in layout.marks)
     return Graph(_names(layout, places, current), graph, len(lineage.nodes), hidden)
@@ -64,7 +63,7 @@ def draw_lineage(lineage: Lineage, whole: bool = False) -> Graph:
 
 def _names(layout: Layout, places: _Places, current: int) -> Markup:
     shown = [shortened(name, LONGEST_NAME) for name in layout.lanes]
-    width = 28 + LETTER * max((len(name) for name in shown), default=0)
+    width = 24.0 + 8 * max((len(name) for name in shown), default=0)
     texts = [
         element(
             "a",
@@ -86,7 +85,7 @@ def _names(layout: Layout, places: _Places, current: int) -> Markup:
     )
 
 
-def _band(lane: int, places: _Places, width: float) -> Markup:
+def _band(lane: int, places: _Places, width: float | str) -> Markup:
     if lane < 0:
         return Markup("")
     bottom = places.top[lane + 1] if lane + 1 < len(places.top) else places.height
@@ -106,7 +105,7 @@ def _alias_label(mark: Mark) -> str:
 
 
 def _alias_width(mark: Mark) -> float:
-    return 12 + 6.2 * len(_alias_label(mark)) if mark.node.aliases else 0.0
+    return 12 + LETTER * len(_alias_label(mark)) if mark.node.aliases else 0.0
 
 
 def _places(layout: Layout) -> _Places:
@@ -178,7 +177,5 @@ def _node(mark: Mark, places: _Places, current: int) -> Markup:
     if mark.node.aliases:
         wide = _alias_width(mark)
         parts.append(element("rect", class_="pill", x=x - wide / 2, y=y - 33, width=wide, height=16, rx=8))
-        parts.append(
-            element("text", _alias_label(mark), class_="alias", x=x, y=y - 21.5, text_anchor="middle")
-        )
+        parts.append(element("text", _alias_label(mark), class_="alias", x=x, y=y - 21.5, text_anchor="middle"))
     return element("a", *parts, href=address, class_=kind)

@@ -51,7 +51,7 @@ def lay_out(lineage: Lineage, whole: bool = False) -> Layout:
             key = run[0].key
             parent = stands_for.get(run[0].parent or "")
             parents[key] = None if parent == key else parent
-            before[key] = [k for k in (parents[key], previous and previous[0].key) if k]
+            before[key] = [k for k in (parents[key], previous[0].key if previous else None) if k]
     columns = _columns([run[0].key for lane in order for run in runs[lane]], before)
     marks = [
         Mark(
@@ -87,14 +87,14 @@ def _lanes(lineage: Lineage) -> dict[str, list[Node]]:
 def _lane_order(lanes: Mapping[str, Sequence[Node]]) -> list[str]:
     """Branches below what they come from, the latest next to it: so no branch's line crosses another."""
     branches: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    there = {node.key for nodes in lanes.values() for node in nodes}
     roots = []
     for name, nodes in lanes.items():
         origin = nodes[0].parent
-        source = None if origin is None else _policy(origin)
-        if origin is None or source == name or source not in lanes:
+        if origin is None or origin not in there or _policy(origin) == name:
             roots.append(name)
         else:
-            branches[source].append((_number(origin), name))
+            branches[_policy(origin)].append((_number(origin), name))
     order: list[str] = []
     waiting = [*reversed(list(lanes)), *reversed(roots)]  # those of no root, which damage could make, come last
     while waiting:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ HEADERS = {
 }
 
 
+@cache
 def environment() -> Environment:
     """Templates with everything escaped and nothing left undefined."""
     made = Environment(
@@ -48,12 +50,9 @@ def environment() -> Environment:
     return made
 
 
-ENVIRONMENT = environment()
-
-
 def render(template: str, **values: Any) -> str:
     """The page of `template`."""
-    return ENVIRONMENT.get_template(template).render(**values)
+    return environment().get_template(template).render(**values)
 
 
 def compact(value: Any) -> str:

@@ -44,11 +44,11 @@ def make_server(catalog: Catalog) -> Server:
 
 def serve_pages(path: str, host: str, port: int) -> int:
     """Serve the catalog at `path`, read-only, until SIGINT or SIGTERM. PefxError where it cannot begin."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
     address = loopback(host)
     catalog = Catalog.open(path, read_only=True)
     with listen(address, port) as bound:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _end)
         server = make_server(catalog)
         name = f"[{address}]" if ":" in address else address
         print(f"http://{name}:{bound.getsockname()[1]} shows catalog '{path}', read-only; Ctrl-C ends it", flush=True)

@@ -3,7 +3,7 @@
 from markupsafe import Markup, escape
 
 
-def element(tag: str, *children: str | Markup, **attributes: str | float | None) -> Markup:
+def element(tag: str, *children: str | Markup, **attributes: str | float | int | None) -> Markup:
     """`<tag ...>children</tag>`. Text that is no Markup is escaped, and so are attributes.
 
     A name's last underscore goes (`class_`), others become dashes; None leaves the attribute out.
@@ -13,7 +13,7 @@ def element(tag: str, *children: str | Markup, **attributes: str | float | None)
     return Markup(f"<{tag}{said}>{''.join(escape(child) for child in children)}</{tag}>")
 
 
-def _text(value: str | float) -> str:
+def _text(value: str | float | int) -> str:
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, int | float) else value
 
 
