@@ -6,6 +6,7 @@ Names, times and numbers of the example are made up. Needs chromium on PATH; wit
 """
 
 import argparse
+import os
 import shutil
 import signal
 import subprocess
@@ -170,17 +171,16 @@ def age(catalog: Catalog) -> None:
             catalog.space.transact(writes)
 
 
-def picture(address: str, file: Path, height: int, dark: bool = False) -> None:
+def picture(address: str, file: Path, height: int) -> None:
     """What a browser shows at `address`, in few enough colours to be small."""
     with tempfile.TemporaryDirectory() as profile:
         command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
         command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
         command += ["--hide-scrollbars", f"--user-data-dir={profile}", f"--window-size=1240,{height}"]
-        command += ["--blink-settings=preferredColorScheme=0"] if dark else []
         command += [f"--screenshot={file.resolve()}", address]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
     with Image.open(file) as shown:
-        shown.convert("RGB").quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+        shown.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
     print(f"{file}: {file.stat().st_size / 1024:.0f} KB")
 
 
@@ -188,7 +188,6 @@ def main() -> int:
     """Builds the example, serves it, and draws two of its pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "catalog_pages")
-    parser.add_argument("--dark", action="store_true")
     given = parser.parse_args()
     if shutil.which("chromium") is None:
         print("no chromium on PATH: nothing is drawn")
@@ -197,13 +196,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder) / "catalog")
         command = [sys.executable, "-m", "pefx.cli", "catalog", "web", "catalog", "--port", "0"]
-        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True) as server:
             try:
                 address = str(server.stdout and server.stdout.readline()).split(" ")[0]
                 if not address.startswith("http"):
                     return 1
-                picture(address, given.out / "catalog-web.png", 1040, given.dark)
-                picture(f"{address}/policy/{MAIN}", given.out / "catalog-policy.png", 1500, given.dark)
+                picture(address, given.out / "catalog-web.png", 1040)
+                picture(f"{address}/policy/{MAIN}", given.out / "catalog-policy.png", 1500)
             finally:
                 server.send_signal(signal.SIGTERM)
     return 0

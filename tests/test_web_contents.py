@@ -7,6 +7,7 @@ import pytest
 
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
+from pefx.store.keyspace import Write
 from pefx.store.listing import as_json
 from pefx.store.views import about, curves, lineage, population
 from pefx.web import contents
@@ -107,7 +108,7 @@ def test_why_a_revision_is_not_compared(catalog: Catalog, monkeypatch: pytest.Mo
 def test_missing_weights_are_told_and_the_rest_is_shown(tmp_path: Path) -> None:
     catalog = Catalog.open(tmp_path / "catalog", create=True)
     grow(catalog, "a", 2)
-    catalog.space._store.write(catalog.get("a", 1).blob, None).result()
+    catalog.space.transact([Write(catalog.get("a", 1).blob, None)])
     page = revision_page(catalog, "a@2")
     assert page.revision.number == 2
     assert "missing" in str(page.not_compared)
