@@ -8,6 +8,7 @@ import pytest
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
 from pefx.store.keyspace import Write
+from pefx.store.lifecycle import branch
 from pefx.store.listing import as_json
 from pefx.store.views import about, curves, lineage, population
 from pefx.web import contents
@@ -136,3 +137,19 @@ def test_counting_takes_a_hundredth_of_the_time(tmp_path: Path, monkeypatch: pyt
     clock[0] = 50.5
     assert count() == 1
     assert len(listed) == 2
+
+
+def test_a_policy_is_in_its_lineage_however_many_siblings_it_has(tmp_path: Path) -> None:
+    catalog = Catalog.open(tmp_path / "catalog", create=True)
+    grow(catalog, "root", 1)
+    for number in range(60):
+        branch(catalog, "root", f"b{number:02}")
+    branch(catalog, "b59", "b59/below")
+    found = policy_page(catalog, "b59/below").lineage
+    names = [node.key.split("@")[0] for node in found.nodes]
+    assert (names[0], len(names), len(set(names)), found.cut) == ("root", 50, 50, True)
+    assert {"b59", "b59/below", "b00"} <= set(names)
+    assert "b59/below" in {node.key.split("@")[0] for node in policy_page(catalog, "b59").lineage.nodes}
+    few = [lineage(catalog, name, policies=100).nodes for name in ("root", "b07", "b59/below")]
+    assert few[0] == few[1] == few[2]
+    assert len(few[0]) == 62
