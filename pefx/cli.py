@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg, subcommand
 
-from pefx.catalog_commands import Action
+from pefx.commands.catalog import Action
 from pefx.config import PlanConfig, Precision, ServeConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.settings import load_config, parse, read_any

@@ -23,20 +23,29 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.losses", "pefx.optim", "pefx.sampling"),
     ("pefx.steps",),
     ("pefx.checkpoint", "pefx.huggingface", "pefx.store", "pefx.data"),
-    ("pefx.converted",),
+    ("pefx.converted", "pefx.web"),
     ("pefx.loading",),
     ("pefx.conversion",),
     ("pefx.training", "pefx.serving"),
     ("pefx.rules",),
     ("pefx.settings", "pefx.sizing", "pefx.planning", "pefx.exchange"),
-    ("pefx.catalog_commands",),
+    ("pefx.commands",),
     ("pefx.cli",),
     ("pefx.demo",),
     ("train", "serve", "benchmarks", "studies"),
 ]
 STANDARD_LIBRARY_ONLY = ("pefx.config", "pefx.errors")
 # Host logic: neither these nor anything of pefx that they import may import an array framework.
-HOST = ("pefx.packing", "pefx.store", "pefx.rules", "pefx.settings", "pefx.cli", "pefx.training", "pefx.serving")
+HOST = (
+    "pefx.packing",
+    "pefx.store",
+    "pefx.rules",
+    "pefx.settings",
+    "pefx.cli",
+    "pefx.training",
+    "pefx.serving",
+    "pefx.web",
+)
 # ... except the few files of the two loops that hand plans to the device or save its state.
 DEVICE_FACING = {
     "pefx.training.adapters",

@@ -72,7 +72,7 @@ class Keyspace:
         self.local = local  # the directory, where the key space is one
         self.location = location
         self.read_only = read_only
-        self._cuts: dict[str, list[str]] = {}  # by the end of a range, keys at which a listing may stop
+        self._cuts: dict[str, tuple[str, list[str]]] = {}  # by a range's end: its start, keys a listing may stop at
 
     @classmethod
     def open(
@@ -163,22 +163,27 @@ class Keyspace:
         """The first `limit` keys in [start, end), in order.
 
         A listing of the store has no limit. So the first time all of [start, end) is listed, and every `PAGE`th key
-        remembered: later pages list from one of these to the next.
+        remembered where there are many: later pages list from one of these to the next. What was remembered of a range
+        that has grown since is forgotten.
         """
-        cuts = self._cuts.get(end)
-        if cuts is None:
+        known_from, cuts = self._cuts.get(end, (end, []))
+        if start < known_from:
             found = self._listed(start, end)
-            if len(self._cuts) == RANGES:
-                self._cuts.clear()
-            self._cuts[end] = [key.decode() for key in found[PAGE::PAGE]]
+            if len(found) > PAGE:
+                while len(self._cuts) >= RANGES:
+                    self._cuts.pop(next(iter(self._cuts)), None)
+                self._cuts[end] = start, [key.decode() for key in found[PAGE::PAGE]]
             return [key.decode() for key in found[:limit]]
         page: list[str] = []
         at = bisect.bisect_right(cuts, start)
         while len(page) < limit and start < end:
             stop = cuts[at] if at < len(cuts) else end
-            page += self.keys(start, stop)
+            found = self._listed(start, stop)
+            if len(found) > 4 * PAGE:
+                self._cuts.pop(end, None)
+            page += [key.decode() for key in found[: limit - len(page)]]
             start, at = stop, at + 1
-        return page[:limit]
+        return page
 
     def pages(self, start: str, end: str, limit: int = PAGE) -> Iterator[list[str]]:
         """All keys in [start, end), in order, some at a time, as they are when their turn comes."""

@@ -1,8 +1,10 @@
 """What is shown of a catalog, as plain data: the same for tables, JSON and pages."""
 
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from pefx.store.catalog import Catalog
@@ -119,26 +121,41 @@ class Lineage:
 
 
 def lineage(catalog: Catalog, policy: str, policies: int = 50) -> Lineage:
-    """The family of `policy`: from the policy that all come from down to every branch, at most so many policies."""
-    root = find_policy(catalog.space, policy)
-    while root.origin is not None:
-        parent = root.origin.split("@")[0]
-        if catalog.space.read(policy_key(parent)).value is None:
-            break
-        root = find_policy(catalog.space, parent)
-    queue, seen, nodes = [root.name], {root.name}, []
+    """The family of `policy`: from the policy that all come from down to every branch, at most so many policies.
+
+    Where there are more, those that `policy` comes from are in it, and what is near to it.
+    """
+    names = _ancestors(catalog, policy)
+    root, seen = names[-1], set(names)
+    below = {parent: [child] for child, parent in pairwise(names)}
     cut = False
-    while queue:
-        record = find_policy(catalog.space, queue.pop(0))
-        nodes += _nodes(catalog, record)
-        prefix = f"child/{record.name}@"
-        for key in catalog.space.page(prefix, after(prefix), policies + 1):
-            name = key.rsplit("@", 1)[1]
-            if name not in seen and len(seen) < policies:
-                seen.add(name)
-                queue.append(name)
-            cut = cut or name not in seen
+    for name in names:  # which grows meanwhile
+        prefix = f"child/{name}@"
+        keys = catalog.space.page(prefix, after(prefix), policies + 1)
+        found = [key.rsplit("@", 1)[1] for key in keys]
+        new = [branch for branch in found if branch not in seen]
+        taken = new[: max(policies - len(names), 0)]
+        names += taken
+        seen.update(taken)
+        cut = cut or taken != new
+        below[name] = [*(branch for branch in found if branch in seen), *below.get(name, [])]
+    order = [root]
+    for name in order:
+        order += [branch for branch in dict.fromkeys(below[name]) if branch not in order]
+    nodes = [node for name in order for node in _nodes(catalog, find_policy(catalog.space, name))]
     return Lineage(policy, tuple(nodes), cut)
+
+
+def _ancestors(catalog: Catalog, policy: str) -> list[str]:
+    """`policy`, what it was branched from, what that was branched from, and so on, as far as it is there."""
+    names: list[str] = []
+    record = find_policy(catalog.space, policy)
+    while True:
+        names.append(record.name)
+        parent = "" if record.origin is None else record.origin.split("@")[0]
+        if not parent or parent in names or catalog.space.read(policy_key(parent)).value is None:
+            return names
+        record = find_policy(catalog.space, parent)
 
 
 def _nodes(catalog: Catalog, policy: Policy) -> list[Node]:
@@ -195,8 +212,10 @@ def curves(catalog: Catalog, policy: str) -> list[Curve]:
 
 
 def flat_numbers(value: Any, prefix: str = "") -> dict[str, float]:
-    """The numbers in nested dicts, by dotted path."""
+    """The numbers in nested dicts, by dotted path; without those that no float holds."""
     if isinstance(value, dict):
         inner = [flat_numbers(item, f"{prefix}{name}.") for name, item in value.items()]
         return {name: number for found in inner for name, number in found.items()}
-    return {} if isinstance(value, bool) or not isinstance(value, int | float) else {prefix[:-1]: float(value)}
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > sys.float_info.max:
+        return {}
+    return {prefix[:-1]: float(value)}

@@ -1,0 +1,171 @@
+"""Commands of `pefx catalog` that change policies, or what the catalog holds."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import tyro
+from tyro.conf import arg
+
+from pefx.commands.shown import CatalogPath, Name, Reference, Switch, progress
+from pefx.errors import PefxError
+from pefx.store.catalog import Catalog
+from pefx.store.compaction import compact
+from pefx.store.garbage import collect
+from pefx.store.lifecycle import branch, drop_alias, expire, give, retag, retire, retire_revision, rollback, set_alias
+from pefx.store.listing import size
+from pefx.store.names import parse_reference
+
+
+@dataclass(frozen=True)
+class Tag:
+    """Add and remove tags of a policy, or give it to an owner."""
+
+    path: CatalogPath
+    """The folder or URL of the catalog."""
+    policy: Name
+    """Whose tags."""
+    add: tuple[str, ...] = ()
+    """Tags to add."""
+    remove: tuple[str, ...] = ()
+    """Tags to remove."""
+    owner: str | None = None
+    """The new owner; an empty one: nobody."""
+    expires: str | None = None
+    """Not served or trained any more after this: days from now, or a time as 2027-01-31T00:00:00+00:00; `never`."""
+
+    def run(self) -> int:
+        catalog = Catalog.open(self.path)
+        catalog.policy(self.policy)
+        at = _time(self.expires)
+        found = retag(catalog, self.policy, self.add, self.remove)
+        if self.owner is not None:
+            found = give(catalog, self.policy, self.owner or None)
+        if self.expires is not None:
+            found = expire(catalog, self.policy, at)
+        labels = f"tags {', '.join(found.tags) or 'none'}; owner {found.owner or 'nobody'}"
+        print(f"{found.name}: {labels}; expires {found.expires or 'never'}")
+        return 0
+
+
+def _time(text: str | None) -> datetime | None:
+    if text in (None, "never"):
+        return None
+    try:
+        return datetime.now(UTC) + timedelta(days=float(text))
+    except (ValueError, OverflowError):
+        pass
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise PefxError(f"--expires '{text}' is neither a number of days, nor a time, nor `never`") from None
+
+
+@dataclass(frozen=True)
+class Alias:
+    """Let a name stand for a revision, as in `policy@prod`; or forget the name."""
+
+    path: CatalogPath
+    """The folder or URL of the catalog."""
+    policy: Reference
+    """The revision: `policy@number` or `policy@alias`; `policy` for its latest."""
+    alias: Annotated[str, arg(metavar="ALIAS"), tyro.conf.Positional]
+    """The name."""
+    drop: Switch = False
+    """Forget the name."""
+
+    def run(self) -> int:
+        catalog = Catalog.open(self.path)
+        name, which = parse_reference(self.policy)
+        if self.drop:
+            drop_alias(catalog, name, self.alias)
+            print(f"{name}: no alias {self.alias} any more")
+        else:
+            found = set_alias(catalog, name, self.alias, which)
+            print(f"{name}@{self.alias} is {name}@{found.aliases[self.alias]}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """Let an alias name an older revision. Nothing is copied or removed."""
+
+    path: CatalogPath
+    """The folder or URL of the catalog."""
+    policy: Name
+    """The policy."""
+    alias: str = "latest"
+    """The alias to move; `latest` is what is served where nothing is named."""
+    to: int | None = None
+    """The revision; by default the one before that which the alias names now."""
+
+    def run(self) -> int:
+        found = rollback(Catalog.open(self.path), self.policy, self.alias, self.to)
+        print(f"{found.name}@{self.alias} is {found.name}@{found.aliases[self.alias]}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Make a new policy that begins with a revision of another one. No weights are copied."""
+
+    path: CatalogPath
+    """The folder or URL of the catalog."""
+    source: Reference
+    """The revision: `policy@number` or `policy@alias`; `policy` for its latest."""
+    name: Annotated[str, arg(metavar="NEW"), tyro.conf.Positional]
+    """The name of the new policy."""
+    owner: str | None = None
+    """Its owner."""
+
+    def run(self) -> int:
+        source, which = parse_reference(self.source)
+        found = branch(Catalog.open(self.path), source, self.name, which, self.owner)
+        print(f"{found.key} is {found.parent}  {found.content_hash}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Retire:
+    """Serve and train a policy, or serve one of its revisions, no more, for good."""
+
+    path: CatalogPath
+    """The folder or URL of the catalog."""
+    policy: Reference
+    """`policy` for all of it, `policy@number` for one revision."""
+
+    def run(self) -> int:
+        catalog = Catalog.open(self.path)
+        name, which = parse_reference(self.policy)
+        if which is None:
+            retire(catalog, name)
+        else:
+            retire_revision(catalog, name, catalog.get(name, which).number)
+        print(f"{self.policy} is retired")
+        return 0
+
+
+@dataclass(frozen=True)
+class Gc:
+    """Remove revisions that were retired or have expired long ago, and weights that no revision names."""
+
+    path: CatalogPath
+    """The folder or URL of the catalog."""
+    days: float = 7.0
+    """How long what is over stays."""
+    dry_run: Switch = False
+    """Only say what would be removed."""
+    compact: Switch = False
+    """Rewrite the folder afterwards, so that the disk space is free. Writers wait meanwhile."""
+
+    def run(self) -> int:
+        catalog = Catalog.open(self.path)
+        with progress("gc", "records", None) as step:
+            found = collect(catalog, timedelta(days=self.days), self.dry_run, step)
+        would = "would remove" if self.dry_run else "removed"
+        print(f"{would} {found.revisions:,} revisions and {found.blobs:,} blobs of {size(found.blob_bytes)}")
+        if self.compact and not self.dry_run:
+            with progress("compact", "records", None) as step:
+                done = compact(catalog, step)
+            print(f"rewritten: {size(done.before)} on disk before, {size(done.after)} now")
+        return 0
