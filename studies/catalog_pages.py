@@ -27,9 +27,9 @@ from pefx.store.encoding import encode
 from pefx.store.keyspace import Write
 from pefx.store.lifecycle import branch, move_stage, retire, retire_revision, set_alias
 from pefx.store.names import policy_key, revision_key
-from pefx.store.records import StageState
 from pefx.store.scores import record_score
 from pefx.store.sessions import Wanted, move_sessions, open_sessions
+from pefx.store.stages import Action
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "sha256:" + "5c1e9f0b" * 8
@@ -137,10 +137,10 @@ def build(folder: Path) -> Catalog:
     for alias, number in (("prod", 11), ("canary", 13)):
         set_alias(catalog, MAIN, alias, number)
     set_alias(catalog, "support/acme-german", "prod", 5)
-    steps: tuple[StageState, ...] = ("registered", "prewarmed", "exposed")
+    steps: tuple[Action, ...] = ("register", "prewarm", "expose")
     for name, number in ((MAIN, 11), (MAIN, 13), ("support/acme-german", 5)):
-        for state in steps:
-            move_stage(catalog, name, number, state)
+        for action in steps:
+            move_stage(catalog, name, number, action)
     retire_revision(catalog, MAIN, 12)
     wanted = [Wanted(MAIN, BASE, catalog.policy(MAIN).spec, f"{MAIN}@13")]
     sessions = open_sessions(catalog, "runs/acme-july", wanted)

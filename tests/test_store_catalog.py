@@ -6,58 +6,21 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from pefx.store.catalog import Catalog, Provenance, require_base
+from pefx.store.catalog import Catalog, require_base
 from pefx.store.encoding import encode
 from pefx.store.keyspace import Write
 from pefx.store.names import check_name
-from pefx.store.records import Revision
+from tests.store_small import BASE, OTHER_BASE, SPEC, commit, refused
 
 ROOT = Path(__file__).resolve().parents[1]
-SPEC = AdapterSpec(rank=2, targets=("q_proj", "v_proj"))
-BASE = "sha256:" + "a" * 64
-OTHER_BASE = "sha256:" + "b" * 64
-
-
-def adapter(seed: int = 0, rank: int = 2) -> dict[str, dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    return {
-        site: {factor: rng.normal(size=(3, rank, 24)).astype(np.float32) for factor in ("a", "b")}
-        for site in ("q_proj", "v_proj")
-    }
-
-
-def provenance(**changes: Any) -> Provenance:
-    usual: dict[str, Any] = {
-        "step": 10,
-        "seeds": {"run": 1},
-        "config": {"name": "tiny", "shape": (1, 2)},
-        "data_fingerprint": "sha256:00",
-        "metrics": {"heldout": 2.5},
-    }
-    return usual | changes  # type: ignore[return-value]
-
-
-def commit(catalog: Catalog, policy: str, seed: int = 0, **changes: Any) -> Revision:
-    return catalog.commit(policy, adapter=adapter(seed), spec=SPEC, base=BASE, **provenance(**changes))
-
-
-def refused(kind: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-    with pytest.raises(PefxError) as caught:
-        call(*args, **kwargs)
-    assert caught.value.kind == kind, caught.value
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from pefx.errors import PefxError
-from pefx.store.readiness import STAGES, TRANSITIONS, Readiness, next_stage
+from pefx.store.readiness import Readiness
 from pefx.store.records import Revision
 from pefx.store.tiers import Tiers
 from tests.serving_fakes import revision
@@ -42,20 +42,6 @@ def kind_of(call, *args) -> str:
     return caught.value.kind
 
 
-def test_the_table_is_whole() -> None:
-    assert {t.after for t in TRANSITIONS.values()} | {"committed"} == set(STAGES)
-    assert all(set(t.before) <= set(STAGES) for t in TRANSITIONS.values())
-    for action, transition in TRANSITIONS.items():
-        for stage in STAGES:
-            if stage in transition.before:
-                assert next_stage(action, stage, "a@1") == transition.after
-            else:
-                words = f"revision a@1 is {stage}: to {action} it, it must be {' or '.join(transition.before)}"
-                with pytest.raises(PefxError, match=words) as caught:
-                    next_stage(action, stage, "a@1")
-                assert caught.value.kind == "wrong_stage"
-
-
 def test_in_two_phases_and_the_first_request_reads_nothing() -> None:
     server = Server()
     ready, stages = server.readiness, [server.readiness.stage(ONE)]
@@ -76,8 +62,8 @@ def test_in_two_phases_and_the_first_request_reads_nothing() -> None:
     with server.tiers.request(ready.resolve("alice")) as weights:
         assert name_in(weights) == "alice@1"
     assert server.store.read.count("alice@1") == 1
-    ready.retire(ONE)
-    assert [*stages, ready.stage(ONE)] == list(STAGES)
+    ready.withdraw(ONE)
+    assert [*stages, ready.stage(ONE)] == ["committed", "registered", "prewarmed", "exposed", "committed"]
     assert kind_of(ready.resolve, "alice") == "not_exposed"
     assert server.tiers.counts().host.pinned_bytes == 0
 
@@ -95,9 +81,9 @@ def test_a_policy_changes_at_expose_and_back_at_select() -> None:
     assert (ready.resolve("alice"), ready.resolve("alice", 1)) == (TWO, ONE)
     ready.select(ONE)
     assert ready.resolve("alice") == ONE
-    ready.retire(TWO)
+    ready.withdraw(TWO)
     assert ready.resolve("alice") == ONE
-    ready.retire(ONE)  # nobody chose another: nothing takes its place
+    ready.withdraw(ONE)  # nobody chose another: nothing takes its place
     assert kind_of(ready.resolve, "alice") == "not_exposed"
     assert kind_of(ready.resolve, "alice", 3) == "not_exposed"
     assert kind_of(ready.select, TWO) == "wrong_stage"
@@ -114,7 +100,7 @@ def test_other_content_under_a_registered_key_is_refused() -> None:
     ready = Server().readiness
     ready.register(ONE)
     other = replace(ONE, content_hash="sha256:other")
-    for call in (ready.stage, ready.register, ready.prewarm, ready.expose, ready.select, ready.retire):
+    for call in (ready.stage, ready.register, ready.prewarm, ready.expose, ready.select, ready.withdraw):
         assert kind_of(call, other) == "unknown_revision"
 
 
@@ -161,13 +147,13 @@ def test_retired_at_any_time_it_is_neither_served_nor_pinned_and_may_come_back()
     ready = server.readiness
     ready.register(ONE)
     done = ready.prewarm(ONE)
-    ready.retire(ONE)
+    ready.withdraw(ONE)
     server.executor.run()
     assert kind_of(done.result) == "cancelled"
-    assert ready.stage(ONE) == "retired"
+    assert ready.stage(ONE) == "committed"
     assert server.prewarmed(ONE).result() is None
-    ready.retire(ONE)
+    ready.withdraw(ONE)
     server.prewarmed(ONE)
     ready.expose(ONE)
-    ready.retire(ONE)
+    ready.withdraw(ONE)
     assert server.tiers.counts().host.pinned_bytes == 0

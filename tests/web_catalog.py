@@ -63,8 +63,8 @@ def family(catalog: Catalog) -> None:
     grow(catalog, "users/ann-de", 2, first=2)
     branch(catalog, "users/ann-de", "lab/formal", 2)
     set_alias(catalog, "users/ann", "prod", 4)
-    for state in ("registered", "prewarmed", "exposed"):
-        move_stage(catalog, "users/ann", 4, state)
+    for action in ("register", "prewarm", "expose"):
+        move_stage(catalog, "users/ann", 4, action)
     for revision in catalog.log("users/ann"):
         score(catalog, revision, metrics={"helpful": revision.number / 10})
         score(catalog, revision, metrics={"helpful": revision.number / 11}, path="isolated")

@@ -81,11 +81,14 @@ def _batches(drafts: Iterable[Draft]) -> Iterator[dict[str, tuple[Draft, bytes]]
     size = 0
     for draft in drafts:
         data = _packed(draft)
-        if batch and (draft.policy in batch or len(batch) == BATCH or size + len(data) > BATCH_BYTES):
+        if batch and (draft.policy in batch or size + len(data) > BATCH_BYTES):
             yield batch
             batch, size = {}, 0
         batch[draft.policy] = draft, data
         size += len(data)
+        if len(batch) == BATCH:
+            yield batch
+            batch, size = {}, 0
     if batch:
         yield batch
 

@@ -51,17 +51,20 @@ class Write:
 
 @dataclass(frozen=True)
 class Commit:
-    """A transaction on its way."""
+    """A transaction on its way. `again` begins it anew."""
 
     done: Any
     location: str
+    again: Callable[[], "Commit"]
 
-    def result(self) -> None:
+    def result(self, attempts: int = 3) -> None:
         """Wait for it. PefxError, nothing written, where it failed; kind "conflict" where a condition did not hold."""
         try:
             self.done.result()
         except (ValueError, NotImplementedError) as error:
-            raise _told(error, self.location, writing=True) from error
+            if attempts == 1 or not _taken(error):
+                raise _told(error, self.location, writing=True) from error
+            self.again().result(attempts - 1)
 
 
 class Keyspace:
@@ -148,12 +151,13 @@ class Keyspace:
         return found
 
     def _patiently(self, look: Callable[[], Any]) -> Any:
-        """`look`, again where a file was missing: a compaction may have taken it while we were on our way to it."""
-        try:
-            return look()
-        except (ValueError, NotImplementedError) as error:
-            if not str(error).startswith("NOT_FOUND: Error reading"):
-                raise _told(error, self.location, writing=False) from error
+        """`look`, again where a file was missing."""
+        for _ in range(2):
+            try:
+                return look()
+            except (ValueError, NotImplementedError) as error:
+                if not _taken(error):
+                    raise _told(error, self.location, writing=False) from error
         try:
             return look()
         except (ValueError, NotImplementedError) as error:
@@ -195,10 +199,11 @@ class Keyspace:
         """All writes or none. PefxError kind "conflict" (retry) when a condition no longer holds."""
         self.begin(writes).result()
 
-    def begin(self, writes: Sequence[Write]) -> "Commit":
+    def begin(self, writes: Sequence[Write], anew: bool = False) -> "Commit":
         """`transact`, begun: it goes on by itself, and is true when `Commit.result` returns.
 
-        In a directory it waits for the writer before it; the next one waits for it.
+        In a directory it waits for the writer before it; the next one waits for it. `anew`: it failed before because
+        a compaction had come between.
         """
         if self.read_only:
             raise PefxError(f"catalog '{self.location}' is open read-only: nothing was written", "read_only")
@@ -212,6 +217,8 @@ class Keyspace:
             raise PefxError(told, kind) from error
         transaction = ts.Transaction(atomic=True)  # the default transaction is not atomic
         try:
+            if anew:  # a transaction begins with the manifest it knows; a read learns of the one that took its place
+                self._store.read(MARKER_KEY).result()
             view = self._store.with_transaction(transaction)
             for write in writes:
                 view.write(write.key, write.value, if_equal=write.if_generation)
@@ -224,7 +231,7 @@ class Keyspace:
             held.close()
             raise
         done.add_done_callback(lambda _: held.close())
-        return Commit(done, self.location)
+        return Commit(done, self.location, lambda: self.begin(writes, anew=True))
 
     def _create(self) -> bytes:
         found = self.read(MARKER_KEY)
@@ -275,6 +282,12 @@ def _check_writable(local: str, place: str) -> None:
             raise PefxError(f"catalog '{place}' is read-only: no permission to write in '{folder}'", "read_only")
 
 
+def _taken(error: Exception) -> bool:
+    """Whether a data file is missing: a compaction may have taken it while we were on our way to it."""
+    text = str(error)
+    return text.startswith("NOT_FOUND") and "Error reading" in text
+
+
 def _told(error: Exception, place: str, *, writing: bool) -> PefxError:
     """A tensorstore status (its code leads the message) as one line of ours."""
     text = " ".join(str(error).split())
@@ -284,7 +297,7 @@ def _told(error: Exception, place: str, *, writing: bool) -> PefxError:
         if writing:
             return PefxError(f"catalog '{place}' is read-only, nothing was written: {text}", "read_only")
         return PefxError(f"catalog '{place}' cannot be read: {text}", "no_permission")
-    if text.startswith(("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND: Error reading")) or "Error decoding" in text:
+    if text.startswith(("DATA_LOSS", "OUT_OF_RANGE")) or _taken(error) or "Error decoding" in text:
         return PefxError(f"catalog '{place}' is damaged: {text}", "damaged")
     done = "nothing was written: " if writing else ""
     return PefxError(f"catalog '{place}': {done}{text}", "storage")

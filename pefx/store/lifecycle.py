@@ -15,7 +15,8 @@ from pefx.store.encoding import encode
 from pefx.store.keyspace import ABSENT, Keyspace, Write
 from pefx.store.lookup import check_alive, checked, find_policy, find_revision, now, number_of
 from pefx.store.names import check_alias, check_label, check_name, policy_key, revision_key, stage_key
-from pefx.store.records import LATEST, POLICY_STATES, STAGES, Policy, Revision, Stage, StageState
+from pefx.store.records import LATEST, POLICY_STATES, Policy, Revision, Stage
+from pefx.store.stages import Action, next_stage
 
 ATTEMPTS = 100  # against rivals; each loses only to one that succeeded
 
@@ -158,44 +159,41 @@ def retire_revision(catalog: Catalog, policy: str, number: int) -> Stage:
     """Serve one revision no more, for good. PefxError where an alias still names it: move that first."""
 
     def attempt() -> Stage:
-        # The policy's record is written again as it is, so that an alias that comes to name the revision meanwhile is
-        # noticed.
         entry = catalog.space.read(policy_key(policy))
-        record = (
-            find_policy(catalog.space, policy)
-            if entry.value is None
-            else checked(catalog.space, Policy, entry.value, policy)
-        )
+        if entry.value is None:
+            find_policy(catalog.space, policy)  # says what is wrong
+        record = checked(catalog.space, Policy, entry.value or b"", policy)
         named = sorted(alias for alias, n in record.aliases.items() if n == number)
         if named:
             raise PefxError(f"revision {policy}@{number} is what alias '{named[0]}' names; move that first")
+        # The policy is written with it, so that an alias that comes to name the revision meanwhile is noticed.
         touched = replace(record, edits=record.edits + 1, changed=now())
         beside = [Write(policy_key(policy), encode(touched), entry.generation)]
-        return move_stage(catalog, policy, number, "retired", beside)
+        return _move_stage(catalog, policy, number, "retire", beside)
 
     return persist(attempt)
 
 
-def move_stage(
-    catalog: Catalog, policy: str, which: int | str | None, state: StageState, beside: Iterable[Write] = ()
-) -> Stage:
-    """Bring a revision to `state`, a step that `STAGES` knows. PefxError kind "wrong_state" otherwise.
+def move_stage(catalog: Catalog, policy: str, which: int | str | None, action: Action) -> Stage:
+    """Bring a revision to the stage that `action` leads to. PefxError kind "wrong_stage" where it may not.
 
-    Writing is conditioned on the state it was in: of two rivals one succeeds.
+    Writing is conditioned on the stage it was in: of two rivals one succeeds, the other decides anew.
     """
+    return persist(lambda: _move_stage(catalog, policy, which, action, []))
+
+
+def _move_stage(
+    catalog: Catalog, policy: str, which: int | str | None, action: Action, beside: Iterable[Write]
+) -> Stage:
     space = catalog.space
     revision = catalog.get(policy, which)
-    key = stage_key(revision.policy, revision.number)
-    entry = space.read(key)
+    own, key = revision_key(revision.policy, revision.number), stage_key(revision.policy, revision.number)
+    there, entry = space.read_many([own, key])
     before = catalog.stage(revision) if entry.value is None else checked(space, Stage, entry.value, revision.key)
-    if before.state == state:
-        return before
-    if state not in STAGES[before.state]:
-        follow = ", ".join(STAGES[before.state]) or "nothing"
-        told = f"revision {revision.key} is {before.state}: what follows is {follow}, not {state}"
-        raise PefxError(told, "wrong_state")
-    after = Stage(revision.policy, revision.number, state, now())
-    space.transact([Write(key, encode(after), entry.generation), *beside])
+    after = Stage(revision.policy, revision.number, next_stage(action, before.state, revision.key), now())
+    # The revision is written again as it is: were it collected meanwhile, a stage of nothing would be left.
+    kept = Write(own, there.value, there.generation)
+    space.transact([kept, Write(key, encode(after), entry.generation), *beside])
     return after
 
 

@@ -1,10 +1,9 @@
 """How a committed revision comes to be served here, in two phases: its weights first, then requests. Plain Python.
 
-    committed -> registered -> prewarmed -> exposed -> retired (-> registered)
-
-Until `expose` a policy resolves to what it resolved to before; from then on to a revision whose weights are in host
-memory already. An exposed revision that another follows stays exposed: requests that name its number get it, and
-`select` makes it the policy's own again, at once. A retired one is not served; in the store it stays.
+Stages, and what leads from one to another, are in `pefx.store.stages`. Until `expose` a policy resolves to what it did
+before; from then on to a revision whose weights are in host memory already. An exposed revision that another follows
+stays exposed: requests that name its number get it, and `select` makes it the policy's own again, at once. A withdrawn
+one is not served, and may be registered again.
 """
 
 from collections.abc import Callable
@@ -15,35 +14,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from pefx.errors import PefxError
 from pefx.store.records import Revision
+from pefx.store.stages import StageState, next_stage
 from pefx.store.tickets import Ticket
-
-STAGES = ("committed", "registered", "prewarmed", "exposed", "retired")
-
-
-@dataclass(frozen=True)
-class Transition:
-    """An action that leads from any stage of `before` to the stage `after`."""
-
-    before: tuple[str, ...]
-    after: str
-
-
-TRANSITIONS = {
-    "register": Transition(("committed", "retired"), "registered"),
-    "prewarm": Transition(("registered",), "prewarmed"),
-    "expose": Transition(("prewarmed",), "exposed"),
-    "select": Transition(("exposed",), "exposed"),
-    "retire": Transition(("registered", "prewarmed", "exposed"), "retired"),
-}
-
-
-def next_stage(action: str, stage: str, name: str) -> str:
-    """The stage that `action` leads to. PefxError kind "wrong_stage", naming the revision `name`, if it may not."""
-    transition = TRANSITIONS[action]
-    if stage not in transition.before:
-        message = f"revision {name} is {stage}: to {action} it, it must be {' or '.join(transition.before)}"
-        raise PefxError(message, "wrong_stage")
-    return transition.after
 
 
 @runtime_checkable
@@ -58,7 +30,7 @@ class _Known:
     """A revision on this server. `ticket`: its weights, from `prewarm` on; `warming`: what `prewarm` returned."""
 
     revision: Revision
-    stage: str
+    stage: StageState
     ticket: Ticket[Any] | None = None
     warming: Future[None] | None = None
 
@@ -66,7 +38,7 @@ class _Known:
 class Readiness:
     """The revisions of one server and their stages. `admit` raises PefxError for one that cannot be served here.
 
-    Safe for threads. Every method raises PefxError of kind "wrong_stage" for a transition that is not in `TRANSITIONS`,
+    Safe for threads. Every method raises PefxError of kind "wrong_stage" where `pefx.store.stages` does not lead to it,
     and of kind "unknown_revision" for a revision of other content than the one registered under its key.
     """
 
@@ -76,8 +48,8 @@ class Readiness:
         self._known: dict[str, _Known] = {}
         self._current: dict[str, Revision] = {}  # what a policy resolves to
 
-    def stage(self, revision: Revision) -> str:
-        """One of `STAGES`; "committed" for a revision that this server was not told of."""
+    def stage(self, revision: Revision) -> StageState:
+        """ "committed" for a revision that this server was not told of."""
         with self._lock:
             return self._find(revision).stage
 
@@ -92,9 +64,9 @@ class Readiness:
     def prewarm(self, revision: Revision) -> Future[None]:
         """Load the weights of `revision`, in the background. The future ends when it is prewarmed, or with the reason.
 
-        The weights stay in host memory until they are requested, or `revision` retires. The future raises what the load
-        raised, or PefxError of kind "busy" if others needed its place in the queue or in the host cache, or
-        "cancelled" if it retired meanwhile; it is still registered then, or retired. Raises PefxError "busy" at once
+        The weights stay in host memory until they are requested, or `revision` is withdrawn. The future raises what the
+        load raised, or PefxError of kind "busy" if others needed its place in the queue or in the host cache, or
+        "cancelled" if it was withdrawn meanwhile; it is registered then, or committed. Raises PefxError "busy" at once
         where the queue is full. Asked again while it goes on, the future is the same.
         """
         with self._lock:
@@ -113,7 +85,7 @@ class Readiness:
         with self._lock:
             known.warming = None
             if error is None and known.stage != "registered":
-                error = PefxError(f"revision {name} was retired while it was prewarmed", "cancelled")
+                error = PefxError(f"revision {name} was withdrawn while it was prewarmed", "cancelled")
             if error is None and not ticket.pinned:
                 error = PefxError(f"revision {name}: all of the host cache is in use; prewarm it again later", "busy")
             if error is None:
@@ -140,11 +112,11 @@ class Readiness:
             known.stage = next_stage("select", known.stage, revision.key)
             self._current[revision.policy] = known.revision
 
-    def retire(self, revision: Revision) -> None:
+    def withdraw(self, revision: Revision) -> None:
         """`revision` is not served any more. Was it what its policy resolves to, the policy resolves to nothing."""
         with self._lock:
             known = self._find(revision)
-            known.stage = next_stage("retire", known.stage, revision.key)
+            known.stage = next_stage("withdraw", known.stage, revision.key)
             ticket, known.ticket = known.ticket, None
             current = self._current.get(revision.policy)
             if current is not None and current.key == revision.key:

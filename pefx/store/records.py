@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pefx.config import AdapterSpec
+from pefx.store.stages import StageState
 
 PolicyState = Literal["recorded", "active", "retired"]
 SessionState = Literal["open", "checkpointed", "closed"]
-StageState = Literal["committed", "registered", "prewarmed", "exposed", "retired"]
 
 LATEST = "latest"  # the alias that a commit moves, and that a policy is served by where none is named
 
-# From a state to those that may follow (MinT, "objects and states"). What is not here is refused.
+# From a state to those that may follow (MinT, "objects and states"); what is not here is refused. Stages of revisions
+# are in `pefx.store.stages`.
 POLICY_STATES: dict[PolicyState, tuple[PolicyState, ...]] = {
     "recorded": ("active", "retired"),
     "active": ("retired",),
@@ -25,13 +26,6 @@ SESSION_STATES: dict[SessionState, tuple[SessionState, ...]] = {
     "open": ("checkpointed", "closed"),
     "checkpointed": ("checkpointed", "closed"),
     "closed": (),
-}
-STAGES: dict[StageState, tuple[StageState, ...]] = {
-    "committed": ("registered", "retired"),
-    "registered": ("prewarmed", "committed", "retired"),
-    "prewarmed": ("exposed", "registered", "committed", "retired"),
-    "exposed": ("prewarmed", "committed", "retired"),
-    "retired": (),
 }
 
 
@@ -144,7 +138,7 @@ class Score:
     renderer: str
     scorer: str
     path: Literal["isolated", "shared"]
-    metrics: dict[str, float]
+    metrics: dict[str, float | int]
     samples: int
     data_fingerprint: str
     created: str

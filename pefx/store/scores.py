@@ -20,7 +20,7 @@ def record_score(
     renderer: str,
     scorer: str,
     path: Literal["isolated", "shared"],
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, float | int],
     samples: int,
     data_fingerprint: str,
 ) -> Score:
