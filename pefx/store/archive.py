@@ -1,8 +1,8 @@
 """A catalog, or a slice of it, as a tar file, and back: records and weights bit for bit.
 
 Members are named by the keys of the catalog, those of one policy together: blobs, sessions, revisions, stages and
-scores, and last the policy itself, `policy/<name>@.json`, which says that it is whole. Nothing is unpacked to disk.
-Both ways go on where they were cut.
+scores, and last the policy itself, `policy/<name>@.json`, which says that it is whole; `end.json` says so of the file.
+Nothing is unpacked to disk. Both ways go on where they were cut.
 """
 
 import io
@@ -26,7 +26,7 @@ from pefx.store.names import after, check_name, policy_key
 from pefx.store.records import Policy, Revision, Score, Session, Stage
 from pefx.store.sole_writer import sole_maintainer
 
-HEAD = "catalog.json"
+HEAD, END = "catalog.json", "end.json"
 FORMAT = "pefx-archive-1"
 KINDS: dict[str, type[Any]] = {"session": Session, "revision": Revision, "stage": Stage, "score": Score}
 ENDINGS = {"blob": ".safetensors"}
@@ -84,6 +84,7 @@ def export_tar(
                         _add(tar, name, data)
                     done += 1
                     step(1)
+                _add(tar, END, json.dumps({"policies": done}).encode())
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -170,7 +171,7 @@ def import_tar(catalog: Catalog, source: str | Path, step: Callable[[int], None]
     try:
         with nullcontext() if space.local is None else sole_maintainer(space.local), tarfile.open(source, "r:") as tar:
             _check_head(tar, source)
-            while (member := tar.next()) is not None:
+            while (member := tar.next()) is not None and member.name != END:
                 tar.members.clear()  # type: ignore[attr-defined]  # else a list of all that was read
                 key = _key(member.name, source)
                 data = _read(tar, member)
@@ -183,9 +184,8 @@ def import_tar(catalog: Catalog, source: str | Path, step: Callable[[int], None]
         raise PefxError(f"{source}: is no tar file, or is damaged or cut ({error})", "damaged") from error
     except OSError as error:
         raise PefxError(f"{source}: cannot be read: {error.strerror}") from error
-    if arrival.records:
-        last = next(reversed(arrival.records))
-        raise PefxError(f"{source}: is cut behind '{last}': its policy is missing", "damaged")
+    if member is None:
+        raise PefxError(f"{source}: is cut behind its {found.policies + found.there} policies", "damaged")
     return found
 
 

@@ -167,7 +167,10 @@ def _numbered(kind: type) -> Callable[[Keyspace, list[str], Audit], None]:
 def _indexes(space: Keyspace, keys: list[str], found: Audit) -> None:
     names = [key.rsplit("@", 1)[1] for key in keys]
     for key, name, entry in zip(keys, names, space.read_many([policy_key(name) for name in names]), strict=True):
-        policy = None if entry.value is None else checked(space, Policy, entry.value, name)
+        try:
+            policy = None if entry.value is None else checked(space, Policy, entry.value, name)
+        except PefxError:
+            continue  # a fault of the policy
         if (policy is None or key not in index_keys(policy)) and space.read(key).value is not None:
             found.faults.append(Fault(key, f"names policy '{name}', which does not have it"))
 
