@@ -10,6 +10,6 @@ def test_key_names_policy_and_number() -> None:
 
 
 def test_states_lead_to_states_and_the_last_to_none() -> None:
-    for table, last in ((POLICY_STATES, "retired"), (SESSION_STATES, "closed")):
+    for table in (POLICY_STATES, SESSION_STATES):
         assert all(set(following) <= set(table) for following in table.values())
-        assert table[last] == ()
+    assert POLICY_STATES["retired"] == SESSION_STATES["closed"] == ()

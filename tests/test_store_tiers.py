@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pefx.errors import PefxError
 from pefx.store.readiness import Readiness
 from pefx.store.residency import Residency
-from pefx.store.stages import TRANSITIONS
+from pefx.store.stages import TRANSITIONS, Action
 from pefx.store.tickets import Ticket
 from pefx.store.tiers import Content, Tiers
 from tests import serving_fakes
@@ -215,7 +215,7 @@ class TiersMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def go_on(self, data: st.DataObject) -> None:
         """The next action for one of the revisions that are furthest on their way to be served."""
-        following = {"prewarmed": "expose", "registered": "prewarm", "committed": "register"}
+        following: dict[str, Action] = {"prewarmed": "expose", "registered": "prewarm", "committed": "register"}
         for stage, action in following.items():
             keys = [key for key in SIZES if self.stage[key] == stage and key not in self.warming]
             if keys:
@@ -230,10 +230,10 @@ class TiersMachine(RuleBasedStateMachine):
         assert self.claims[-1].state == "pinned"  # nothing was read for it
 
     @rule(key=KEYS, action=st.sampled_from(sorted(set(TRANSITIONS) - {"retire"})))
-    def any_action(self, key: str, action: str) -> None:
+    def any_action(self, key: str, action: Action) -> None:
         self.ready(key, action)
 
-    def ready(self, key: str, action: str) -> None:
+    def ready(self, key: str, action: Action) -> None:
         revision, call = REVISIONS[key], getattr(self.readiness, action)
         if action == "prewarm" and key in self.warming:
             assert call(revision) is self.warming[key][1]

@@ -6,7 +6,7 @@ its blob's key, so a branch can point at the bytes of another policy's revision.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from typing import Any, NotRequired, TypedDict, Unpack
 
 import numpy as np
@@ -72,7 +72,7 @@ class Catalog:
         draft = Draft(policy=policy, adapter=adapter, spec=spec, base=base, **provenance)
         return next(commit_many(self.space, [draft]))
 
-    def commit_many(self, drafts: Iterable[Draft]) -> Iterator[Revision]:
+    def commit_many(self, drafts: Iterable[Draft]) -> Generator[Revision, None, None]:
         """`commit` for many, thousands in a transaction; see `pefx.store.commits.commit_many`. Lazy: iterate it."""
         return commit_many(self.space, drafts)
 

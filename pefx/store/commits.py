@@ -1,6 +1,6 @@
 """Commits: adapters become revisions, one or many at a time, each with its weights, record and head, or not at all."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -51,7 +51,7 @@ class Draft:
     tags: tuple[str, ...] = ()
 
 
-def commit_many(space: Keyspace, drafts: Iterable[Draft]) -> Iterator[Revision]:
+def commit_many(space: Keyspace, drafts: Iterable[Draft]) -> Generator[Revision, None, None]:
     """Commit `drafts` in order, as many in a transaction as fit; each is yielded when its transaction is committed.
 
     What equals its policy's head in content (weights, spec, base) gives the head and writes nothing: a commit may be

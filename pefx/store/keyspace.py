@@ -70,8 +70,8 @@ class Commit:
 class Keyspace:
     """Ordered keys with atomic multi-key writes. Safe for several threads and several processes at once."""
 
-    def __init__(self, store: Any, location: str, read_only: bool, local: str | None):
-        self._store = store
+    def __init__(self, store: Any, context: ts.Context, location: str, read_only: bool, local: str | None):
+        self._store, self._context = store, context
         self.local = local  # the directory, where the key space is one
         self.location = location
         self.read_only = read_only
@@ -101,11 +101,11 @@ class Keyspace:
         context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
         base: Any = place.rstrip("/") + "/" if local is None else {"driver": "file", "path": local + "/"}
         # An absent database opens silently as an empty one, so a marker record tells a catalog from nothing.
-        space = cls(_open_store(base, {}, context, place), place, read_only, local)
+        space = cls(_open_store(base, {}, context, place), context, place, read_only, local)
         marker = space.read(MARKER_KEY).value
         if marker is None and create:
             _check_vacant(space, local)
-            space = cls(_open_store(base, CONFIG, context, place), place, read_only, local)
+            space = cls(_open_store(base, CONFIG, context, place), context, place, read_only, local)
             marker = space._create()
         if marker is None:
             raise PefxError(f"catalog '{place}' does not exist (training with a catalog makes one)", "no_catalog")
@@ -121,7 +121,8 @@ class Keyspace:
         """An empty key space in a directory that nobody else knows, with the identity of this one, a directory too."""
         base, twin = ({"driver": "file", "path": f"{place}/"} for place in (self.local, directory))
         config = ts.ocdbt.dump(ts.KvStore.open(base).result()).result()["config"]
-        return Keyspace(_open_store(twin, config, ts.Context(), directory), directory, False, directory)
+        context = ts.Context()
+        return Keyspace(_open_store(twin, config, context, directory), context, directory, False, directory)
 
     def read(self, key: str) -> Entry:
         """The value and generation of one key, as of now."""
@@ -136,10 +137,10 @@ class Keyspace:
         """This key space as it is now, whatever is written later; read-only."""
         spec = {**self._store.spec().to_json(), "version": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
         try:
-            store = ts.KvStore.open(spec).result()
+            store = ts.KvStore.open(spec, context=self._context).result()
         except (ValueError, NotImplementedError) as error:
             raise _told(error, self.location, writing=False) from error
-        return Keyspace(store, self.location, True, self.local)
+        return Keyspace(store, self._context, self.location, True, self.local)
 
     def keys(self, start: str, end: str) -> list[str]:
         """All keys in [start, end), in order."""
