@@ -1,5 +1,6 @@
 """`pefx catalog`: a policy's life told in commands, each printing what it did."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,3 +32,19 @@ def test_the_life_of_a_policy(catalog: Catalog, capsys: pytest.CaptureFixture[st
     )
     assert run(capsys, "retire", "bob") == "bob is retired\n"
     assert run(capsys, "audit").endswith("catalog: no fault\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "field", "value"),
+    [
+        (("tag", "ann", "--add", "x"), "tags", ["x"]),
+        (("alias", "ann@1", "prod"), "aliases", {"latest": 3, "prod": 1}),
+        (("rollback", "ann"), "aliases", {"latest": 2}),
+        (("branch", "ann", "bob"), "parent", "ann@3"),
+        (("retire", "ann"), "state", "retired"),
+        (("retire", "ann@1"), "state", "retired"),
+        (("gc", "--compact"), "revisions", 0),
+    ],
+)
+def test_the_same_as_json(catalog: Catalog, capsys, words, field, value) -> None:
+    assert json.loads(run(capsys, *words, "--json"))[field] == value

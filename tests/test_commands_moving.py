@@ -1,5 +1,6 @@
 """Commands that carry policies out and in; those of PEFT directories are with `tests/test_exchange.py`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -22,5 +23,6 @@ def test_out_and_in(catalog: Catalog, tmp_path: Path, capsys: pytest.CaptureFixt
     commit(Catalog.open(tmp_path / "other"), "ann", 9)
     assert main(["catalog", "import", "other", "all.tar"]) == 2
     assert "refused: policy 'ann'" in capsys.readouterr().err
+    assert json.loads(run(capsys, "export", "again.tar", "--json"))["policies"] == 1
     assert "exists" in run(capsys, "export", "all.tar", code=2)
     assert "no such file" in run(capsys, "import", "none.tar", code=2)

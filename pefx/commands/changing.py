@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg
 
-from pefx.commands.shown import CatalogPath, Name, Reference, Switch, progress
+from pefx.commands.shown import CatalogPath, Name, Reference, Switch, progress, say
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
 from pefx.store.compaction import compact
@@ -33,6 +33,8 @@ class Tag:
     """The new owner; an empty one: nobody."""
     expires: str | None = None
     """Not served or trained any more after this: days from now, or a time as 2027-01-31T00:00:00+00:00; `never`."""
+    json: Switch = False
+    """Print JSON instead of a line."""
 
     def run(self) -> int:
         catalog = Catalog.open(self.path)
@@ -44,7 +46,7 @@ class Tag:
         if self.expires is not None:
             found = expire(catalog, self.policy, at)
         labels = f"tags {', '.join(found.tags) or 'none'}; owner {found.owner or 'nobody'}"
-        print(f"{found.name}: {labels}; expires {found.expires or 'never'}")
+        say(self.json, found, f"{found.name}: {labels}; expires {found.expires or 'never'}")
         return 0
 
 
@@ -73,16 +75,18 @@ class Alias:
     """The name."""
     drop: Switch = False
     """Forget the name."""
+    json: Switch = False
+    """Print JSON instead of a line."""
 
     def run(self) -> int:
         catalog = Catalog.open(self.path)
         name, which = parse_reference(self.policy)
         if self.drop:
-            drop_alias(catalog, name, self.alias)
-            print(f"{name}: no alias {self.alias} any more")
+            found = drop_alias(catalog, name, self.alias)
+            say(self.json, found, f"{name}: no alias {self.alias} any more")
         else:
             found = set_alias(catalog, name, self.alias, which)
-            print(f"{name}@{self.alias} is {name}@{found.aliases[self.alias]}")
+            say(self.json, found, f"{name}@{self.alias} is {name}@{found.aliases[self.alias]}")
         return 0
 
 
@@ -98,10 +102,12 @@ class Rollback:
     """The alias to move; `latest` is what is served where nothing is named."""
     to: int | None = None
     """The revision; by default the one before that which the alias names now."""
+    json: Switch = False
+    """Print JSON instead of a line."""
 
     def run(self) -> int:
         found = rollback(Catalog.open(self.path), self.policy, self.alias, self.to)
-        print(f"{found.name}@{self.alias} is {found.name}@{found.aliases[self.alias]}")
+        say(self.json, found, f"{found.name}@{self.alias} is {found.name}@{found.aliases[self.alias]}")
         return 0
 
 
@@ -117,11 +123,13 @@ class Branch:
     """The name of the new policy."""
     owner: str | None = None
     """Its owner."""
+    json: Switch = False
+    """Print JSON instead of a line."""
 
     def run(self) -> int:
         source, which = parse_reference(self.source)
         found = branch(Catalog.open(self.path), source, self.name, which, self.owner)
-        print(f"{found.key} is {found.parent}  {found.content_hash}")
+        say(self.json, found, f"{found.key} is {found.parent}  {found.content_hash}")
         return 0
 
 
@@ -133,15 +141,17 @@ class Retire:
     """The folder or URL of the catalog."""
     policy: Reference
     """`policy` for all of it, `policy@number` for one revision."""
+    json: Switch = False
+    """Print JSON instead of a line."""
 
     def run(self) -> int:
         catalog = Catalog.open(self.path)
         name, which = parse_reference(self.policy)
         if which is None:
-            retire(catalog, name)
+            found = retire(catalog, name)
         else:
-            retire_revision(catalog, name, catalog.get(name, which).number)
-        print(f"{self.policy} is retired")
+            found = retire_revision(catalog, name, catalog.get(name, which).number)
+        say(self.json, found, f"{self.policy} is retired")
         return 0
 
 
@@ -157,15 +167,20 @@ class Gc:
     """Only say what would be removed."""
     compact: Switch = False
     """Rewrite the folder afterwards, so that the disk space is free. Writers wait meanwhile."""
+    json: Switch = False
+    """Print JSON instead of a line."""
 
     def run(self) -> int:
         catalog = Catalog.open(self.path)
         with progress("gc", "records", None) as step:
             found = collect(catalog, timedelta(days=self.days), self.dry_run, step)
         would = "would remove" if self.dry_run else "removed"
-        print(f"{would} {found.revisions:,} revisions and {found.blobs:,} blobs of {size(found.blob_bytes)}")
+        text = f"{would} {found.revisions:,} revisions and {found.blobs:,} blobs of {size(found.blob_bytes)}"
+        told = {"dry_run": self.dry_run, **vars(found)}
         if self.compact and not self.dry_run:
             with progress("compact", "records", None) as step:
                 done = compact(catalog, step)
-            print(f"rewritten: {size(done.before)} on disk before, {size(done.after)} now")
+            text += f"\nrewritten: {size(done.before)} on disk before, {size(done.after)} now"
+            told["disk_bytes"] = vars(done)
+        say(self.json, told, text)
         return 0

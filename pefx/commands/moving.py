@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import arg
 
-from pefx.commands.shown import CatalogPath, File, Reference, progress, tell
+from pefx.commands.shown import CatalogPath, File, Reference, Switch, progress, say, tell
 from pefx.config import Precision
 from pefx.errors import PefxError
 from pefx.store.archive import Slice, export_tar, import_tar
@@ -31,12 +31,15 @@ class Export:
     """Only policies with this tag."""
     owner: str | None = None
     """Only policies of this owner."""
+    json: Switch = False
+    """Print JSON instead of a line."""
 
     def run(self) -> int:
         catalog = Catalog.open(self.path, read_only=True)
         with progress("export", "policies", None) as step:
             done = export_tar(catalog, self.file, Slice(self.prefix, self.tag, self.owner), step)
-        print(f"{self.file}: {done:,} policies, {size(self.file.stat().st_size)}")
+        told = {"file": str(self.file), "policies": done, "bytes": self.file.stat().st_size}
+        say(self.json, told, f"{self.file}: {done:,} policies, {size(told['bytes'])}")
         return 0
 
 
@@ -48,6 +51,8 @@ class Import:
     """The folder or URL of the catalog; made if absent."""
     file: File
     """The tar file."""
+    json: Switch = False
+    """Print JSON instead of a line."""
 
     def run(self) -> int:
         if not self.file.is_file():
@@ -55,7 +60,8 @@ class Import:
         catalog = Catalog.open(self.path, create=True)
         with progress("import", "policies", None) as step:
             found = import_tar(catalog, self.file, step)
-        print(f"{found.policies:,} policies with {found.revisions:,} revisions; {found.there:,} were there already")
+        text = f"{found.policies:,} policies with {found.revisions:,} revisions; {found.there:,} were there already"
+        say(self.json, found, text)
         for told in found.refused:
             print(f"error: refused: {told}", file=sys.stderr)
         return 2 if found.refused else 0

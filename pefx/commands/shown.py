@@ -1,17 +1,19 @@
 """What the commands of `pefx catalog` share: types of arguments, a line of progress, the tale of a bulk command."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from tyro.conf import arg
 
 from pefx.progress import Display, clock
+from pefx.store.encoding import to_plain
 
 CatalogPath = Annotated[str, arg(metavar="PATH"), tyro.conf.Positional]
 Name = Annotated[str, arg(metavar="POLICY"), tyro.conf.Positional]
@@ -38,6 +40,11 @@ def progress(name: str, what: str, total: int | None) -> Iterator[Callable[[int]
             display.show(done, f"{done:,}{of} {what}, {rate:,.0f}/s{left}")
 
         yield step
+
+
+def say(as_json: bool, found: Any, text: str) -> None:
+    """What a command did: the record or figures that came of it as JSON, or `text`."""
+    print(json.dumps(to_plain(found), indent=2) if as_json else text)
 
 
 def tell(done: list[str], refused: list[str], what: str) -> int:
