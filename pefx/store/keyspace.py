@@ -208,28 +208,26 @@ class Keyspace:
         """
         if self.read_only:
             raise PefxError(f"catalog '{self.location}' is open read-only: nothing was written", "read_only")
+        transaction = ts.Transaction(atomic=True)  # the default transaction is not atomic
         held = ExitStack()
         try:
-            if self.local is not None:
-                held.enter_context(sole_writer(self.local))
-        except OSError as error:
-            kind = "read_only" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "storage"
-            told = f"catalog '{self.location}' cannot be written: {error.strerror}: '{error.filename}'"
-            raise PefxError(told, kind) from error
-        transaction = ts.Transaction(atomic=True)  # the default transaction is not atomic
-        try:
-            if anew:  # a transaction begins with the manifest it knows; a read learns of the one that took its place
-                self._store.read(MARKER_KEY).result()
             view = self._store.with_transaction(transaction)
             for write in writes:
                 view.write(write.key, write.value, if_equal=write.if_generation)
+            if self.local is not None:
+                held.enter_context(sole_writer(self.local))
+            if anew:  # a transaction begins with the manifest it knows; a read learns of the one that took its place
+                self._store.read(MARKER_KEY).result()
             done = transaction.commit_async()
-        except (ValueError, NotImplementedError) as error:
+        except BaseException as error:
             transaction.abort()
             held.close()
-            raise _told(error, self.location, writing=True) from error
-        except BaseException:
-            held.close()
+            if isinstance(error, OSError):
+                kind = "read_only" if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else "storage"
+                told = f"catalog '{self.location}' cannot be written: {error.strerror}: '{error.filename}'"
+                raise PefxError(told, kind) from error
+            if isinstance(error, ValueError | NotImplementedError):
+                raise _told(error, self.location, writing=True) from error
             raise
         done.add_done_callback(lambda _: held.close())
         return Commit(done, self.location, lambda: self.begin(writes, anew=True))
