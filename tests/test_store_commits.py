@@ -2,16 +2,22 @@
 
 import itertools
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pefx.errors import PefxError
 from pefx.store import commits
+from pefx.store.archive import Slice, export_tar, import_tar
 from pefx.store.audit import audit
 from pefx.store.catalog import Catalog
 from pefx.store.commits import Draft, commit_many
+from pefx.store.garbage import collect
+from pefx.store.keyspace import Write
+from pefx.store.lifecycle import branch, retire
 from tests.store_small import OTHER_BASE, adapter, bits, commit, draft, everything, fresh, refused
 
 
@@ -127,3 +133,49 @@ def test_free_fields_are_json(tmp_path: Path, field: str) -> None:
     told = refused("invalid_input", commit, catalog, "ann", **{field: {"x": float("nan")}})
     assert f"policy 'ann': field '{field}'" in told
     assert list(catalog.policies()) == []
+
+
+def test_weights_are_never_written_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A branch came without its source: its weights lie under a key that a policy of that name would use."""
+    monkeypatch.setattr(commits, "BATCH", 3)
+    home, catalog = fresh(tmp_path, "home"), fresh(tmp_path)
+    for seed in (1, 2):
+        commit(home, "ann", seed)
+    wanted = bits(home, branch(home, "ann", "bob", 2))
+    export_tar(home, tmp_path / "bob.tar", Slice(prefix="bob"))
+    import_tar(catalog, tmp_path / "bob.tar")
+    drafts = [draft("a", 7), draft("ann", 8), draft("ann", 9), draft("zed", 10), draft("ann", 11)]
+    made = list(catalog.commit_many(drafts))
+    assert [r.key for r in made] == ["a@1", "ann@1", "ann@2", "zed@1", "ann@3"]
+    assert bits(catalog, catalog.get("bob")) == wanted
+    assert [r.blob for r in made[1:3]] == ["blob/ann@0000000001", "blob/ann@1000000002"]
+    other = fresh(tmp_path, "other")
+    for revision, one in zip(made, drafts, strict=True):
+        assert catalog.get(revision.policy, revision.number) == revision
+        assert bits(catalog, revision) == bits(other, next(other.commit_many([one])))
+    export_tar(catalog, tmp_path / "all.tar")
+    again = fresh(tmp_path, "again")
+    import_tar(again, tmp_path / "all.tar")
+    assert everything(again) == everything(catalog)
+    retire(catalog, "bob")
+    collect(catalog, timedelta(0))  # nobody names what lay in the way now
+    assert "blob/ann@0000000002" not in everything(catalog)
+    assert audit(catalog).faults == []
+    assert bits(catalog, catalog.get("ann", 2)) == bits(again, again.get("ann", 2))
+
+
+def test_a_rival_is_told_where_weights_lie_in_the_way_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = fresh(tmp_path)
+    catalog.space.transact([Write("blob/ann@0000000001", b"x")])
+    rival, blobs_aside = Catalog.open(tmp_path / "catalog"), commits._blobs_aside
+
+    def beaten(*arguments: Any) -> Any:
+        monkeypatch.setattr(commits, "_blobs_aside", blobs_aside)
+        found = blobs_aside(*arguments)
+        commit(rival, "ann", 2)
+        return found
+
+    monkeypatch.setattr(commits, "_blobs_aside", beaten)
+    refused("conflict", commit, catalog, "ann", 1)
+    assert [r.blob for r in catalog.log("ann")] == ["blob/ann@1000000001"]
+    assert commit(catalog, "ann", 1).blob == "blob/ann@0000000002"

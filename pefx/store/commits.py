@@ -26,6 +26,7 @@ from pefx.store.names import (
 from pefx.store.records import LATEST, Policy, Revision
 
 BATCH, BATCH_BYTES = 2000, 64 << 20  # of one transaction
+BEYOND = 10**9  # no policy has so many revisions: numbers of keys for weights whose usual key is taken
 
 
 @dataclass(frozen=True)
@@ -103,27 +104,38 @@ def _packed(draft: Draft) -> bytes:
 
 @dataclass(frozen=True)
 class _Pending:
-    """Revisions that are true when `commit` is (None: they were already)."""
+    """Revisions of `batch` that are true when `commit` is (None: they were already)."""
 
     space: Keyspace
+    batch: dict[str, tuple[Draft, bytes]]
     heads: dict[str, Entry]
     revisions: list[Revision]
     commit: Commit | None
 
-    def result(self) -> list[Revision]:
+    def result(self, aside: Mapping[str, str] = {}) -> list[Revision]:
+        """Wait for it. Where only keys of blobs are taken it is done again with others; `aside` are those so far."""
         if self.commit is not None:
             try:
                 self.commit.result()
             except PefxError as error:
-                if error.kind == "conflict":
-                    _check_undamaged(self.space, self.heads, self.revisions)
-                raise
+                if error.kind != "conflict":
+                    raise
+                _check_undamaged(self.space, self.heads, self.revisions)
+                found = _blobs_aside(self.space, self.heads, self.revisions)
+                if found.keys() <= aside.keys():
+                    raise
+                return _begin(self.space, self.batch, self.heads, found).result(found)
         return self.revisions
 
 
-def _begin(space: Keyspace, batch: dict[str, tuple[Draft, bytes]]) -> _Pending:
-    """Begin one transaction."""
-    entries = space.read_many([policy_key(name) for name in batch])
+def _begin(
+    space: Keyspace,
+    batch: dict[str, tuple[Draft, bytes]],
+    heads: Mapping[str, Entry] | None = None,
+    aside: Mapping[str, str] = {},
+) -> _Pending:
+    """Begin one transaction, on `heads` where they were read; `aside`: keys of blobs, by policy, for the usual ones."""
+    entries = space.read_many([policy_key(name) for name in batch]) if heads is None else list(heads.values())
     plain: dict[int, Any] = {}  # by identity: drafts share their configs
     revisions, writes = [], []
     for entry, (draft, data) in zip(entries, batch.values(), strict=True):
@@ -134,24 +146,28 @@ def _begin(space: Keyspace, batch: dict[str, tuple[Draft, bytes]]) -> _Pending:
             if head.head_hash == identity:
                 revisions.append(find_revision(space, head, head.head))
                 continue
-        revision, record = _revision(draft, 1 if head is None else head.head + 1, identity, len(data), plain)
+        number = 1 if head is None else head.head + 1
+        key = aside.get(draft.policy, blob_key(draft.policy, number))
+        revision, record = _revision(draft, number, identity, (key, len(data)), plain)
         if draft.parent is not None:
-            parent, number = parse_reference(draft.parent)
-            find_revision(space, find_policy(space, parent), number)
+            parent, which = parse_reference(draft.parent)
+            find_revision(space, find_policy(space, parent), which)
         policy = _new(draft, revision) if head is None else _moved(head, draft, revision)
         revisions.append(revision)
         writes += [
-            Write(revision.blob, data),
+            Write(revision.blob, data, ABSENT),
             Write(revision_key(revision.policy, revision.number), record, ABSENT),
             # the count of edits makes every head's bytes, and so its generation, new
             Write(policy_key(policy.name), encode(policy), entry.generation),
             *index_writes(head, policy),
         ]
     heads = dict(zip(batch, entries, strict=True))
-    return _Pending(space, heads, revisions, space.begin(writes) if writes else None)
+    return _Pending(space, batch, heads, revisions, space.begin(writes) if writes else None)
 
 
-def _revision(draft: Draft, number: int, identity: str, size: int, plain: dict[int, Any]) -> tuple[Revision, bytes]:
+def _revision(
+    draft: Draft, number: int, identity: str, blob: tuple[str, int], plain: dict[int, Any]
+) -> tuple[Revision, bytes]:
     """A checked record and its bytes: what is returned here is exactly what a reader will get back."""
     where = f"policy '{draft.policy}'"
     free = {}
@@ -172,8 +188,8 @@ def _revision(draft: Draft, number: int, identity: str, size: int, plain: dict[i
             data_fingerprint=draft.data_fingerprint,
             code_version=code_version(),
             created=now(),
-            blob=blob_key(draft.policy, number),
-            blob_bytes=size,
+            blob=blob[0],
+            blob_bytes=blob[1],
             session=draft.session,
             **free,
         ),
@@ -273,6 +289,22 @@ def _check_undamaged(space: Keyspace, heads: Mapping[str, Entry], revisions: lis
         if record.value is not None and head.generation == heads[name].generation and revision.number > known:
             where = f"catalog '{space.location}': policy '{name}'"
             raise PefxError(f"{where} is damaged: revision {revision.number} exists above its head", "damaged")
+
+
+def _blobs_aside(space: Keyspace, heads: Mapping[str, Entry], revisions: list[Revision]) -> dict[str, str]:
+    """By policy, a free key for weights where something else lies under the usual one, as the weights of an imported
+    branch do, whose source stayed behind. What lies there may be named by others: it is never written over.
+    """
+    found: dict[str, str] = {}
+    for revision in revisions:
+        name, number = revision.policy, revision.number
+        usual, record, head = space.read_many([blob_key(name, number), revision_key(name, number), policy_key(name)])
+        if usual.value is None or record.value is not None or head.generation != heads[name].generation:
+            continue
+        keys = [blob_key(name, number + beyond * BEYOND) for beyond in range(1, 9)]
+        free = [key for key, entry in zip(keys, space.read_many(keys), strict=True) if entry.value is None]
+        found |= {name: free[0]} if free else {}
+    return found
 
 
 @cache

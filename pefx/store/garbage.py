@@ -106,6 +106,7 @@ def _remove_unnamed(
 ) -> None:
     then = space.snapshot()
     foreign: set[str] = set()  # blobs named by another revision than that of their own number: branches
+    aside: set[str] = set()  # blobs whose own revision names another
     for page in then.pages("revision/", after("revision/")):
         for key, entry in zip(page, then.read_many(page), strict=True):
             name, number = key.removeprefix("revision/").split("@")
@@ -113,13 +114,16 @@ def _remove_unnamed(
                 revision = checked(space, Revision, entry.value, f"{name}@{int(number)}")
                 if revision.blob != _own(key):
                     foreign.add(revision.blob)
+                    aside.add(_own(key))
         step(len(page))
     for page in then.pages("blob/", after("blob/")):
         unnamed = [key for key in page if key not in foreign]
         names = [key.replace("blob/", "revision/", 1) for key in unnamed]
         named = then.read_many(names)
         dead = [
-            key for key, name, entry in zip(unnamed, names, named, strict=True) if entry.value is None or name in gone
+            key
+            for key, name, entry in zip(unnamed, names, named, strict=True)
+            if entry.value is None or name in gone or key in aside
         ]
         found.blobs += len(dead)
         removals = []
