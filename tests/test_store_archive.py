@@ -8,18 +8,24 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pefx.errors import PefxError
 from pefx.store import archive
 from pefx.store.archive import Slice, export_tar, import_tar
 from pefx.store.audit import audit
 from pefx.store.catalog import Catalog
+from pefx.store.encoding import encode
 from pefx.store.garbage import collect
 from pefx.store.lifecycle import branch, give, move_stage, retag, retire
+from pefx.store.records import Stage
 from pefx.store.sessions import Wanted, open_sessions
-from tests.store_small import BASE, SPEC, bits, commit, everything, fresh, refused
+from tests.store_small import BASE, OTHER_BASE, SPEC, bits, commit, everything, fresh, refused
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -145,7 +151,7 @@ def test_foreign_members_are_refused(catalog: Catalog, tmp_path: Path, name: str
     entries = members(tmp_path / "whole.tar")
     bad = write(tmp_path / "bad.tar", [entries[0], (tarfile.TarInfo(name), b"{}"), *entries[1:]])
     other = fresh(tmp_path, "other")
-    with pytest.raises(archive.PefxError):
+    with pytest.raises(PefxError):
         import_tar(other, bad)
     assert list(other.policies()) == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.tar", "catalog", "other", "whole.tar"]
@@ -202,3 +208,157 @@ def test_killed_in_the_middle_it_goes_on(catalog: Catalog, tmp_path: Path) -> No
     collect(Catalog.open(place))  # takes what was cut away; the next import brings it again
     import_tar(Catalog.open(place), tmp_path / "whole.tar")
     assert everything(Catalog.open(place)) == everything(catalog)
+
+
+def test_a_flipped_bit_anywhere_in_the_file_is_told_or_harmless(catalog: Catalog, tmp_path: Path) -> None:
+    export_tar(catalog, tmp_path / "whole.tar")
+    whole, rng, told = (tmp_path / "whole.tar").read_bytes(), random.Random(2), 0
+    wanted = {name: [bits(catalog, r) for r in catalog.log(name)] for name in catalog.policies()}
+    kinds: set[str] = set()
+    for i in range(150):
+        broken = bytearray(whole)
+        at = rng.randrange(0, len(whole), 512) + rng.randrange(160) if i % 2 else rng.randrange(len(whole))
+        broken[min(at, len(whole) - 1)] ^= 1 << rng.randrange(8)
+        (tmp_path / "bad.tar").write_bytes(broken)
+        other = Catalog.open(f"memory://bit-{i}", create=True)
+        try:
+            done = import_tar(other, tmp_path / "bad.tar")
+        except PefxError as error:
+            kinds.add(error.kind)
+            told += 1
+        else:
+            assert done.refused == []
+            assert everything(other) == everything(catalog)
+        for name in other.policies():
+            assert [bits(other, r) for r in other.log(name)] == wanted[name]
+        assert audit(other).faults == []
+    assert told > 75
+    assert kinds <= {"damaged", "invalid_input", "schema", "bad_name"}
+
+
+Entries = list[tuple[tarfile.TarInfo, bytes]]
+
+
+def without(part: str) -> Callable[[Catalog, Entries], Entries]:
+    return lambda catalog, entries: [entry for entry in entries if part not in entry[0].name]
+
+
+def otherwise(**changes: Any) -> Callable[[Catalog, Entries], Entries]:
+    """The policy `ann` with other fields, under a checksum of its own."""
+
+    def change(catalog: Catalog, entries: Entries) -> Entries:
+        record = encode(replace(catalog.policy("ann"), **changes))
+        return [(member, record if member.name == "policy/ann@.json" else data) for member, data in entries]
+
+    return change
+
+
+NOT_WHOLE: dict[str, tuple[Callable[[Catalog, Entries], Entries], str]] = {
+    "no head": (without("ann@0000000003"), "revision 3, which is missing"),
+    "no revisions": (without("ann@00"), "revision 3, which is missing"),
+    "a head of other content": (otherwise(head_hash="sha256:00"), "its head has content hash"),
+    "a head further on": (otherwise(head=5), "its head is revision 5, which is missing"),
+    "a head further back": (otherwise(head=2, aliases={"latest": 2}), "its head has content hash"),
+    "an alias of nothing": (otherwise(aliases={"latest": 3, "prod": 9}), "alias 'prod' is revision 9"),
+    "another base": (otherwise(base=OTHER_BASE), "another base or adapter spec"),
+    "another spec": (otherwise(spec=replace(SPEC, alpha=1.0)), "another base or adapter spec"),
+}
+
+
+@pytest.mark.parametrize("transaction", [1, 1 << 20])
+@pytest.mark.parametrize("case", NOT_WHOLE)
+def test_a_policy_that_is_not_whole_is_refused_and_the_rest_goes_in(
+    catalog: Catalog, tmp_path: Path, monkeypatch, case: str, transaction: int
+) -> None:
+    monkeypatch.setattr(archive, "TRANSACTION_BYTES", transaction)
+    change, told = NOT_WHOLE[case]
+    export_tar(catalog, tmp_path / "whole.tar", Slice(prefix="ann"))
+    other = fresh(tmp_path, "other")
+    bad = write(tmp_path / "bad.tar", change(catalog, members(tmp_path / "whole.tar")))
+    done = import_tar(other, bad)
+    assert [told in line and "'ann'" in line for line in done.refused] == [True]
+    assert list(other.policies()) == ["ann/notes"]
+    collect(other)  # what was written before it was known
+    assert audit(other).faults == []
+    assert "ann@" not in " ".join(everything(other))
+    assert import_tar(other, tmp_path / "whole.tar").policies == 1
+    assert everything(other) == {key: value for key, value in everything(catalog).items() if key in everything(other)}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tags": ("a@b",)},
+        {"owner": "a/b"},
+        {"aliases": {"latest": 3, "7": 1}},
+        {"origin": "bob"},
+        {"origin": "bob@x@1"},
+        {"expires": "soon"},
+    ],
+)
+def test_labels_that_nobody_can_give_are_refused(catalog: Catalog, tmp_path: Path, changes: dict[str, Any]) -> None:
+    export_tar(catalog, tmp_path / "whole.tar", Slice(prefix="ann"))
+    other = fresh(tmp_path, "other")
+    bad = write(tmp_path / "bad.tar", otherwise(**changes)(catalog, members(tmp_path / "whole.tar")))
+    with pytest.raises(PefxError):
+        import_tar(other, bad)
+    assert list(everything(other)) == ["catalog"]
+
+
+def test_records_of_another_policy_do_not_slip_in(catalog: Catalog, tmp_path: Path) -> None:
+    """They would change a policy that is there: retire its revisions, or stand above its head."""
+    export_tar(catalog, tmp_path / "whole.tar", Slice(prefix="ann"))
+    entries = members(tmp_path / "whole.tar")
+    other = fresh(tmp_path, "other")
+    commit(other, "bob", 1)
+    before = everything(other)
+    stage = encode(Stage("bob", 1, "retired", other.policy("bob").created))
+    strange = (tarfile.TarInfo("stage/bob@0000000001.json"), stage)
+    told = []
+    for at in range(1, len(entries) - 1):
+        told.append(
+            refused("damaged", import_tar, other, write(tmp_path / "bad.tar", [*entries[:at], strange, *entries[at:]]))
+        )
+        assert other.serving("bob").number == 1
+        assert audit(other).faults == []
+    assert all("lies among the records" in line for line in told)
+    assert everything(other).items() >= before.items()
+
+
+def test_weights_in_the_way_refuse_one_policy_only(catalog: Catalog, tmp_path: Path) -> None:
+    """`bob` was branched from `ann`, whose name is another policy's there."""
+    export_tar(catalog, tmp_path / "whole.tar")
+    other = fresh(tmp_path, "other")
+    for seed in (70, 71):
+        commit(other, "ann", seed)
+    before = [bits(other, r) for r in other.log("ann")]
+    done = import_tar(other, tmp_path / "whole.tar")
+    assert (done.policies, len(done.refused)) == (3, 2)
+    assert "'blob/ann@0000000002' is in catalog" in done.refused[1]
+    assert list(other.policies()) == ["ann", "ann/notes", "carl", "gone"]
+    assert [bits(other, r) for r in other.log("ann")] == before
+    assert audit(other).faults == []
+
+
+EXPORTER = (
+    "import sys; from pefx.store.catalog import Catalog; from pefx.store.archive import export_tar\n"
+    "catalog = Catalog.open(sys.argv[1], read_only=True); print('go', flush=True); export_tar(catalog, sys.argv[2])"
+)
+
+
+def test_a_killed_export_goes_on(catalog: Catalog, tmp_path: Path) -> None:
+    for i in range(60):
+        commit(catalog, f"many-{i}", i)
+    export_tar(catalog, tmp_path / "whole.tar")
+    rng, target = random.Random(3), tmp_path / "part.tar"
+    for _ in range(3):
+        command = [sys.executable, "-c", EXPORTER, str(tmp_path / "catalog"), str(target)]
+        with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            child.stdout.readline()
+            time.sleep(rng.uniform(0, 0.03))
+            child.send_signal(signal.SIGKILL)
+        if target.exists():
+            break
+    assert target.exists() or export_tar(catalog, target) == 65
+    assert target.read_bytes() == (tmp_path / "whole.tar").read_bytes()

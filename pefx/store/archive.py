@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from pefx.config import AdapterSpec
 from pefx.errors import PefxError
+from pefx.store.blob import canonical_spec
 from pefx.store.catalog import Catalog, verified
-from pefx.store.commits import index_writes
+from pefx.store.commits import index_writes, labels
 from pefx.store.encoding import encode
 from pefx.store.keyspace import ABSENT, Keyspace, Write
-from pefx.store.lookup import checked
-from pefx.store.names import after, check_name, policy_key
+from pefx.store.lookup import checked, expired
+from pefx.store.names import after, check_alias, check_name, parse_reference, policy_key
 from pefx.store.records import Policy, Revision, Score, Session, Stage
 from pefx.store.sole_writer import sole_maintainer
 
@@ -160,8 +162,8 @@ def import_tar(catalog: Catalog, source: str | Path, step: Callable[[int], None]
     """Write what the tar file `source` holds; every record is checked, all weights are hashed.
 
     A policy that is there already as it is in the file is passed over, so that what was cut can be run again; one that
-    is there otherwise is refused, and the rest goes on. `step` hears of policies. PefxError where the file is no
-    archive, is damaged, or is cut: what came before that is written, policy by policy.
+    is there otherwise, or that is not whole in the file, is refused, and the rest goes on. `step` hears of policies.
+    PefxError where the file is no archive, is damaged, or is cut: what came before that is written, policy by policy.
     """
     found = Imported()
     space = catalog.space
@@ -219,7 +221,11 @@ class _Arrival:
     def _start(self) -> None:
         self.records: dict[str, bytes] = {}
         self._blobs: dict[str, bytes] = {}
-        self._bytes, self._revisions = 0, 0
+        self._bytes = 0
+        self._name: str | None = None
+        self._wrong: str | None = None  # why it will be refused
+        self._revisions: dict[int, tuple[str, str, AdapterSpec]] = {}  # content hash, base, spec
+        self._beside: set[int] = set()  # numbers of revisions that stages and scores belong to
 
     def take(self, key: str, data: bytes) -> None:
         """One record or blob, checked as far as it can be alone; a revision with its blob, which comes before it."""
@@ -227,45 +233,92 @@ class _Arrival:
             self._blobs[key] = data
             return
         name, number = key.split("/", 1)[1].split("@")[:2]
-        check_name(name)
+        self._belongs(name, key)
         record = checked(self._space, KINDS[key.split("/", 1)[0]], data, f"{name}@{int(number)}")
+        if isinstance(record, Stage | Score):
+            self._beside.add(record.number)
         if isinstance(record, Revision):
             if record.blob not in self._blobs:
                 raise PefxError(f"{self._source}: revision {record.key} comes without its weights", "damaged")
             blob = verified(self._blobs.pop(record.blob), record, str(self._source))
             self.records[record.blob] = blob
             self._bytes += len(blob)
-            self._revisions += 1
+            self._revisions[record.number] = record.content_hash, record.base, canonical_spec(record.spec)
         self.records[key] = data
         if self._bytes >= TRANSACTION_BYTES:
-            if self._space.read(policy_key(name)).value is None:
-                self._space.transact(self._fresh(self.records))
+            if self._space.read(policy_key(name)).value is None and (writes := self._fresh()):
+                self._space.transact(writes)
             self.records, self._bytes = {}, 0
+
+    def _belongs(self, name: str, key: str) -> None:
+        """PefxError unless a record of policy `name` may come now: those of one policy lie together."""
+        check_name(name)
+        if self._name not in (None, name):
+            raise PefxError(f"{self._source}: '{key}' lies among the records of policy '{self._name}'", "damaged")
+        self._name = name
 
     def complete(self, name: str, data: bytes, found: Imported) -> None:
         """The policy itself: all of it is written and true, or it was there, or it is refused."""
-        check_name(name)
+        self._belongs(name, policy_key(name))
         policy = checked(self._space, Policy, data, name)
+        _check_fields(policy, self._source)
         there = self._space.read(policy_key(name))
         if there.value == data:
             found.there += 1
         elif there.value is not None:
             found.refused.append(f"policy '{name}' is in catalog '{self._space.location}' already, otherwise")
+        elif misfit := self._misfit(policy):
+            found.refused.append(f"policy '{name}' is not whole in {self._source}: {misfit}")
         else:
-            writes = self._fresh(self.records)
-            self._space.transact([*writes, Write(policy_key(name), data, ABSENT), *index_writes(None, policy)])
-            found.policies += 1
-            found.revisions += self._revisions
+            writes = self._fresh()
+            if self._wrong is None:
+                self._space.transact([*writes, Write(policy_key(name), data, ABSENT), *index_writes(None, policy)])
+                found.policies += 1
+                found.revisions += len(self._revisions)
+            else:
+                found.refused.append(f"policy '{name}': {self._wrong}")
         self._start()
 
-    def _fresh(self, records: dict[str, bytes]) -> list[Write]:
-        """Writes of what is not there. PefxError where a key holds something else."""
-        entries = self._space.read_many(list(records))
-        for (key, data), entry in zip(records.items(), entries, strict=True):
-            if entry.value not in (None, data):
-                raise PefxError(f"{self._source}: '{key}' is in catalog '{self._space.location}' already, otherwise")
-        return [
-            Write(key, data, entry.generation)
-            for (key, data), entry in zip(records.items(), entries, strict=True)
-            if entry.value is None
-        ]
+    def _misfit(self, policy: Policy) -> str | None:
+        """What a policy names that did not come with it, or that does not belong to it."""
+        if policy.state != "retired" and not expired(policy):  # else its revisions may have been collected
+            needed = {f"alias '{alias}'": number for alias, number in policy.aliases.items()}
+            needed |= {"head": policy.head} if policy.head else {}
+            for what, number in needed.items():
+                if number not in self._revisions:
+                    return f"its {what} is revision {number}, which is missing"
+        if policy.head in self._revisions and self._revisions[policy.head][0] != policy.head_hash:
+            return f"its head has content hash {self._revisions[policy.head][0]}, not {policy.head_hash}"
+        for number, (_, base, spec) in self._revisions.items():
+            if number > policy.head:
+                return f"revision {number} is above its head"
+            if (base, spec) != (policy.base, canonical_spec(policy.spec)):
+                return f"revision {number} has another base or adapter spec"
+        alone = self._beside - self._revisions.keys()
+        return f"revision {min(alone)} has a stage or score, and is missing" if alone else None
+
+    def _fresh(self) -> list[Write]:
+        """Writes of the records that are not there; none, and `_wrong`, where a key holds something else."""
+        entries = self._space.read_many(list(self.records))
+        pairs = list(zip(self.records.items(), entries, strict=True))
+        taken = [key for (key, data), entry in pairs if entry.value not in (None, data)]
+        if taken and self._wrong is None:
+            self._wrong = f"'{taken[0]}' is in catalog '{self._space.location}' already, otherwise"
+        if self._wrong is not None:
+            return []
+        return [Write(key, data, entry.generation) for (key, data), entry in pairs if entry.value is None]
+
+
+def _check_fields(policy: Policy, source: str | Path) -> None:
+    """PefxError for labels that no policy is given; what was made from them would be keys of something else."""
+    labels(policy.tags, policy.owner)
+    for alias in policy.aliases:
+        check_alias(alias)
+    try:
+        if policy.origin is not None and not isinstance(parse_reference(policy.origin)[1], int):
+            raise ValueError(policy.origin)
+        expired(policy)
+    except ValueError as error:
+        raise PefxError(
+            f"{source}: policy '{policy.name}' has a field that no policy has ({error})", "damaged"
+        ) from error
