@@ -11,6 +11,7 @@ from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog, Provenance
 from pefx.store.commits import Draft
+from pefx.store.keyspace import Keyspace
 from pefx.store.records import Revision
 
 SPEC = AdapterSpec(rank=2, targets=("q_proj", "v_proj"))
@@ -66,3 +67,15 @@ def everything(catalog: Catalog) -> dict[str, bytes]:
 
 def fresh(tmp_path: Path, name: str = "catalog") -> Catalog:
     return Catalog.open(tmp_path / name, create=True)
+
+
+def rival_first(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Any]) -> None:
+    """Before the next transaction, once, `change` happens."""
+    begin = Keyspace.begin
+
+    def beaten(self: Keyspace, writes: Any, anew: bool = False) -> Any:
+        monkeypatch.setattr(Keyspace, "begin", begin)
+        change()
+        return begin(self, writes)
+
+    monkeypatch.setattr(Keyspace, "begin", beaten)

@@ -4,13 +4,17 @@ import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
 from pefx.errors import PefxError
+from pefx.store import garbage
 from pefx.store.audit import audit
 from pefx.store.catalog import Catalog
 from pefx.store.garbage import collect
 from pefx.store.keyspace import Write
 from pefx.store.lifecycle import branch, expire, move_stage, retire, retire_revision, set_alias
-from tests.store_small import bits, commit, everything, fresh, refused
+from pefx.store.sessions import Wanted, find_session, open_sessions
+from tests.store_small import BASE, SPEC, bits, commit, everything, fresh, refused, rival_first
 
 NOW = timedelta(0)
 
@@ -103,3 +107,70 @@ def test_beside_writers_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
 def test_read_only_collects_nothing(tmp_path: Path) -> None:
     fresh(tmp_path)
     refused("read_only", collect, Catalog.open(tmp_path / "catalog", read_only=True))
+
+
+def test_what_expired_and_was_collected_is_retired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "PAGE", 2)  # one transaction all the same
+    catalog = fresh(tmp_path)
+    for seed in range(5):
+        commit(catalog, "ann", seed, tags=("x",))
+    expire(catalog, "ann", datetime.now(UTC) - timedelta(days=8))
+    ended = catalog.policy("ann").expires
+    assert collect(catalog, dry_run=True).revisions == 5
+    assert catalog.policy("ann").state == "active"
+    assert collect(catalog).revisions == 5
+    assert (catalog.policy("ann").state, catalog.policy("ann").changed) == ("retired", ended)
+    expire(catalog, "ann", None)  # comes too late: nothing of it is there
+    assert "is retired" in refused("retired", catalog.serving, "ann")
+    refused("retired", commit, catalog, "ann", 9)
+    assert [p.name for p in catalog.search(tag="x")] == ["ann"]
+    assert audit(catalog).faults == []
+
+
+def test_what_is_given_more_time_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = fresh(tmp_path)
+    made = [commit(catalog, "ann", seed) for seed in range(3)]
+    expire(catalog, "ann", datetime.now(UTC) - timedelta(days=8))
+    rival = Catalog.open(tmp_path / "catalog")
+    rival_first(monkeypatch, lambda: expire(rival, "ann", None))
+    assert vars(collect(catalog)) == {"revisions": 0, "blobs": 0, "blob_bytes": 0}
+    assert catalog.log("ann") == made
+    assert catalog.load(catalog.serving("ann"))
+    assert audit(catalog).faults == []
+
+
+def test_a_retired_policy_with_many_revisions_goes_in_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(garbage, "PAGE", 2)
+    catalog = fresh(tmp_path)
+    for seed in range(5):
+        commit(catalog, "ann", seed)
+    retire_revision(catalog, "ann", 1)
+    retire(catalog, "ann")
+    dry = collect(catalog, NOW, dry_run=True)  # a revision that is over twice counts once
+    assert vars(collect(catalog, NOW)) == vars(dry)
+    assert (dry.revisions, dry.blobs) == (5, 5)
+    assert audit(catalog).faults == []
+
+
+def test_a_retired_revision_of_a_cut_import_goes(tmp_path: Path) -> None:
+    catalog = fresh(tmp_path)
+    for seed in range(3):
+        commit(catalog, "ann", seed)
+    retire_revision(catalog, "ann", 1)
+    catalog.space.transact([Write("policy/ann", None)])  # which comes last
+    done = collect(catalog, NOW)
+    assert (done.revisions, done.blobs) == (3, 3)
+    assert list(everything(catalog)) == ["catalog"]
+
+
+def test_records_that_get_a_policy_meanwhile_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = fresh(tmp_path)
+    open_sessions(catalog, "run", [Wanted("ann", BASE, SPEC)])
+    catalog.space.transact([Write("policy/ann", None)])
+    rival = Catalog.open(tmp_path / "catalog")
+    rival_first(monkeypatch, lambda: open_sessions(rival, "run", [Wanted("ann", BASE, SPEC)]))
+    collect(catalog, NOW)
+    session = find_session(catalog, catalog.policy("ann"))
+    assert session is not None
+    assert session.run == "run"
+    assert audit(catalog).faults == []

@@ -3,7 +3,6 @@
 import itertools
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,6 @@ from pefx.errors import PefxError
 from pefx.store.audit import audit
 from pefx.store.catalog import Catalog
 from pefx.store.garbage import collect
-from pefx.store.keyspace import Keyspace
 from pefx.store.lifecycle import (
     branch,
     drop_alias,
@@ -25,7 +23,7 @@ from pefx.store.lifecycle import (
     set_alias,
 )
 from pefx.store.stages import STAGES, TRANSITIONS
-from tests.store_small import bits, commit, everything, fresh, refused
+from tests.store_small import bits, commit, everything, fresh, refused, rival_first
 
 
 @pytest.fixture
@@ -162,18 +160,6 @@ def test_a_branch_is_the_same_content_and_no_bytes(catalog: Catalog) -> None:
     collect(catalog, timedelta(0))
     assert catalog.space.keys("blob/", "blob0") == ["blob/ann@0000000002", "blob/bob@0000000002"]
     assert bits(catalog, catalog.get("carl")) == bits(catalog, catalog.get("bob", 1))
-
-
-def rival_first(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
-    """Before the next transaction, once, `change` happens."""
-    begin = Keyspace.begin
-
-    def beaten(self: Keyspace, writes: Any, anew: bool = False) -> Any:
-        monkeypatch.setattr(Keyspace, "begin", begin)
-        change()
-        return begin(self, writes)
-
-    monkeypatch.setattr(Keyspace, "begin", beaten)
 
 
 def test_a_rival_in_between_is_no_loss(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
-from pefx.store.keyspace import PAGE, Keyspace, Write
-from pefx.store.lookup import checked, expired, find_policy
+from pefx.store.encoding import encode
+from pefx.store.keyspace import ABSENT, PAGE, Entry, Keyspace, Write
+from pefx.store.lookup import checked, expired
 from pefx.store.names import after, policy_key, revision_key
 from pefx.store.records import Policy, Revision, Stage
 from pefx.store.sole_writer import sole_maintainer
@@ -32,7 +33,8 @@ def collect(
     step: Callable[[int], None] = lambda keys: None,
 ) -> Collected:
     """Remove the revisions that were retired, or whose policy was retired or expired, more than `keep` ago; then all
-    blobs that no revision names. Policies stay as they are: their names are not given again.
+    blobs that no revision names. Policies stay, so that their names are not given again; an expired one is retired with
+    its revisions, since it can come back no more.
 
     What nobody names in one moment can be named by nobody later: names come from commits, which bring their own bytes,
     and from branches, which need a revision that names them. So blobs are judged by a snapshot, and a blob is only
@@ -43,18 +45,31 @@ def collect(
         raise PefxError(f"catalog '{catalog.location}' is open read-only: nothing was collected", "read_only")
     with nullcontext() if space.local is None else sole_maintainer(space.local):
         gone: set[str] = set()  # a dry run has to remember what would be gone
-        for keys in _over(space, datetime.now(UTC) - keep, step):
-            found.revisions += sum(key.startswith("revision/") for key in keys)
+        for writes in _over(space, datetime.now(UTC) - keep, step):
+            keys = {write.key for write in writes if write.value is None and write.if_generation is None}
             if dry_run:
-                gone.update(keys)
-            else:
-                space.transact([Write(key, None) for key in keys])
+                keys -= gone
+                gone |= keys
+            elif not _done(space, writes):
+                continue  # a rival changed what this was decided on: it stays
+            found.revisions += sum(key.startswith("revision/") for key in keys)
         _remove_unnamed(space, found, gone, dry_run, step)
     return found
 
 
-def _over(space: Keyspace, deadline: datetime, step: Callable[[int], None]) -> Iterator[list[str]]:
-    """Keys that go together: a revision whose time is over and what hangs on it; records without a policy."""
+def _done(space: Keyspace, writes: list[Write]) -> bool:
+    """Whether all conditions held."""
+    try:
+        space.transact(writes)
+    except PefxError as error:
+        if error.kind != "conflict":
+            raise
+        return False
+    return True
+
+
+def _over(space: Keyspace, deadline: datetime, step: Callable[[int], None]) -> Iterator[list[Write]]:
+    """Removals that go together: a revision whose time is over and what hangs on it; records without a policy."""
     start = policy_key("")
     for page in space.pages(start, after(start)):
         for key, entry in zip(page, space.read_many(page), strict=True):
@@ -63,27 +78,46 @@ def _over(space: Keyspace, deadline: datetime, step: Callable[[int], None]) -> I
             policy = checked(space, Policy, entry.value, key.removeprefix("policy/"))
             since = _over_since(policy)
             if since is not None and since <= deadline:
-                for begin in range(1, policy.head + 1, PAGE):
-                    numbers = range(begin, min(begin + PAGE, policy.head + 1))
-                    if keys := _with_records(space, policy.name, numbers):
-                        yield keys
+                yield from _all_of(space, policy, entry)
         step(len(page))
     for page in space.pages("stage/", after("stage/")):
-        for key, entry in zip(page, space.read_many(page), strict=True):
+        policies = space.read_many([policy_key(key.removeprefix("stage/").split("@")[0]) for key in page])
+        for key, entry, owner in zip(page, space.read_many(page), policies, strict=True):
             name, number = key.removeprefix("stage/").split("@")
-            if entry.value is None:
+            if entry.value is None or owner.value is None:
                 continue
             stage = checked(space, Stage, entry.value, f"{name}@{int(number)}")
             over = stage.state == "retired" and datetime.fromisoformat(stage.changed) <= deadline
-            if over and find_policy(space, name).head != stage.number:  # the head says what a commit repeats
-                yield _with_records(space, name, range(stage.number, stage.number + 1))
+            # the head says what a commit repeats
+            if over and checked(space, Policy, owner.value, name).head != stage.number:
+                yield _removals(_with_records(space, name, range(stage.number, stage.number + 1)))
         step(len(page))
     for kind in ("session", "revision", "stage", "score"):
         for page in space.pages(f"{kind}/", after(f"{kind}/")):
-            policies = space.read_many([policy_key(key.split("/", 1)[1].split("@")[0]) for key in page])
-            if lost := [key for key, policy in zip(page, policies, strict=True) if policy.value is None]:
-                yield lost  # of an import that was cut: a commit brings the policy with it
+            owners = [policy_key(key.split("/", 1)[1].split("@")[0]) for key in page]
+            lost: dict[str, list[str]] = {}
+            for key, owner, policy in zip(page, owners, space.read_many(owners), strict=True):
+                if policy.value is None:
+                    lost.setdefault(owner, []).append(key)
+            for owner, keys in lost.items():  # of an import that was cut: whoever needs them brings the policy along
+                yield [*_removals(keys), Write(owner, None, ABSENT)]
             step(len(page))
+
+
+def _all_of(space: Keyspace, policy: Policy, entry: Entry) -> Iterator[list[Write]]:
+    """All revisions of a policy that is over; one that only expired is retired together with them."""
+    many = PAGE if policy.state == "retired" else max(policy.head, 1)
+    for begin in range(1, policy.head + 1, many):
+        keys = _with_records(space, policy.name, range(begin, min(begin + many, policy.head + 1)))
+        if keys and policy.state != "retired":
+            ended = replace(policy, state="retired", changed=policy.expires or policy.changed, edits=policy.edits + 1)
+            yield [*_removals(keys), Write(policy_key(policy.name), encode(ended), entry.generation)]
+        elif keys:
+            yield _removals(keys)
+
+
+def _removals(keys: list[str]) -> list[Write]:
+    return [Write(key, None) for key in keys]
 
 
 def _over_since(policy: Policy) -> datetime | None:
