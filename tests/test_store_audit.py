@@ -113,6 +113,16 @@ LIES: dict[str, tuple[str, Callable[[Catalog], tuple[str, bytes]], str]] = {
         "its head has content hash",
     ),
     "a record of another": (REVISION, lambda c: (REVISION, encode(c.get("ann", 2))), "its record names 'ann@2'"),
+    "a revision above the head": (
+        "revision/ann@0000000003",
+        lambda c: ("revision/ann@0000000003", encode(replace(c.get("ann", 1), number=3))),
+        "stands above its policy's head, 2",
+    ),
+    "a policy of another spec": (
+        "revision/bob@0000000001",
+        lambda c: ("policy/bob", encode(replace(c.policy("bob"), spec=replace(SPEC, alpha=1.0)))),
+        "has another base or adapter spec",
+    ),
     "a wrong size": (
         "blob/ann@0000000001",
         lambda c: (REVISION, encode(replace(c.get("ann", 1), blob_bytes=7))),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from pefx.errors import PefxError
-from pefx.store.blob import check_adapter, unpack
+from pefx.store.blob import canonical_spec, check_adapter, unpack
 from pefx.store.catalog import Catalog, verified
 from pefx.store.commits import index_keys
 from pefx.store.keyspace import MARKER_KEY, Keyspace
@@ -107,6 +107,8 @@ def _revisions(space: Keyspace, keys: list[str], found: Audit) -> None:
     for (key, revision), head in zip(read, heads, strict=True):
         if head.value is None:
             found.faults.append(Fault(key, f"belongs to policy '{revision.policy}', which is missing"))
+        elif told := _strange(space, revision, head.value):
+            found.faults.append(Fault(key, told))
         if revision.blob != key.replace("revision/", "blob/", 1):
             found.shared.add(revision.blob)
     for some in _by_bytes(read):
@@ -114,6 +116,19 @@ def _revisions(space: Keyspace, keys: list[str], found: Audit) -> None:
         for (key, revision), blob in zip(some, blobs, strict=True):
             if blob.value is not None or space.read(key).value is not None:  # else collected since
                 _told(found, key, lambda r=revision, data=blob.value: _weights(space, r, data, found))
+
+
+def _strange(space: Keyspace, revision: Revision, value: bytes) -> str | None:
+    """Why `revision` is none of the policy that bears its name."""
+    try:
+        policy = checked(space, Policy, value, revision.policy)
+    except PefxError:
+        return None  # a fault of the policy
+    if revision.number > policy.head:
+        return f"stands above its policy's head, {policy.head}: nothing can be committed"
+    if (revision.base, canonical_spec(revision.spec)) != (policy.base, canonical_spec(policy.spec)):
+        return "has another base or adapter spec than its policy"
+    return None
 
 
 def _by_bytes(read: list[tuple[str, Revision]]) -> Iterator[list[tuple[str, Revision]]]:
