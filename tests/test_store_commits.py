@@ -112,6 +112,30 @@ def test_a_parent_must_be_there(tmp_path: Path) -> None:
     refused("bad_name", commit, catalog, "bob", 2, parent="../x@1")
 
 
+def test_a_parent_is_remembered_by_its_number(tmp_path: Path) -> None:
+    catalog = fresh(tmp_path)
+    for seed in range(2):
+        commit(catalog, "ann", seed)
+    named = [commit(catalog, "bob", seed, parent=p) for seed, p in enumerate(("ann", "ann@latest", "ann@01"))]
+    assert [r.parent for r in named] == ["ann@2", "ann@2", "ann@1"]
+    assert [r.parent for r in catalog.log("bob")] == ["ann@2", "ann@2", "ann@1"]
+
+
+def test_a_parent_may_come_in_the_same_stream(tmp_path: Path) -> None:
+    one, many = fresh(tmp_path, "one"), fresh(tmp_path, "many")
+    drafts = [
+        draft("ann", 1),
+        draft("bob", 2, parent="ann@1"),
+        draft("carl", 3, parent="bob"),
+        draft("ann", 4, parent="ann@1"),
+        draft("carl", 5, parent="ann@latest"),
+    ]
+    made = list(many.commit_many(drafts))
+    assert [r.parent for r in made] == [None, "ann@1", "bob@1", "ann@1", "ann@2"]
+    singles = [next(one.commit_many([each])) for each in drafts]
+    assert [(r.key, r.parent, r.content_hash) for r in singles] == [(r.key, r.parent, r.content_hash) for r in made]
+
+
 def test_owners_and_tags(tmp_path: Path) -> None:
     catalog = fresh(tmp_path)
     commit(catalog, "notes", 1, owner="ann", tags=("b", "a", "b"))

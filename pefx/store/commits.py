@@ -77,12 +77,13 @@ def commit_many(space: Keyspace, drafts: Iterable[Draft]) -> Generator[Revision,
 
 
 def _batches(drafts: Iterable[Draft]) -> Iterator[dict[str, tuple[Draft, bytes]]]:
-    """Drafts and their bytes by policy, as many as one transaction takes; every policy in it once."""
+    """Drafts and their bytes by policy, as many as one transaction takes; every policy in it once, no parent."""
     batch: dict[str, tuple[Draft, bytes]] = {}
     size = 0
     for draft in drafts:
         data = _packed(draft)
-        if batch and (draft.policy in batch or size + len(data) > BATCH_BYTES):
+        parent = "" if draft.parent is None else draft.parent.partition("@")[0]
+        if batch and (draft.policy in batch or parent in batch or size + len(data) > BATCH_BYTES):
             yield batch
             batch, size = {}, 0
         batch[draft.policy] = draft, data
@@ -146,12 +147,12 @@ def _begin(
             if head.head_hash == identity:
                 revisions.append(find_revision(space, head, head.head))
                 continue
+        if draft.parent is not None:  # an alias names it today, its number always
+            parent, which = parse_reference(draft.parent)
+            draft = replace(draft, parent=find_revision(space, find_policy(space, parent), which).key)
         number = 1 if head is None else head.head + 1
         key = aside.get(draft.policy, blob_key(draft.policy, number))
         revision, record = _revision(draft, number, identity, (key, len(data)), plain)
-        if draft.parent is not None:
-            parent, which = parse_reference(draft.parent)
-            find_revision(space, find_policy(space, parent), which)
         policy = _new(draft, revision) if head is None else _moved(head, draft, revision)
         revisions.append(revision)
         writes += [
