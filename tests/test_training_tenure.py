@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pefx.store.archive import Slice, export_tar, import_tar
 from pefx.store.catalog import Catalog
 from pefx.store.sessions import Wanted, find_session
 from pefx.training.tenure import Tenure
@@ -59,3 +60,18 @@ def test_another_catalog_or_none(tmp_path: Path) -> None:
     nowhere.begin(wanted("ann"))
     nowhere.end(3)
     assert nowhere.numbers == {}
+
+
+def test_a_catalog_that_knows_only_some_is_another_one(tmp_path: Path) -> None:
+    """As one into which a slice was imported: everyone gets a session, or somebody else could commit beside."""
+    catalog = fresh(tmp_path)
+    tenure = Tenure(catalog, "runs/one")
+    tenure.begin(wanted("ann", "bob"))
+    export_tar(catalog, tmp_path / "ann.tar", Slice(prefix="ann"))
+    other = fresh(tmp_path, "other")
+    import_tar(other, tmp_path / "ann.tar")
+    again = Tenure(other, "runs/one")
+    again.go_on(tenure.numbers)
+    again.begin(wanted("ann", "bob"))
+    assert again.numbers == {"ann": 1, "bob": 1}
+    assert state(other, "bob")[:2] == (1, "open")

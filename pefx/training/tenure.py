@@ -29,10 +29,11 @@ class Tenure:
     def go_on(self, numbers: Mapping[str, int]) -> None:
         """Take up the sessions of a saved run. PefxError kind "superseded" where a later run trains a policy now.
 
-        A catalog that does not know them is another one: new sessions will be opened there.
+        A catalog that does not know all of them is another one: new sessions will be opened there.
         """
         if self._catalog is None:
             return
+        known: dict[str, Session] = {}
         for name, number in numbers.items():
             try:
                 policy = self._catalog.policy(name)
@@ -50,7 +51,8 @@ class Tenure:
                     f"{later.run if later else 'session ' + str(policy.session)}; this one can commit no more",
                     "superseded",
                 )
-            self._sessions[name] = session
+            known[name] = session
+        self._sessions = known
 
     def checkpointed(self, step: int) -> None:
         """The state of `step` is on disk."""
