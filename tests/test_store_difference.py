@@ -67,3 +67,14 @@ def test_the_same_content_and_another_base(tmp_path: Path) -> None:
     catalog.commit("far", adapter=random_factors(MODEL, spec), spec=spec, base=OTHER_BASE, **provenance())
     assert "belongs to base" in refused("wrong_base", difference, catalog, "ann", "far")
     refused("unknown_revision", difference, catalog, "ann", "bob@2")
+
+
+def test_other_sizes_do_not_compare(tmp_path: Path) -> None:
+    """The catalog does not know the base's shape, so it holds what claims to be of one base and cannot be."""
+    catalog = fresh(tmp_path)
+    put(catalog, "ann", AdapterSpec(rank=2, targets=("q_proj",)), 1)
+    whole = catalog.load(catalog.get("ann"))["q_proj"]
+    for name, cut in (("layers", np.s_[:2]), ("width", np.s_[..., :3])):
+        weights = {"q_proj": {factor: x[cut] for factor, x in whole.items()}}
+        catalog.commit(name, adapter=weights, spec=catalog.get("ann").spec, base=BASE, **provenance())
+        assert "'q_proj' has other sizes" in refused("wrong_base", difference, catalog, "ann", name)

@@ -39,7 +39,8 @@ class Difference:
 def difference(catalog: Catalog, before: str, after: str) -> Difference:
     """What changed from revision `before` to `after`, each `policy`, `policy@number` or `policy@alias`.
 
-    PefxError kind "wrong_base" where they belong to different bases: their weights do not compare.
+    PefxError kind "wrong_base" where they belong to different bases, or to one but with other sizes: their weights do
+    not compare.
     """
     old, new = (catalog.get(*parse_reference(reference)) for reference in (before, after))
     if old.base != new.base:
@@ -66,7 +67,11 @@ def _site(site: str, old: Revision, new: Revision, weights: tuple[dict[str, Any]
     pairs = [(w.get(site), scale(revision.spec)) for w, revision in zip(weights, (old, new), strict=True)]
     first, second = (None if pair is None else _scaled(pair, factor) for pair, factor in pairs)
     own = [0.0 if pair is None else _inner(pair, pair) for pair in (first, second)]
-    cross = 0.0 if first is None or second is None else _inner(first, second)
+    try:
+        cross = 0.0 if first is None or second is None else _inner(first, second)
+    except ValueError as error:  # from a zip or a product of two shapes
+        told = f"site '{site}' has other sizes in {old.key} than in {new.key}: they do not compare"
+        raise PefxError(told, "wrong_base") from error
     # From three sums of products, so never below zero but for rounding.
     change = max(own[0] + own[1] - 2 * cross, 0.0)
     return SiteChange(site, own[0] ** 0.5, own[1] ** 0.5, change**0.5)
