@@ -39,3 +39,11 @@ def test_damage_has_an_exit_status_of_its_own(catalog: Catalog, capsys: pytest.C
     catalog.space.transact([Write("blob/ann@0000000002", b"x" * 3000)])
     assert "fault in 'revision/ann@0000000002'" in run(capsys, "audit", code=3)
     assert len(json.loads(run(capsys, "audit", "--json", code=3))["faults"]) == 1
+
+
+def test_what_was_collected_is_shown(catalog: Catalog, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "retire", "ann")
+    run(capsys, "gc", "--days", "0")
+    assert "retired" in run(capsys, "show", "ann")
+    assert json.loads(run(capsys, "show", "ann", "--json"))["revision"] is None
+    assert "any more" in run(capsys, "show", "ann@2", code=2)

@@ -41,3 +41,8 @@ def test_keys_of_a_policy_lie_together_in_order(name: str, other: str, first: in
 def test_good_names_pass() -> None:
     for name in ("a", "a" * 128, "Users/alice-1/v2.0_x", "...x", "0"):
         check_name(name)
+
+
+@pytest.mark.parametrize("which", ["²", "٣", "1²", "①"])
+def test_only_ascii_digits_are_numbers(which: str) -> None:
+    refused("unknown_revision", parse_reference, f"ann@{which}")

@@ -1,10 +1,12 @@
 """Views: pages that join without gaps, figures that add up, families whole or cut."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from pefx.store.catalog import Catalog
+from pefx.store.garbage import collect
 from pefx.store.lifecycle import branch, retire, set_alias
 from pefx.store.scores import record_score
 from pefx.store.sessions import Wanted, open_sessions
@@ -97,3 +99,24 @@ def test_curves(catalog: Catalog) -> None:
         ("accuracy", "exact, chat, isolated"): ((1, 0.0), (2, 0.25), (3, 0.5)),
     }
     assert flat_numbers({"a": {"b": 1}, "c": [1], "d": None}) == {"a.b": 1.0}
+
+
+def test_about_what_was_collected(catalog: Catalog) -> None:
+    commit(catalog, "ann")
+    retire(catalog, "ann")
+    collect(catalog, timedelta(0))
+    found = about(catalog, "ann")
+    assert (found["policy"]["state"], found["revision"], found["stage"]) == ("retired", None, None)
+    refused("unknown_revision", about, catalog, "ann@1")
+    assert lineage(catalog, "ann").nodes == ()
+    assert [(row.policy.name, row.latest) for row in population(catalog)] == [("ann", None)]
+
+
+def test_what_is_in_no_name_is_told(catalog: Catalog) -> None:
+    commit(catalog, "ann")
+    for odd in ("\udcff", "\U0010ffff", "ä"):
+        refused("bad_name", catalog.search, odd)
+        refused("bad_name", catalog.search, behind=odd)
+        refused("bad_name", list, catalog.policies(odd))
+    assert catalog.search("a", behind="zzz") == []
+    assert catalog.search("b", behind="a") == []

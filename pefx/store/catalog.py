@@ -17,7 +17,7 @@ from pefx.store.blob import Adapter, check_adapter, content_hash, unpack
 from pefx.store.commits import Draft, commit_many
 from pefx.store.keyspace import CACHE_BYTES, Keyspace
 from pefx.store.lookup import check_alive, checked, find_policy, find_revision
-from pefx.store.names import after, check_label, owner_key, policy_key, revision_key, stage_key, tag_key
+from pefx.store.names import after, check_label, check_part, owner_key, policy_key, revision_key, stage_key, tag_key
 from pefx.store.records import Policy, Revision, Stage
 
 LONGEST_PAGE = 10_000
@@ -113,6 +113,7 @@ class Catalog:
 
     def policies(self, prefix: str = "") -> Iterator[str]:
         """The names of all policies that start with `prefix`, in order."""
+        check_part("prefix", prefix)
         start = policy_key(prefix)
         for page in self.space.pages(start, after(start)):
             yield from (key.removeprefix("policy/") for key in page)
@@ -134,6 +135,8 @@ class Catalog:
         for what, label in (("tag", tag), ("owner", owner)):
             if label is not None:
                 check_label(what, label)
+        check_part("prefix", prefix)
+        check_part("policy", behind or "")
         key = policy_key if tag is None and owner is None else _index(tag, owner)
         root, start, end = key(""), key(prefix), after(key(prefix))
         start = start if behind is None else max(start, key(behind) + "\0")

@@ -48,13 +48,19 @@ def parse_reference(reference: str) -> tuple[str, int | str | None]:
     check_name(name)
     if not separator:
         return name, None
-    if which.isdigit() and len(which) <= 10:
+    if which.isascii() and which.isdigit() and len(which) <= 10:
         return name, int(which)
     if not LABEL.fullmatch(which) or which.isdigit():
         raise PefxError(
             f"{reference!r}: after '@' comes a revision number or an alias, not {which!r}", "unknown_revision"
         )
     return name, which
+
+
+def check_part(what: str, text: str) -> None:
+    """PefxError where `text` cannot be looked for among names, which are ASCII."""
+    if not text.isascii():
+        raise PefxError(f"{what} {_shown(text)} is in no name: they are of A-Z a-z 0-9 . _ - /", "bad_name")
 
 
 def policy_key(name: str) -> str:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
 from pefx.store.compaction import disk_bytes
 from pefx.store.encoding import to_plain
-from pefx.store.lookup import checked, expired, find_policy
+from pefx.store.lookup import checked, expired, find_policy, find_revision
 from pefx.store.names import after, parse_reference, policy_key, revision_key
 from pefx.store.records import LATEST, Policy, Revision
 from pefx.store.scores import scores
@@ -174,12 +175,15 @@ def _nodes(catalog: Catalog, policy: Policy) -> list[Node]:
 
 
 def about(catalog: Catalog, reference: str) -> dict[str, Any]:
-    """Everything about `policy`, `policy@number` or `policy@alias`: policy, revision, stage, session, scores."""
+    """Everything about `policy`, `policy@number` or `policy@alias`: policy, revision, stage, session, scores.
+
+    No revision where `policy` has none yet, or where its latest was collected.
+    """
     name, which = parse_reference(reference)
     policy = catalog.policy(name)
     found: dict[str, Any] = {"policy": to_plain(policy), "revision": None, "stage": None}
-    if policy.head or which is not None:
-        revision = catalog.get(name, which)
+    revision = _latest(catalog, policy) if which is None else catalog.get(name, which)
+    if revision is not None:
         found["revision"] = to_plain(revision)
         found["stage"] = catalog.stage(revision).state
     session = find_session(catalog, policy)
@@ -187,6 +191,15 @@ def about(catalog: Catalog, reference: str) -> dict[str, Any]:
     number = None if found["revision"] is None else found["revision"]["number"]
     found["scores"] = [] if number is None else [to_plain(score) for score in scores(catalog, name, number)]
     return found
+
+
+def _latest(catalog: Catalog, policy: Policy) -> Revision | None:
+    try:
+        return find_revision(catalog.space, policy, None)
+    except PefxError as error:
+        if error.kind != "unknown_revision":
+            raise
+        return None
 
 
 @dataclass(frozen=True)
