@@ -1,7 +1,7 @@
 """What happens to policies besides commits: by condition, decided anew after a rival, and only what may be."""
 
 import itertools
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -200,3 +200,11 @@ def test_equal_versions_do_not_deceive(catalog: Catalog, monkeypatch: pytest.Mon
     rival_first(monkeypatch, there_and_back)
     seen.append(retag(catalog, "ann", add=("x",)).edits)
     assert seen == [edits + 3]
+
+
+def test_times_out_of_all_years_are_told(catalog: Catalog) -> None:
+    for at in (
+        datetime.min.replace(tzinfo=timezone(timedelta(hours=14))),
+        datetime.max.replace(tzinfo=timezone(-timedelta(hours=14))),
+    ):
+        assert "out of the years" in refused("invalid_input", expire, catalog, "ann", at)

@@ -14,7 +14,9 @@ from pefx.store.compaction import compact
 from pefx.store.garbage import collect
 from pefx.store.lifecycle import branch, drop_alias, expire, give, retag, retire, retire_revision, rollback, set_alias
 from pefx.store.listing import size
-from pefx.store.names import parse_reference
+from pefx.store.names import check_label, parse_reference
+
+LONGEST_DAYS = 100_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Tag:
         catalog = Catalog.open(self.path)
         catalog.policy(self.policy)
         at = _time(self.expires)
+        if self.owner:
+            check_label("owner", self.owner)
         found = retag(catalog, self.policy, self.add, self.remove)
         if self.owner is not None:
             found = give(catalog, self.policy, self.owner or None)
@@ -58,9 +62,13 @@ def _time(text: str | None) -> datetime | None:
     except (ValueError, OverflowError):
         pass
     try:
-        return datetime.fromisoformat(text)
-    except ValueError:
+        at = datetime.fromisoformat(text)
+        at.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise PefxError(f"--expires '{text}' is neither a number of days, nor a time, nor `never`") from None
+    if at.tzinfo is None:
+        raise PefxError(f"--expires '{text}' has no zone; add one, as in +00:00")
+    return at
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,8 @@ class Gc:
     """Print JSON instead of a line."""
 
     def run(self) -> int:
+        if not 0 <= self.days <= LONGEST_DAYS:
+            raise PefxError(f"--days {self.days} is none of 0 to {LONGEST_DAYS:,}")
         catalog = Catalog.open(self.path)
         with progress("gc", "records", None) as step:
             found = collect(catalog, timedelta(days=self.days), self.dry_run, step)

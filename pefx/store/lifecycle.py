@@ -140,7 +140,10 @@ def expire(catalog: Catalog, policy: str, at: datetime | None) -> Policy:
     """Serve and train `policy` until `at`, a time with its zone (None: for ever)."""
     if at is not None and at.tzinfo is None:
         raise PefxError(f"policy '{policy}': the time {at.isoformat()} has no zone; add one, as in +00:00")
-    text = None if at is None else at.astimezone(UTC).isoformat(timespec="seconds")
+    try:
+        text = None if at is None else at.astimezone(UTC).isoformat(timespec="seconds")
+    except OverflowError as error:
+        raise PefxError(f"policy '{policy}': the time {at} is out of the years 1 to 9999") from error
     return edit(catalog.space, policy, lambda before: replace(before, expires=text))
 
 
