@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import tensorstore as ts
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pefx.errors import PefxError
+from pefx.store import keyspace
 from pefx.store.keyspace import CONFIG, MARKER_KEY, Entry, Keyspace, Write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -204,3 +207,46 @@ def test_directories_without_permission() -> None:
         ], done.stdout + done.stderr
         assert {path: path.read_bytes() for path in files if path.is_file()} == before
         assert sorted(path.name for path in parent.iterdir()) == ["catalog", "closed"]
+
+
+@given(
+    names=st.sets(st.text("abc/", min_size=1, max_size=4), max_size=60),
+    asked=st.lists(st.tuples(st.text("abc/", max_size=3), st.integers(1, 9)), min_size=1, max_size=6),
+    later=st.sets(st.text("abc/", min_size=1, max_size=4), max_size=60),
+)
+@settings(max_examples=40)
+def test_pages_are_slices_of_all_keys(names: set[str], asked: list[tuple[str, int]], later: set[str]) -> None:
+    """Whatever was asked before, and whatever has come since places to stop were remembered."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keyspace, "PAGE", 3)
+        patch.setattr(keyspace, "RANGES", 2)
+        space = Keyspace.open("memory://pages", create=True)
+        there: list[str] = []
+        for some in (names, later):
+            space.transact([Write(f"k/{name}", b"") for name in some])
+            there = sorted({*there, *(f"k/{name}" for name in some)})
+            for start, limit in asked:
+                for end in ("k/c", "k0"):
+                    wanted = [key for key in there if f"k/{start}" <= key < end]
+                    assert space.page(f"k/{start}", end, limit) == wanted[:limit]
+                    pages = list(space.pages(f"k/{start}", end, limit))
+                    assert [key for page in pages for key in page] == wanted
+                    assert all(0 < len(page) <= limit for page in pages)
+
+
+def test_keys_that_come_and_go_while_pages_are_turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyspace, "PAGE", 4)
+    space = Keyspace.open(tmp_path / "catalog", create=True)
+    rival = Keyspace.open(tmp_path / "catalog")
+    stay = [f"k/{i:03}" for i in range(0, 100, 2)]
+    go = [f"k/{i:03}a" for i in range(0, 100, 10)]
+    space.transact([Write(key, b"") for key in (*stay, *go)])
+    seen: list[str] = []
+    for turn, page in enumerate(space.pages("k/", "k0", 7)):
+        seen += page
+        rival.transact([Write(f"k/{i:03}", b"") for i in range(turn * 12 + 1, turn * 12 + 13, 2)])
+        rival.transact([Write(key, None) for key in go])
+    assert seen == sorted(set(seen))  # each once, in order
+    assert set(stay) <= set(seen)
+    assert {key for key in seen if key in go} == {"k/000a"}  # of the first page
+    assert len(space.keys("k/", "k0")) > len(stay)
