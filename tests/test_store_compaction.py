@@ -10,6 +10,8 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from pefx.store.audit import audit
 from pefx.store.catalog import Catalog
 from pefx.store.compaction import compact, disk_bytes
 from pefx.store.garbage import collect
+from pefx.store.keyspace import Keyspace, Write
 from pefx.store.lifecycle import retire
 from tests.store_small import bits, commit, everything, fresh, refused
 
@@ -84,6 +87,66 @@ def test_beside_readers_and_writers(tmp_path: Path) -> None:
     assert failures == []
     assert audit(catalog).faults == []
     assert [r.number for r in catalog.log("w")] == list(range(1, catalog.policy("w").head + 1))
+
+
+def test_values_whose_file_was_taken_are_read_again(tmp_path: Path) -> None:
+    """A reader that found its way to the old files before a compaction, and reads after it."""
+    space = fresh(tmp_path).space
+    values = {f"big-{i}": bytes([i]) * 5000 for i in range(20)}
+    space.transact([*(Write(key, value) for key, value in values.items()), Write("index", b""), Write("small", b"s")])
+    reader = Keyspace.open(tmp_path / "catalog", read_only=True)
+    store = reader._store
+
+    class Late:
+        """Reads by way of the old files: none of them is there when a value is fetched."""
+
+        def __init__(self) -> None:
+            self.moved: list[tuple[Path, Path]] = []
+
+        def read(self, key: str) -> Any:
+            folder = tmp_path / "catalog" / "d"
+            if not self.moved:
+                store.read("small").result()
+                self.moved = [(path, tmp_path / path.name) for path in folder.iterdir()]
+                for path, away in self.moved:
+                    path.rename(away)
+                found = [store.read(key).result()]
+                for path, away in self.moved:
+                    away.rename(path)
+                assert (found[0].state, found[0].value) == ("value", b"")  # else this is not needed any more
+                return SimpleNamespace(result=lambda: found[0])
+            return store.read(key)
+
+    reader._store = Late()
+    keys = [*values, "index", "none"]
+    assert [entry.value for entry in reader.read_many(keys)] == [*values.values(), b"", None]
+
+
+def test_weights_are_never_misread_beside_compactions(tmp_path: Path) -> None:
+    """Caches of no use: all reads go to files that come and go."""
+    catalog, stop, failures = grown(tmp_path), threading.Event(), []
+    expected = {name: bits(catalog, catalog.get(name)) for name in ("u5", "u6", "u7", "u8")}
+
+    def read() -> None:
+        own = Catalog.open(tmp_path / "catalog", read_only=True, cache_bytes=0)
+        while not stop.is_set():
+            found = [own.get(name) for name in expected]
+            try:
+                assert [bits(own, revision) for revision in found] == list(expected.values())
+                assert audit(own).faults == []
+            except BaseException as error:  # noqa: BLE001
+                failures.append(error)
+                return
+
+    threads = [threading.Thread(target=read) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(15):
+        compact(catalog)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
 
 
 KILLED = (
