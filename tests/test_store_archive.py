@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -362,3 +364,31 @@ def test_a_killed_export_goes_on(catalog: Catalog, tmp_path: Path) -> None:
             break
     assert target.exists() or export_tar(catalog, target) == 65
     assert target.read_bytes() == (tmp_path / "whole.tar").read_bytes()
+
+
+def test_what_is_exported_is_not_collected_meanwhile(catalog: Catalog, tmp_path: Path) -> None:
+    started, wanted = [], [bits(catalog, revision) for revision in catalog.log("bob")]
+
+    def over(policies: int) -> None:
+        if not started:  # `bob` was found, and is not written yet
+            retire(Catalog.open(tmp_path / "catalog"), "bob")
+            started.append(threading.Thread(target=collect, args=(Catalog.open(tmp_path / "catalog"), timedelta(0))))
+            started[0].start()
+            started[0].join(0.2)
+            assert started[0].is_alive()  # it waits
+
+    assert export_tar(catalog, tmp_path / "all.tar", step=over) == 5
+    started[0].join()
+    assert catalog.log("bob") == []
+    other = fresh(tmp_path, "other")
+    assert import_tar(other, tmp_path / "all.tar").refused == []
+    assert [bits(other, revision) for revision in other.log("bob")] == wanted
+    assert audit(other).faults == []
+
+
+def test_a_catalog_that_cannot_be_locked_is_exported(catalog: Catalog, tmp_path: Path, monkeypatch) -> None:
+    def shut(directory: str) -> Any:
+        raise PermissionError
+
+    monkeypatch.setattr(archive, "sole_maintainer", shut)
+    assert export_tar(Catalog.open(tmp_path / "catalog", read_only=True), tmp_path / "all.tar") == 5

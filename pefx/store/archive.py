@@ -11,7 +11,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -64,8 +64,9 @@ def export_tar(
 ) -> int:
     """Write the policies of `part` to the tar file `target`; returns how many are in it. It appears when it is whole.
 
-    What was cut goes on: `target.partial` holds it meanwhile. `step` hears of policies written. PefxError where
-    `target` exists, where the partial file is of another slice, or where weights are damaged.
+    What was cut goes on: `target.partial` holds it meanwhile. Garbage collection and compaction wait for it. `step`
+    hears of policies written. PefxError where `target` exists, where the partial file is of another slice, or where
+    weights are damaged.
     """
     target = Path(target)
     if target.exists():
@@ -73,7 +74,7 @@ def export_tar(
     partial = target.with_name(target.name + ".partial")
     head = json.dumps({"format": FORMAT, "slice": vars(part)}, sort_keys=True).encode()
     try:
-        with open(partial, "r+b" if partial.exists() else "w+b") as file:
+        with _uncollected(catalog.space), open(partial, "r+b" if partial.exists() else "w+b") as file:
             done, last, end = _whole(file, head, partial)
             file.seek(end)
             file.truncate()
@@ -93,6 +94,16 @@ def export_tar(
         raise PefxError(f"{partial}: cannot be written: {error.strerror}", "storage") from error
     partial.replace(target)
     return done
+
+
+@contextmanager
+def _uncollected(space: Keyspace) -> Iterator[None]:
+    """Garbage collection waits meanwhile, where a lock can be had: else a policy may lose what it is told to have."""
+    with ExitStack() as held:
+        if space.local is not None:
+            with suppress(OSError):  # a place where nothing can be written
+                held.enter_context(sole_maintainer(space.local))
+        yield
 
 
 def _whole(file: IO[bytes], head: bytes, path: Path) -> tuple[int, str | None, int]:
