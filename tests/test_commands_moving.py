@@ -26,3 +26,25 @@ def test_out_and_in(catalog: Catalog, tmp_path: Path, capsys: pytest.CaptureFixt
     assert json.loads(run(capsys, "export", "again.tar", "--json"))["policies"] == 1
     assert "exists" in run(capsys, "export", "all.tar", code=2)
     assert "no such file" in run(capsys, "import", "none.tar", code=2)
+
+
+def test_no_catalog_is_made_for_what_is_no_archive(catalog: Catalog, tmp_path: Path, capsys) -> None:
+    (tmp_path / "text.tar").write_text("no tar file at all\n" * 100)
+    for file, told in (("text.tar", "is no tar file"), ("catalog", "no such file"), ("none.tar", "no such file")):
+        assert main(["catalog", "import", "new", file]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith("error: ")
+        assert told in printed.err
+        assert (printed.out, printed.err.count("\n")) == ("", 1)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_refused_policy_leaves_the_others(catalog: Catalog, tmp_path: Path, capsys) -> None:
+    commit(catalog, "bob", 7)
+    run(capsys, "export", "all.tar")
+    commit(Catalog.open(tmp_path / "other", create=True), "ann", 9)
+    assert main(["catalog", "import", "other", "all.tar", "--json"]) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["policies"] == 1
+    assert printed.err.splitlines() == [f"error: refused: {told}" for told in json.loads(printed.out)["refused"]]
+    assert list(Catalog.open(tmp_path / "other").policies()) == ["ann", "bob"]

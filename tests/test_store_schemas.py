@@ -2,16 +2,19 @@
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pefx.errors import PefxError
+from pefx.store.archive import export_tar, import_tar
 from pefx.store.audit import audit
 from pefx.store.catalog import Catalog
 from pefx.store.compaction import compact
 from pefx.store.encoding import decode, encode, to_plain
+from pefx.store.garbage import collect
 from pefx.store.keyspace import Write
 from pefx.store.names import policy_key, revision_key
 from pefx.store.records import Policy, Revision
@@ -62,6 +65,13 @@ def test_a_catalog_of_the_first_release_goes_on(tmp_path: Path) -> None:
     again = Catalog.open(tmp_path / "catalog")
     assert again.log("ann") == [replace(r, seeds={"run": 3}) for r in made]
     assert audit(again).faults == []
+    export_tar(again, tmp_path / "old.tar")
+    assert import_tar(again, tmp_path / "old.tar").there == 1
+    other = fresh(tmp_path, "other")
+    assert import_tar(other, tmp_path / "old.tar").revisions == 2
+    assert (other.log("ann"), other.policy("ann")) == (again.log("ann"), again.policy("ann"))
+    assert audit(other).faults == []
+    assert vars(collect(again, timedelta(0))) == {"revisions": 0, "blobs": 0, "blob_bytes": 0}
     third = commit(again, "ann", 3, parent="ann@2")
     assert (third.number, again.policy("ann").aliases) == (3, {"latest": 3})
     wanted = [bits(again, r) for r in again.log("ann")]

@@ -11,7 +11,7 @@ from tyro.conf import arg
 from pefx.commands.shown import CatalogPath, File, Reference, Switch, progress, say, tell
 from pefx.config import Precision
 from pefx.errors import PefxError
-from pefx.store.archive import Slice, export_tar, import_tar
+from pefx.store.archive import Slice, check_archive, export_tar, import_tar
 from pefx.store.catalog import Catalog
 from pefx.store.listing import size
 from pefx.store.names import parse_reference
@@ -57,6 +57,7 @@ class Import:
     def run(self) -> int:
         if not self.file.is_file():
             raise PefxError(f"{self.file}: no such file")
+        check_archive(self.file)  # before a catalog is made for it
         catalog = Catalog.open(self.path, create=True)
         with progress("import", "policies", None) as step:
             found = import_tar(catalog, self.file, step)

@@ -169,6 +169,17 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.members.clear()  # type: ignore[attr-defined]  # else a list of all that was written
 
 
+def check_archive(source: str | Path) -> None:
+    """PefxError unless `source` begins as an archive does."""
+    try:
+        with tarfile.open(source, "r:") as tar:
+            _check_head(tar, source)
+    except tarfile.TarError as error:
+        raise PefxError(f"{source}: is no tar file, or is damaged or cut ({error})", "damaged") from error
+    except OSError as error:
+        raise PefxError(f"{source}: cannot be read: {error.strerror}") from error
+
+
 def import_tar(catalog: Catalog, source: str | Path, step: Callable[[int], None] = lambda policies: None) -> Imported:
     """Write what the tar file `source` holds; every record is checked, all weights are hashed.
 
@@ -274,8 +285,8 @@ class _Arrival:
         policy = checked(self._space, Policy, data, name)
         _check_fields(policy, self._source)
         there = self._space.read(policy_key(name))
-        if there.value == data:
-            found.there += 1
+        if there.value is not None and checked(self._space, Policy, there.value, name) == policy:
+            found.there += 1  # in whatever schema
         elif there.value is not None:
             found.refused.append(f"policy '{name}' is in catalog '{self._space.location}' already, otherwise")
         elif misfit := self._misfit(policy):
