@@ -1,21 +1,26 @@
 """Audit: every kind of damage is found and named, and nothing else."""
 
+import itertools
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pefx.errors import PefxError
 from pefx.store.audit import audit
 from pefx.store.catalog import Catalog
+from pefx.store.compaction import compact
 from pefx.store.encoding import encode
 from pefx.store.garbage import collect
 from pefx.store.keyspace import Write
 from pefx.store.lifecycle import branch, give, move_stage, retag, retire, set_alias
 from pefx.store.scores import record_score
 from pefx.store.sessions import Wanted, open_sessions
-from tests.store_small import BASE, SPEC, commit, fresh, refused
+from tests.store_small import BASE, SPEC, commit, everything, fresh, refused
 
 REVISION, POLICY = "revision/ann@0000000001", "policy/ann"
 
@@ -147,3 +152,48 @@ def test_garbage_is_no_fault(catalog: Catalog) -> None:
     put(catalog, "blob/nobody@0000000001", b"x")
     found = audit(catalog)
     assert (found.faults, found.unnamed) == ([], {"blob/nobody@0000000001"})
+
+
+def test_a_flipped_bit_of_any_file_is_found_or_harmless(catalog: Catalog, tmp_path: Path) -> None:
+    compact(catalog)  # old versions are gone: almost every byte counts
+    wanted, rng, found, flips = everything(catalog), random.Random(4), 0, 0
+    for file in sorted(path for path in (tmp_path / "catalog").rglob("*") if path.is_file() and path.stat().st_size):
+        good = file.read_bytes()
+        for _ in range(20):
+            flips += 1
+            broken = bytearray(good)
+            broken[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
+            file.write_bytes(broken)
+            try:
+                reader = Catalog.open(tmp_path / "catalog", read_only=True)
+                faults = [fault.key for fault in audit(reader).faults]
+            except PefxError as error:  # no part of the store can be read without it
+                faults = [error.kind]
+            if faults:
+                found += 1
+            else:
+                assert everything(reader) == wanted
+        file.write_bytes(good)
+    assert found > 0.9 * flips > 0
+    assert audit(catalog).faults == []
+
+
+def test_writers_beside_it_are_no_faults(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever changes between two reads of an audit."""
+    rival, read_many, turns = Catalog.open(catalog.location), catalog.space.read_many, itertools.count()
+
+    def change(keys: Any) -> Any:
+        found, turn = read_many(keys), next(turns)
+        if turn % 3 == 0:
+            commit(rival, "ann", 100 + turn)
+            branch(rival, "ann", f"branch-{turn}")
+            commit(rival, f"over-{turn}", turn)
+            retag(rival, "ann", add=(f"t{turn}",), remove=(f"t{turn - 3}",) if turn else ())
+            retire(rival, f"over-{turn}")
+        if turn % 3 == 1:
+            collect(rival, timedelta(0))
+        return found
+
+    monkeypatch.setattr(catalog.space, "read_many", change)
+    for _ in range(3):
+        assert audit(catalog).faults == []

@@ -1,5 +1,7 @@
 """Sessions: the newest is the only one that commits; a run goes on with its own; steps of a session in order."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ from pefx.store import sessions
 from pefx.store.audit import audit
 from pefx.store.catalog import Catalog
 from pefx.store.lifecycle import retire
+from pefx.store.records import SESSION_STATES
 from pefx.store.sessions import Wanted, find_session, move_sessions, open_sessions
-from tests.store_small import BASE, OTHER_BASE, SPEC, commit, fresh, refused
+from tests.store_small import BASE, OTHER_BASE, SPEC, commit, fresh, refused, rival_first
 
 
 def wanted(*names: str) -> list[Wanted]:
@@ -82,3 +85,34 @@ def test_thousands_in_a_transaction(catalog: Catalog, monkeypatch: pytest.Monkey
     assert [s.policy for s in opened] == names
     assert all(s.state == "closed" for s in move_sessions(catalog, opened, "closed", 1))
     assert audit(catalog).faults == []
+
+
+def test_every_step_of_a_session_and_no_other(catalog: Catalog) -> None:
+    reach = {"open": (), "checkpointed": ("checkpointed",), "closed": ("closed",)}
+    for before, after in itertools.product(SESSION_STATES, SESSION_STATES):
+        name = f"{before}-{after}"
+        opened = open_sessions(catalog, "run", wanted(name))
+        for step in reach[before]:
+            opened = move_sessions(catalog, opened, step, 1)
+        if after in SESSION_STATES[before] or after == before:  # said twice
+            assert [s.state for s in move_sessions(catalog, opened, after, 2)] == [after]
+        else:
+            told = refused("wrong_state", move_sessions, catalog, opened, after, 2)
+            assert f"session {name}@1 is {before}, which '{after}' cannot follow" in told
+            assert find_session(catalog, catalog.policy(name)) == opened[0]
+
+
+def test_a_move_that_one_session_refuses_moves_none(catalog: Catalog) -> None:
+    opened = open_sessions(catalog, "run", wanted("ann", "bob"))
+    open_sessions(catalog, "later", wanted("bob"))
+    assert "bob@1" in refused("superseded", move_sessions, catalog, opened, "checkpointed", 5)
+    assert find_session(catalog, catalog.policy("ann")) == opened[0]
+    refused("unknown_session", move_sessions, catalog, [replace(opened[0], number=9)], "closed", 5)
+
+
+def test_two_runs_that_open_at_once_get_one_each(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    rival, first = Catalog.open(catalog.location), []
+    rival_first(monkeypatch, lambda: first.extend(open_sessions(rival, "theirs", wanted("ann"))))
+    (ours,) = open_sessions(catalog, "ours", wanted("ann"))
+    assert (first[0].number, ours.number) == (1, 2)
+    assert "session 1 was superseded by session 2" in refused("superseded", commit, catalog, "ann", session=1)
