@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pefx.config import AdapterSpec
@@ -132,3 +133,15 @@ def test_sealed_is_what_is_read() -> None:
     assert decode(Revision, stored, "r") == record
     with pytest.raises(PefxError, match="Expected `int`, got `bool` - at `step`"):
         sealed(replace(REVISION, step=True), "r")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"data_fingerprint": "odd-\udcff"}, {"config": {"file": "\udcff"}}, {"config": {"rate": np.float32(0.5)}}],
+)
+def test_what_bytes_cannot_hold_is_told(changes: dict[str, Any]) -> None:
+    """As the name of a file that is no UTF-8."""
+    for call in (lambda record: sealed(record, "r"), encode):
+        with pytest.raises(PefxError, match="not storable: ") as caught:
+            call(replace(REVISION, **changes))
+        assert caught.value.kind == "schema"

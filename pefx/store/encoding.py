@@ -51,14 +51,21 @@ def to_plain(record: Any) -> dict[str, Any]:
 
 
 def encode(record: Any) -> bytes:
-    """The bytes the catalog stores for `record`."""
-    return _sealed(type(record), _ENCODER.encode(record))
+    """The bytes the catalog stores for `record`. PefxError kind "schema" for what they cannot hold."""
+    return _sealed(type(record), _value(record, type(record).__name__.lower()))
 
 
 def sealed(record: Record, where: str) -> tuple[Record, bytes]:
     """`record` exactly as a reader of its bytes will get it, and these. PefxError kind "schema" for a wrong type."""
-    value = _ENCODER.encode(record)
+    value = _value(record, where)
     return _read(type(record), value, where), _sealed(type(record), value)
+
+
+def _value(record: Any, where: str) -> bytes:
+    try:
+        return _ENCODER.encode(record)
+    except (TypeError, ValueError) as error:  # a foreign type; a name that is no Unicode, as of an odd file
+        raise PefxError(f"{where}: not storable: {error}", "schema") from error
 
 
 def _sealed(cls: type[Any], value: bytes) -> bytes:
