@@ -217,7 +217,7 @@ def test_a_flipped_bit_anywhere_in_the_file_is_told_or_harmless(catalog: Catalog
     whole, rng, told = (tmp_path / "whole.tar").read_bytes(), random.Random(2), 0
     wanted = {name: [bits(catalog, r) for r in catalog.log(name)] for name in catalog.policies()}
     kinds: set[str] = set()
-    for i in range(150):
+    for i in range(60):
         broken = bytearray(whole)
         at = rng.randrange(0, len(whole), 512) + rng.randrange(160) if i % 2 else rng.randrange(len(whole))
         broken[min(at, len(whole) - 1)] ^= 1 << rng.randrange(8)
@@ -234,7 +234,7 @@ def test_a_flipped_bit_anywhere_in_the_file_is_told_or_harmless(catalog: Catalog
         for name in other.policies():
             assert [bits(other, r) for r in other.log(name)] == wanted[name]
         assert audit(other).faults == []
-    assert told > 75
+    assert told > 30
     assert kinds <= {"damaged", "invalid_input", "schema", "bad_name"}
 
 
@@ -349,11 +349,11 @@ EXPORTER = (
 
 
 def test_a_killed_export_goes_on(catalog: Catalog, tmp_path: Path) -> None:
-    for i in range(60):
+    for i in range(30):
         commit(catalog, f"many-{i}", i)
     export_tar(catalog, tmp_path / "whole.tar")
     rng, target = random.Random(3), tmp_path / "part.tar"
-    for _ in range(3):
+    for _ in range(2):
         command = [sys.executable, "-c", EXPORTER, str(tmp_path / "catalog"), str(target)]
         with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as child:
             assert child.stdout is not None
@@ -362,7 +362,7 @@ def test_a_killed_export_goes_on(catalog: Catalog, tmp_path: Path) -> None:
             child.send_signal(signal.SIGKILL)
         if target.exists():
             break
-    assert target.exists() or export_tar(catalog, target) == 65
+    assert target.exists() or export_tar(catalog, target) == 35
     assert target.read_bytes() == (tmp_path / "whole.tar").read_bytes()
 
 
