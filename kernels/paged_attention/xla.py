@@ -15,9 +15,9 @@ from kernels.rows import Rows
 MASKED = -1e30  # finite, so that rows that see nothing stay finite
 BLOCK_KEYS = 64
 MAX_ROWS = 128  # products over one block of keys: from 2 to this many rows, each row gets the same bits
-# Of a product `[M, C] x [C, N]`, columns past the last multiple of LANES take other bits at M < 4 and M > 32 where they
-# are 8 or fewer: N is padded to a multiple.
-LANES = 16
+# Of a product `[M, C] x [C, N]`, columns past the last multiple of LANES may take other bits at few rows than at many:
+# past 16, at M < 4 and M > 32 where they are 8 or fewer; past 64, with AVX-512, at M < 64. N is padded to a multiple.
+LANES = 64
 
 
 class Layout(NamedTuple):
