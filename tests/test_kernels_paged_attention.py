@@ -147,6 +147,22 @@ def test_chunked_prefill_then_decode_gives_the_bits_of_the_whole(heads, dtype, d
     np.testing.assert_array_equal(np.asarray(values, np.float32), np.asarray(pool[1], np.float32))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [8, 16, 32, 48, 96])
+def test_a_query_of_a_wide_tile_has_the_bits_of_one_alone(size, dtype):
+    """32 queries of 3 heads are 96 rows of a product, one is 3: widths of heads that are no whole registers tell."""
+    wide, alone, page = Sizes(0, 2, 1, 2, 32, 32), Sizes(4, 0, 1, 2, 32, 32), 32
+    rng = np.random.default_rng(size)
+    q, k, v = (jnp.asarray(rng.normal(size=(2 * page, n, size)), dtype) for n in (6, 2, 2))
+    keys = values = jnp.full((LAYERS, 2, 2, page, size), jnp.nan, dtype)
+    whole, keys, values = _step(q, k, v, keys, values, layout_of([Span(np.zeros(64, np.int32), 0, -1, [0, 1])], wide))
+    for last in (1, 30, 63):
+        one = [jnp.broadcast_to(x[last], (4, *x.shape[1:])) for x in (q, k, v)]
+        pages = [0, 1][: last // page + 1]
+        o, _, _ = _step(*one, keys, values, layout_of([Span(np.zeros(1, np.int32), last, -1, pages)], alone))
+        np.testing.assert_array_equal(np.asarray(o[0], np.float32), np.asarray(whole[last], np.float32))
+
+
 def test_padding_writes_nothing_and_gives_zeros():
     heads = HEADS[0]
     layout = layout_of([], BOTH)
