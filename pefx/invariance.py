@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kernels.paged_attention.xla import BLOCK_KEYS, LANES
 from pefx.compiler import jit
 from pefx.errors import PefxError
 
-WIDE, NARROW, KEYS = 192, 64, 64
+# Values of attention are padded to a multiple of `LANES` columns: fewer may take other bits, which is why.
+WIDE, NARROW, KEYS = 192, LANES, BLOCK_KEYS
 # What is computed of `x [M, D]`, and the numbers of rows that the steps use it with.
 FORMS = {
     "dense projection": (WIDE, (2, 8, 64, 256)),

@@ -6,7 +6,6 @@ known by the parameter's name, `...mlp.gate_proj.weight` or `...mlp.experts.gate
 `layers_to_transform`.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from typing import Any, TypeGuard
 from pefx.adapters.methods import SCALES
 from pefx.config import Method
 from pefx.errors import PefxError
+from pefx.families.config_json import read_json
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 # Fields of a PEFT configuration that are read, or do not change what a saved adapter computes; others must be unset.
@@ -100,7 +100,7 @@ def _first_match(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
 
 def read_peft_config(path: Path) -> PeftConfig:
     """Raises PefxError, naming file and field, for what is missing or means what cannot be expressed here."""
-    fields = _read_object(path)
+    fields = read_json(path, "an adapter is a PEFT directory")
     if fields.get("peft_type") != "LORA":
         raise PefxError(f"{path}: peft_type is {fields.get('peft_type')!r}, only 'LORA' is supported")
     rank, alpha = fields.get("r"), fields.get("lora_alpha")
@@ -129,18 +129,6 @@ def read_peft_config(path: Path) -> PeftConfig:
         parameters=tuple(_names(fields, "target_parameters", path)),
         version=tuple(int(x) for x in re.findall(r"\d+", str(fields.get("peft_version") or ""))[:2]),
     )
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise PefxError(f"{path}: no such file; an adapter is a PEFT directory") from None
-    except (OSError, ValueError) as error:
-        raise PefxError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(fields, dict):
-        raise PefxError(f"{path}: must hold one JSON object")
-    return fields
 
 
 def _is_rank(value: Any) -> TypeGuard[int]:

@@ -47,12 +47,12 @@ def read_config(directory: str | Path) -> ModelConfig:
     return ModelConfig(**values, **_read_rope(raw, family, path), dense_layers=dense, precision=precision)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in `config.json`; raises PefxError."""
+def read_json(path: Path, of: str = "a base is a Hugging Face directory") -> dict[str, Any]:
+    """The object in a JSON file; raises PefxError, which says `of` what it is where it is missing."""
     try:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
-        raise PefxError(f"{path}: no such file; a base is a Hugging Face directory") from None
+        raise PefxError(f"{path}: no such file; {of}") from None
     except (OSError, ValueError) as error:
         raise PefxError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(raw, dict):

@@ -23,8 +23,8 @@ from pefx.store.catalog import Catalog, verified
 from pefx.store.commits import index_writes, labels
 from pefx.store.encoding import encode
 from pefx.store.keyspace import ABSENT, Keyspace, Write
-from pefx.store.lookup import checked, expired
-from pefx.store.names import after, check_alias, check_name, parse_reference, policy_key
+from pefx.store.lookup import checked, checked_at, expired
+from pefx.store.names import after, check_alias, check_name, parse_reference, policy_key, split_key
 from pefx.store.records import Policy, Revision, Score, Session, Stage
 from pefx.store.sole_writer import sole_maintainer
 
@@ -140,11 +140,11 @@ def _members(catalog: Catalog, policy: Policy) -> Iterator[tuple[str, bytes]]:
         start = f"{kind}/{name}@"
         for keys in space.pages(start, after(start)):
             for key, entry in zip(keys, space.read_many(keys), strict=True):
-                number = int(key.split("@")[1])
+                number = split_key(key)[1]
                 if entry.value is None or (kind != "session" and number > policy.head):
                     continue
                 if kind == "revision":
-                    revision = checked(space, Revision, entry.value, f"{name}@{number}")
+                    revision = checked_at(space, Revision, entry.value, key)
                     yield _name(revision.blob), catalog.blob(revision)
                 yield _name(key), entry.value
     yield _name(policy_key(name)), encode(policy)
@@ -254,9 +254,9 @@ class _Arrival:
         if key.startswith("blob/"):
             self._blobs[key] = data
             return
-        name, number = key.split("/", 1)[1].split("@")[:2]
+        name = split_key(key)[0]
         self._belongs(name, key)
-        record = checked(self._space, KINDS[key.split("/", 1)[0]], data, f"{name}@{int(number)}")
+        record = checked_at(self._space, KINDS[key.split("/", 1)[0]], data, key)
         if isinstance(record, Stage | Score):
             self._beside.add(record.number)
         if isinstance(record, Revision):

@@ -9,8 +9,8 @@ from pefx.store.blob import canonical_spec, check_adapter, unpack
 from pefx.store.catalog import Catalog, verified
 from pefx.store.commits import index_keys
 from pefx.store.keyspace import MARKER_KEY, Keyspace
-from pefx.store.lookup import checked, expired
-from pefx.store.names import after, check_name, policy_key, revision_key
+from pefx.store.lookup import checked, checked_at, expired
+from pefx.store.names import after, check_name, policy_key, revision_key, split_key
 from pefx.store.records import Policy, Revision, Score, Session, Stage
 
 CHUNK, BYTES = 500, 64 << 20  # keys, and bytes of weights, read at once
@@ -102,7 +102,11 @@ def _revisions(space: Keyspace, keys: list[str], found: Audit) -> None:
     read: list[tuple[str, Revision]] = []
     for key, entry in zip(keys, space.read_many(keys), strict=True):
         if entry.value is not None:
-            _told(found, key, lambda key=key, value=entry.value: read.append((key, _revision(space, key, value))))
+            _told(
+                found,
+                key,
+                lambda key=key, value=entry.value: read.append((key, checked_at(space, Revision, value, key))),
+            )
     heads = space.read_many([policy_key(revision.policy) for _, revision in read])
     for (key, revision), head in zip(read, heads, strict=True):
         if head.value is None:
@@ -145,11 +149,6 @@ def _by_bytes(read: list[tuple[str, Revision]]) -> Iterator[list[tuple[str, Revi
         yield some
 
 
-def _revision(space: Keyspace, key: str, value: bytes) -> Revision:
-    name, number = key.removeprefix("revision/").split("@")
-    return checked(space, Revision, value, f"{name}@{int(number)}")
-
-
 def _weights(space: Keyspace, revision: Revision, data: bytes | None, found: Audit) -> None:
     where = f"revision {revision.key}"
     data = verified(data, revision, space.location)
@@ -170,9 +169,9 @@ def _numbered(kind: type) -> Callable[[Keyspace, list[str], Audit], None]:
                 _told(found, key, lambda key=key, value=entry.value: look(space, key, value))
 
     def look(space: Keyspace, key: str, value: bytes) -> None:
-        name, number = key.split("/", 1)[1].split("@")[:2]
-        checked(space, kind, value, f"{name}@{int(number)}")
-        beside = policy_key(name) if kind is Session else revision_key(name, int(number))
+        checked_at(space, kind, value, key)
+        name, number = split_key(key)
+        beside = policy_key(name) if kind is Session else revision_key(name, number)
         if space.read(beside).value is None:
             raise PefxError(f"belongs to '{beside}', which is missing", "damaged")
 

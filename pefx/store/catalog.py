@@ -16,7 +16,7 @@ from pefx.errors import PefxError
 from pefx.store.blob import Adapter, check_adapter, content_hash, unpack
 from pefx.store.commits import Draft, commit_many
 from pefx.store.keyspace import CACHE_BYTES, Keyspace
-from pefx.store.lookup import check_alive, checked, find_policy, find_revision
+from pefx.store.lookup import check_alive, checked, checked_at, find_policy, find_revision, stage_in
 from pefx.store.names import after, check_label, check_part, owner_key, policy_key, revision_key, stage_key, tag_key
 from pefx.store.records import Policy, Revision, Stage
 
@@ -96,17 +96,14 @@ class Catalog:
     def stage(self, revision: Revision) -> Stage:
         """How far `revision` is on its way to being served."""
         value = self.space.read(stage_key(revision.policy, revision.number)).value
-        if value is None:
-            return Stage(revision.policy, revision.number, "committed", revision.created)
-        return checked(self.space, Stage, value, revision.key)
+        return stage_in(self.space, value, revision)
 
     def log(self, policy: str) -> list[Revision]:
         """All revisions of `policy`, oldest first."""
-        name = self.policy(policy).name
-        prefix = revision_key(name, 0)[:-10]
+        prefix = revision_key(self.policy(policy).name, 0)[:-10]
         keys = self.space.keys(prefix, after(prefix))
         return [
-            checked(self.space, Revision, entry.value, f"{name}@{int(key[len(prefix) :])}")
+            checked_at(self.space, Revision, entry.value, key)
             for key, entry in zip(keys, self.space.read_many(keys), strict=True)
             if entry.value is not None
         ]

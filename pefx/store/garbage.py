@@ -9,8 +9,8 @@ from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
 from pefx.store.encoding import encode
 from pefx.store.keyspace import ABSENT, PAGE, Entry, Keyspace, Write
-from pefx.store.lookup import checked, expired
-from pefx.store.names import after, policy_key, revision_key
+from pefx.store.lookup import checked, checked_at, expired
+from pefx.store.names import after, policy_key, revision_key, split_key
 from pefx.store.records import Policy, Revision, Stage
 from pefx.store.sole_writer import sole_maintainer
 
@@ -81,20 +81,19 @@ def _over(space: Keyspace, deadline: datetime, step: Callable[[int], None]) -> I
                 yield from _all_of(space, policy, entry)
         step(len(page))
     for page in space.pages("stage/", after("stage/")):
-        policies = space.read_many([policy_key(key.removeprefix("stage/").split("@")[0]) for key in page])
+        policies = space.read_many([policy_key(split_key(key)[0]) for key in page])
         for key, entry, owner in zip(page, space.read_many(page), policies, strict=True):
-            name, number = key.removeprefix("stage/").split("@")
             if entry.value is None or owner.value is None:
                 continue
-            stage = checked(space, Stage, entry.value, f"{name}@{int(number)}")
+            stage = checked_at(space, Stage, entry.value, key)
             over = stage.state == "retired" and datetime.fromisoformat(stage.changed) <= deadline
             # the head says what a commit repeats
-            if over and checked(space, Policy, owner.value, name).head != stage.number:
-                yield _removals(_with_records(space, name, range(stage.number, stage.number + 1)))
+            if over and checked(space, Policy, owner.value, stage.policy).head != stage.number:
+                yield _removals(_with_records(space, stage.policy, range(stage.number, stage.number + 1)))
         step(len(page))
     for kind in ("session", "revision", "stage", "score"):
         for page in space.pages(f"{kind}/", after(f"{kind}/")):
-            owners = [policy_key(key.split("/", 1)[1].split("@")[0]) for key in page]
+            owners = [policy_key(split_key(key)[0]) for key in page]
             lost: dict[str, list[str]] = {}
             for key, owner, policy in zip(page, owners, space.read_many(owners), strict=True):
                 if policy.value is None:
@@ -143,9 +142,8 @@ def _remove_unnamed(
     aside: set[str] = set()  # blobs whose own revision names another
     for page in then.pages("revision/", after("revision/")):
         for key, entry in zip(page, then.read_many(page), strict=True):
-            name, number = key.removeprefix("revision/").split("@")
             if entry.value is not None and key not in gone:
-                revision = checked(space, Revision, entry.value, f"{name}@{int(number)}")
+                revision = checked_at(space, Revision, entry.value, key)
                 if revision.blob != _own(key):
                     foreign.add(revision.blob)
                     aside.add(_own(key))

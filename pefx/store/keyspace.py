@@ -24,6 +24,7 @@ CONFIG = {
 }
 CACHE_BYTES = 64 << 20
 ABSENT = b"\2"  # the generation of a key without a value
+ATTEMPTS = 3  # of what a compaction gets in the way of
 PAGE = 1000  # keys between two places where a listing may stop
 RANGES = 64  # ranges whose such places are remembered
 MARKER_KEY = "catalog"
@@ -57,7 +58,7 @@ class Commit:
     location: str
     again: Callable[[], "Commit"]
 
-    def result(self, attempts: int = 3) -> None:
+    def result(self, attempts: int = ATTEMPTS) -> None:
         """Wait for it. PefxError, nothing written, where it failed; kind "conflict" where a condition did not hold."""
         try:
             self.done.result()
@@ -131,7 +132,7 @@ class Keyspace:
     def read_many(self, keys: Sequence[str]) -> list[Entry]:
         """Several keys, read in parallel; no common point in time."""
         found = self._read(keys)
-        for _ in range(2):
+        for _ in range(ATTEMPTS - 1):
             empty = [index for index, entry in enumerate(found) if entry.value == b""]
             if not empty:
                 break
@@ -165,16 +166,13 @@ class Keyspace:
 
     def _patiently(self, look: Callable[[], Any]) -> Any:
         """`look`, again where a file was missing."""
-        for _ in range(2):
+        for left in reversed(range(ATTEMPTS)):
             try:
                 return look()
             except (ValueError, NotImplementedError) as error:
-                if not _taken(error):
+                if not left or not _taken(error):
                     raise _told(error, self.location, writing=False) from error
-        try:
-            return look()
-        except (ValueError, NotImplementedError) as error:
-            raise _told(error, self.location, writing=False) from error
+        raise AssertionError
 
     def page(self, start: str, end: str, limit: int) -> list[str]:
         """The first `limit` keys in [start, end), in order.

@@ -13,7 +13,7 @@ from pefx.store.catalog import Catalog
 from pefx.store.commits import code_version, index_writes, labels
 from pefx.store.encoding import encode
 from pefx.store.keyspace import ABSENT, Keyspace, Write
-from pefx.store.lookup import check_alive, checked, find_policy, find_revision, now, number_of
+from pefx.store.lookup import check_alive, find_revision, now, number_of, read_policy, stage_in
 from pefx.store.names import check_alias, check_label, check_name, policy_key, revision_key, stage_key
 from pefx.store.records import LATEST, POLICY_STATES, Policy, Revision, Stage
 from pefx.store.stages import Action, next_stage
@@ -34,20 +34,16 @@ def persist(attempt: Callable[[], Result]) -> Result:
     return attempt()
 
 
-def edit(space: Keyspace, name: str, change: Callable[[Policy], Policy], beside: Iterable[Write] = ()) -> Policy:
-    """The policy `name` after `change`, written together with `beside`; nothing is written where it changes nothing."""
+def edit(space: Keyspace, name: str, change: Callable[[Policy], Policy]) -> Policy:
+    """The policy `name` after `change`; nothing is written where it changes nothing."""
 
     def attempt() -> Policy:
-        check_name(name)
-        entry = space.read(policy_key(name))
-        before = find_policy(space, name) if entry.value is None else checked(space, Policy, entry.value, name)
+        before, entry = read_policy(space, name)
         after = change(before)
-        writes = list(beside)
         if after != before:
             after = replace(after, changed=now(), edits=before.edits + 1)
-            writes += [Write(policy_key(name), encode(after), entry.generation), *index_writes(before, after)]
-        if writes:
-            space.transact(writes)
+            written = Write(policy_key(name), encode(after), entry.generation)
+            space.transact([written, *index_writes(before, after)])
         return after
 
     return persist(attempt)
@@ -162,10 +158,7 @@ def retire_revision(catalog: Catalog, policy: str, number: int) -> Stage:
     """Serve one revision no more, for good. PefxError where an alias still names it: move that first."""
 
     def attempt() -> Stage:
-        entry = catalog.space.read(policy_key(policy))
-        if entry.value is None:
-            find_policy(catalog.space, policy)  # says what is wrong
-        record = checked(catalog.space, Policy, entry.value or b"", policy)
+        record, entry = read_policy(catalog.space, policy)
         named = sorted(alias for alias, n in record.aliases.items() if n == number)
         if named:
             raise PefxError(f"revision {policy}@{number} is what alias '{named[0]}' names; move that first")
@@ -192,7 +185,7 @@ def _move_stage(
     revision = catalog.get(policy, which)
     own, key = revision_key(revision.policy, revision.number), stage_key(revision.policy, revision.number)
     there, entry = space.read_many([own, key])
-    before = catalog.stage(revision) if entry.value is None else checked(space, Stage, entry.value, revision.key)
+    before = stage_in(space, entry.value, revision)
     after = Stage(revision.policy, revision.number, next_stage(action, before.state, revision.key), now())
     # The revision is written again as it is: were it collected meanwhile, a stage of nothing would be left.
     kept = Write(own, there.value, there.generation)

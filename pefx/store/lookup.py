@@ -5,9 +5,9 @@ from typing import Any, TypeVar
 
 from pefx.errors import PefxError
 from pefx.store.encoding import decode
-from pefx.store.keyspace import Keyspace
-from pefx.store.names import check_name, policy_key, revision_key
-from pefx.store.records import LATEST, Policy, Revision
+from pefx.store.keyspace import Entry, Keyspace
+from pefx.store.names import check_name, policy_key, revision_key, split_key
+from pefx.store.records import LATEST, Policy, Revision, Stage
 
 Record = TypeVar("Record")
 
@@ -28,13 +28,31 @@ def checked(space: Keyspace, cls: type[Record], value: bytes, key: str) -> Recor
     return record
 
 
+def checked_at(space: Keyspace, cls: type[Record], value: bytes, key: str) -> Record:
+    """The record in `value`, which must be of the policy and number in the store's `key`."""
+    name, number = split_key(key)
+    return checked(space, cls, value, f"{name}@{number}")
+
+
 def find_policy(space: Keyspace, name: str) -> Policy:
     """The policy `name`. PefxError kind "unknown_policy"."""
+    return read_policy(space, name)[0]
+
+
+def read_policy(space: Keyspace, name: str) -> tuple[Policy, Entry]:
+    """`find_policy`, and what a change of it is conditioned on."""
     check_name(name)
-    value = space.read(policy_key(name)).value
-    if value is None:
+    entry = space.read(policy_key(name))
+    if entry.value is None:
         raise PefxError(f"policy '{name}' is not in catalog '{space.location}'", "unknown_policy")
-    return checked(space, Policy, value, name)
+    return checked(space, Policy, entry.value, name), entry
+
+
+def stage_in(space: Keyspace, value: bytes | None, revision: Revision) -> Stage:
+    """The stage of `revision`, where `value` is what is stored of it."""
+    if value is None:
+        return Stage(revision.policy, revision.number, "committed", revision.created)
+    return checked(space, Stage, value, revision.key)
 
 
 def number_of(space: Keyspace, policy: Policy, which: int | str | None) -> int:

@@ -99,6 +99,12 @@ def child_key(source: str, number: int, policy: str) -> str:
     return f"child/{source}@{number:010d}@{policy}"
 
 
+def split_key(key: str) -> tuple[str, int]:
+    """The policy and number in the key of a session, revision, stage, score or blob. ValueError where it is of none."""
+    name, number, *_ = key.split("/", 1)[1].split("@")
+    return name, int(number)
+
+
 def after(prefix: str) -> str:
     """The first key behind all keys that start with `prefix`; keys are ASCII."""
     return prefix[:-1] + chr(ord(prefix[-1]) + 1)

@@ -8,7 +8,7 @@ from pefx.store.catalog import Catalog
 from pefx.store.encoding import sealed, storable
 from pefx.store.keyspace import ABSENT, Write
 from pefx.store.lifecycle import persist
-from pefx.store.lookup import checked, now
+from pefx.store.lookup import checked, checked_at, now
 from pefx.store.names import after, revision_key, score_key
 from pefx.store.records import Revision, Score
 
@@ -66,6 +66,5 @@ def scores(catalog: Catalog, policy: str, number: int | None = None) -> list[Sco
     found = []
     for key, entry in zip(keys, catalog.space.read_many(keys), strict=True):
         if entry.value is not None:
-            at = int(key.split("@")[1])
-            found.append(checked(catalog.space, Score, entry.value, f"{name}@{at}"))
+            found.append(checked_at(catalog.space, Score, entry.value, key))
     return sorted(found, key=lambda score: (score.number, score.created))

@@ -11,7 +11,7 @@ from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
 from pefx.store.compaction import disk_bytes
 from pefx.store.encoding import to_plain
-from pefx.store.lookup import checked, expired, find_policy, find_revision
+from pefx.store.lookup import checked, checked_at, expired, find_policy, find_revision
 from pefx.store.names import after, parse_reference, policy_key, revision_key
 from pefx.store.records import LATEST, Policy, Revision
 from pefx.store.scores import scores
@@ -87,8 +87,7 @@ def stats(catalog: Catalog, step: Callable[[int], None] = lambda keys: None) -> 
                     found.ranks[policy.spec.rank] += 1
                     owners |= {policy.owner} if policy.owner else set()
                 else:
-                    name, number = key.removeprefix("revision/").split("@")
-                    found.revision_bytes += checked(space, Revision, entry.value, f"{name}@{int(number)}").blob_bytes
+                    found.revision_bytes += checked_at(space, Revision, entry.value, key).blob_bytes
             step(len(page))
         found.records[kind] = count
     found.owners = len(owners)
