@@ -53,7 +53,7 @@ def main(options: Options) -> None:
     count, base = options.policies, base_digest(read_config(BASE), read_headers(BASE))
     found: dict[str, Any] = {"policies": count, "tensor_bytes_each": tensor_bytes()}
     try:
-        found["bulk"] = task("build", small, base, 0, SMALL)
+        found["small"] = task("build", small, base, 0, SMALL)
         found["build"] = build(large, base, count)
         found["audit"] = task("audit", large)
         stored = sum(file.stat().st_size for file in Path(large).rglob("*") if file.is_file())
