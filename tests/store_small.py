@@ -73,7 +73,7 @@ def rival_first(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Any]) -> N
     """Before the next transaction, once, `change` happens."""
     begin = Keyspace.begin
 
-    def beaten(self: Keyspace, writes: Any, anew: bool = False) -> Any:
+    def beaten(self: Keyspace, writes: Any) -> Any:
         monkeypatch.setattr(Keyspace, "begin", begin)
         change()
         return begin(self, writes)

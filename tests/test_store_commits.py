@@ -1,7 +1,8 @@
 """Commits, one or many: the same revisions either way, whole or not at all."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 
 from pefx.errors import PefxError
-from pefx.store import commits
+from pefx.store import commits, keyspace
 from pefx.store.archive import Slice, export_tar, import_tar
 from pefx.store.audit import audit
 from pefx.store.catalog import Catalog
 from pefx.store.commits import Draft, commit_many
+from pefx.store.compaction import disk_bytes
 from pefx.store.garbage import collect
 from pefx.store.keyspace import Write
 from pefx.store.lifecycle import branch, retire
@@ -203,3 +205,27 @@ def test_a_rival_is_told_where_weights_lie_in_the_way_too(tmp_path: Path, monkey
     refused("conflict", commit, catalog, "ann", 1)
     assert [r.blob for r in catalog.log("ann")] == ["blob/ann@1000000001"]
     assert commit(catalog, "ann", 1).blob == "blob/ann@0000000002"
+
+
+def before_the_lock(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """When a writer has put its transaction together, once, `act` happens before it has its turn."""
+    turn = keyspace.sole_writer
+
+    @contextmanager
+    def late(directory: str) -> Iterator[None]:
+        monkeypatch.setattr(keyspace, "sole_writer", turn)
+        act()
+        with turn(directory):
+            yield
+
+    monkeypatch.setattr(keyspace, "sole_writer", late)
+
+
+def test_who_waited_for_another_writes_everything_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog, rival = fresh(tmp_path), Catalog.open(tmp_path / "catalog")
+    written = 0
+    for turn in range(10):
+        before_the_lock(monkeypatch, lambda turn=turn: commit(rival, f"rival-{turn}"))
+        drafts = [draft(f"u{turn}-{i}", i) for i in range(50)]
+        written += sum(revision.blob_bytes for revision in catalog.commit_many(drafts))
+    assert disk_bytes(str(tmp_path / "catalog")) < 1.5 * written

@@ -52,20 +52,17 @@ class Write:
 
 @dataclass(frozen=True)
 class Commit:
-    """A transaction on its way. `again` begins it anew."""
+    """A transaction on its way."""
 
     done: Any
     location: str
-    again: Callable[[], "Commit"]
 
-    def result(self, attempts: int = ATTEMPTS) -> None:
+    def result(self) -> None:
         """Wait for it. PefxError, nothing written, where it failed; kind "conflict" where a condition did not hold."""
         try:
             self.done.result()
         except (ValueError, NotImplementedError) as error:
-            if attempts == 1 or not _taken(error):
-                raise _told(error, self.location, writing=True) from error
-            self.again().result(attempts - 1)
+            raise _told(error, self.location, writing=True) from error
 
 
 class Keyspace:
@@ -210,11 +207,10 @@ class Keyspace:
         """All writes or none. PefxError kind "conflict" (retry) when a condition no longer holds."""
         self.begin(writes).result()
 
-    def begin(self, writes: Sequence[Write], anew: bool = False) -> "Commit":
+    def begin(self, writes: Sequence[Write]) -> Commit:
         """`transact`, begun: it goes on by itself, and is true when `Commit.result` returns.
 
-        In a directory it waits for the writer before it; the next one waits for it. `anew`: it failed before because
-        a compaction had come between.
+        In a directory it waits for the writer before it; the next one waits for it.
         """
         if self.read_only:
             raise PefxError(f"catalog '{self.location}' is open read-only: nothing was written", "read_only")
@@ -226,8 +222,9 @@ class Keyspace:
                 view.write(write.key, write.value, if_equal=write.if_generation)
             if self.local is not None:
                 held.enter_context(sole_writer(self.local))
-            if anew:  # a transaction begins with the manifest it knows; a read learns of the one that took its place
-                self._store.read(MARKER_KEY).result()
+            # A transaction begins with the manifest it knows. Were that another writer's no more, all values would be
+            # written twice; a compaction's no more, it would fail. A read learns of the one that took its place.
+            self._store.read(MARKER_KEY).result()
             done = transaction.commit_async()
         except BaseException as error:
             transaction.abort()
@@ -240,7 +237,7 @@ class Keyspace:
                 raise _told(error, self.location, writing=True) from error
             raise
         done.add_done_callback(lambda _: held.close())
-        return Commit(done, self.location, lambda: self.begin(writes, anew=True))
+        return Commit(done, self.location)
 
     def _create(self) -> bytes:
         found = self.read(MARKER_KEY)
