@@ -4,25 +4,64 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32, UInt32
+import numpy as np
+from jaxtyping import Float, Int32, UInt32
+
+from pefx.batch import Array
 
 
 class Sampling(NamedTuple):
-    """How each row samples: `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 are off."""
+    """How each row samples: `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off."""
 
     temperature: Float[Array, "Q"]
     top_p: Float[Array, "Q"]
+    min_p: Float[Array, "Q"]
     top_k: Int32[Array, "Q"]
     seed: UInt32[Array, "Q"]
 
 
+def greedy(count: int) -> Sampling:
+    """Rows whose likeliest token is taken, on the host."""
+    off = np.zeros(count, np.float32)
+    return Sampling(off, np.ones(count, np.float32), off, off.astype(np.int32), off.astype(np.uint32))
+
+
+class Shaping(NamedTuple):
+    """What becomes of the logits of the first `Z` rows before a token is drawn.
+
+    Those of `tokens` (-1: none) are divided by `repeat`, where negative multiplied (Keskar et al. 2019, section 4.1);
+    then `add` is added. A token whose bit in `allowed` is not set is never drawn; bit v % 32 of word v // 32 is v's.
+    """
+
+    tokens: Int32[Array, "Z J"]
+    repeat: Float[Array, "Z J"]
+    add: Float[Array, "Z J"]
+    allowed: UInt32[Array, "Z W"]
+
+
+def shaped(logits: Float[Array, "Q V"], how: Shaping) -> Float[Array, "Q V"]:
+    """`logits` as tokens are to be drawn from; each token at most once in a row of `how.tokens`."""
+    count, vocabulary = how.tokens.shape[0], logits.shape[1]
+    rows = jnp.arange(count, dtype=jnp.int32)[:, None]
+    old = logits[rows, jnp.maximum(how.tokens, 0)]
+    new = jnp.where(old > 0, old / how.repeat, old * how.repeat) + how.add
+    logits = logits.at[rows, jnp.where(how.tokens < 0, vocabulary, how.tokens)].set(new, mode="drop")
+    bits = how.allowed[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None] & jnp.uint32(1)
+    allowed = bits.reshape(count, -1)[:, :vocabulary] > 0
+    return logits.at[:count].set(jnp.where(allowed, logits[:count], -jnp.inf))
+
+
 def sample(logits: Float[Array, "Q V"], how: Sampling, positions: Int32[Array, "Q"]) -> Int32[Array, "Q"]:
-    """One token a row. The key is `fold_in(seed, position)`; top-k is applied before top-p, both after temperature."""
+    """One token a row, the key of a draw being `fold_in(seed, position)`.
+
+    After temperature, first top-k, then top-p, then min-p leave tokens out.
+    """
     greedy = jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
     def drawn() -> Int32[Array, "Q"]:
         scaled = logits / jnp.where(how.temperature > 0, how.temperature, 1.0)[:, None]
-        kept = jnp.where(_kept(scaled, how), scaled, -jnp.inf)
+        narrow = jnp.any((how.top_p < 1) | (how.top_k > 0) | (how.min_p > 0))
+        kept = jax.lax.cond(narrow, lambda: jnp.where(_kept(scaled, how), scaled, -jnp.inf), lambda: scaled)
         keys = jax.vmap(lambda s, p: jax.random.fold_in(jax.random.key(s), p))(how.seed, positions)
         return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
 
@@ -31,14 +70,15 @@ def sample(logits: Float[Array, "Q V"], how: Sampling, positions: Int32[Array, "
 
 
 def _kept(scaled: Float[Array, "Q V"], how: Sampling) -> Array:
-    """Which tokens top-k and top-p leave: ties at the threshold stay, the likeliest token always does."""
+    """Which tokens are left: ties at the threshold stay, the likeliest token always does."""
     vocabulary = scaled.shape[-1]
     ordered = -jnp.sort(-scaled, axis=-1)
     k = jnp.where(how.top_k > 0, jnp.minimum(how.top_k, vocabulary), vocabulary)
     by_rank = jnp.arange(vocabulary, dtype=jnp.int32)[None] < k[:, None]
     probability = jax.nn.softmax(jnp.where(by_rank, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probability, axis=-1) - probability
-    inside = by_rank & (before < how.top_p[:, None])
+    # Rounding must not leave out a token where nothing is to be: such a row may be here for the sake of another.
+    inside = by_rank & ((before < how.top_p[:, None]) | (how.top_p[:, None] >= 1))
     inside = inside | (jnp.arange(vocabulary, dtype=jnp.int32) == 0)[None]
     threshold = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    return scaled >= threshold
+    return scaled >= jnp.maximum(threshold, ordered[:, :1] + jnp.log(how.min_p)[:, None])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Bool, Float, Int32, UInt32
+from jaxtyping import Bool, Float, Int32
 
 from kernels.rows import rows_of
 from pefx.adapters.bank import ActiveSlots, Bank, by_slot
@@ -26,7 +26,7 @@ from pefx.mesh import ROWS, RULES, by_page, by_row, of_base, sharded
 from pefx.model import AdapterBank, Base, Routes, forward, unembed
 from pefx.optim import Gradients, Hyper, OptState, adamw, update_slots
 from pefx.parcel import Parcel, unwrap
-from pefx.sampling import Sampling, sample
+from pefx.sampling import Sampling, Shaping, sample, shaped
 
 BALANCE = 0.01  # weight of the routers' load balance when a base trains (Fedus et al. 2021)
 
@@ -93,19 +93,32 @@ class ServeState:
 @dataclass(frozen=True)
 class ServePlan:
     """One serving step. `rows` of the batch want their next token's distribution (-1: padding row); `targets` names a
-    token to score, or -1 to sample one by `temperature` (0: greedy), `top_p`, `top_k` (0: off) and `seed`.
+    token to score, or -1 to draw one as `how` and `shaping` (None: of no row) say.
 
     The first `singles` of them may be any rows, the others come in tiles of the batch's `tile` rows, each of one slot.
+    Shaping is of single ones. The `top` likeliest tokens of every row are told.
     """
 
     batch: TokenBatch
     rows: Int32[Array, "Q"]
     targets: Int32[Array, "Q"]
-    temperature: Float[Array, "Q"]
-    top_p: Float[Array, "Q"]
-    top_k: Int32[Array, "Q"]
-    seed: UInt32[Array, "Q"]
+    how: Sampling
     singles: int = field(metadata={"static": True})
+    shaping: Shaping | None = None
+    top: int = field(default=0, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drawn:
+    """The token scored or drawn for each wanted row, and its log-probability under the model (nats, temperature 1,
+    nothing shaped; 0 for padding rows). The likeliest `top_tokens`, best first, with theirs.
+    """
+
+    tokens: Int32[Array, "Q"]
+    logprobs: Float[Array, "Q"]
+    top_tokens: Int32[Array, "Q K"]
+    top_logprobs: Float[Array, "Q K"]
 
 
 def _fresh_pool(base: Base, batch: TokenBatch) -> KVPool:
@@ -226,14 +239,13 @@ def _decays(path, value) -> bool:
 @partial(jit, donate_argnames="state")
 def serve_step(
     base: Base, bank: Bank | None, state: ServeState, plan: ServePlan | Parcel
-) -> tuple[ServeState, Int32[Array, "Q"], Float[Array, "Q"], Int32[Array, "Lm T k"]]:
-    """Prefill chunks and decodes of one batch. Returns the state, for each of `plan.rows` the token scored or sampled
-    and its log-probability under the model (nats, temperature 1; 0 for padding rows), and the routes taken. The plan
-    may come as a parcel.
+) -> tuple[ServeState, Drawn, Int32[Array, "Lm T k"]]:
+    """Prefill chunks and decodes of one batch. Returns the state, what was drawn, and the routes taken. The plan may
+    come as a parcel.
     """
 
     def out(specs):
-        return specs[2], ROWS, ROWS, P(None, RULES["rows"])
+        return specs[2], ROWS, P(None, RULES["rows"])
 
     run = sharded(_serve_shard, (of_base, by_slot, by_page, by_row), out)
     return run(base, bank, state, plan)
@@ -247,8 +259,11 @@ def _serve_shard(base: Base, bank: Bank | None, state: ServeState, plan: ServePl
     row = jnp.maximum(plan.rows, 0)
     slots = jnp.where(plan.rows >= 0, plan.batch.slots[row], -1)
     logits = unembed(base, bank, hidden[row], rows_of(slots, plan.singles, plan.batch.tile))
-    how = Sampling(plan.temperature, plan.top_p, plan.top_k, plan.seed)
-    sampled = sample(whole_width(logits), how, plan.batch.positions[row])
-    tokens = jnp.where(plan.targets >= 0, plan.targets, sampled)
-    logprobs = token_logprobs(logits, jnp.where(plan.rows >= 0, tokens, -1))
-    return ServeState(kv), tokens, logprobs, routes.ids
+    whole = whole_width(logits)
+    drawn_from = whole if plan.shaping is None else shaped(whole, plan.shaping)
+    drawn = sample(drawn_from, plan.how, plan.batch.positions[row])
+    tokens = jnp.where(plan.targets >= 0, plan.targets, drawn)
+    _, top = jax.lax.top_k(whole, plan.top)
+    told = jnp.where(plan.rows[:, None] >= 0, jnp.concatenate([tokens[:, None], top], axis=1), -1)
+    logprobs = jax.vmap(token_logprobs, in_axes=(None, 1), out_axes=1)(logits, told)
+    return ServeState(kv), Drawn(tokens, logprobs[:, 0], top, logprobs[:, 1:]), routes.ids

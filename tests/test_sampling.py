@@ -8,24 +8,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pefx.compiler import jit
-from pefx.sampling import Sampling, sample
+from pefx.sampling import Sampling, Shaping, sample, shaped
 
 ROWS, VOCABULARY = 256, 9
 LOGITS = np.random.default_rng(3).permutation(np.linspace(-2, 2, VOCABULARY)).astype(np.float32)
 ORDER = np.argsort(-LOGITS)
 PROBABILITY = np.exp(LOGITS.astype(np.float64)) / np.exp(LOGITS.astype(np.float64)).sum()
 
-_sample = jit(sample)
+_sample, _shaped = jit(sample), jit(shaped)
 
 
-def how(temperature: Any = 1.0, top_p: Any = 1.0, top_k: Any = 0, seed: Any = None) -> Sampling:
+def how(temperature: Any = 1.0, top_p: Any = 1.0, top_k: Any = 0, seed: Any = None, min_p: Any = 0.0) -> Sampling:
     def rows(value, dtype) -> Any:
         return np.broadcast_to(np.asarray(value, dtype), ROWS).copy()
 
     seeds = np.arange(ROWS) if seed is None else seed
-    return Sampling(
-        rows(temperature, np.float32), rows(top_p, np.float32), rows(top_k, np.int32), rows(seeds, np.uint32)
-    )
+    floats = (rows(value, np.float32) for value in (temperature, top_p, min_p))
+    return Sampling(*floats, rows(top_k, np.int32), rows(seeds, np.uint32))
 
 
 def draw(settings: Sampling, positions: Any = 0, logits=LOGITS) -> np.ndarray:
@@ -69,6 +68,51 @@ def test_ties_at_the_threshold_stay():
     logits = np.zeros(VOCABULARY, np.float32)
     logits[0] = 1
     assert set(draw(how(top_k=2), logits=logits)) == set(range(VOCABULARY))
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+def test_min_p_leaves_what_is_likely_enough_beside_the_likeliest(share):
+    want = {i for i in range(VOCABULARY) if PROBABILITY[i] >= share * PROBABILITY.max() * (1 - 1e-6)}
+    seen = set(draw(how(min_p=share))) | set(draw(how(min_p=share), positions=1))
+    assert seen <= want
+    assert len(seen) >= min(len(want), 5)
+
+
+def test_a_row_without_limits_draws_the_same_beside_one_that_has_them():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(ROWS, VOCABULARY)).astype(np.float32) * 30  # a long tail of next to nothing
+    alone = draw(how(9.0), logits=logits)
+    limits = np.where(np.arange(ROWS) % 2, 1.0, 0.5)
+    np.testing.assert_array_equal(draw(how(9.0, top_p=limits), logits=logits)[1::2], alone[1::2])
+
+
+def plain_shaped(row: np.ndarray, tokens: Any, repeat: Any, add: Any, allowed: set[int]) -> np.ndarray:
+    out = row.copy()
+    for token, r, a in zip(tokens, repeat, add):
+        if token >= 0:
+            out[token] = (row[token] / r if row[token] > 0 else row[token] * r) + a
+    return np.array([x if i in allowed else -np.inf for i, x in enumerate(out)], np.float32)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 80))
+def test_shaping_is_what_its_formula_says(seed, vocabulary):
+    rng = np.random.default_rng(seed)
+    rows, some, named = 5, 3, min(4, vocabulary)
+    logits = rng.normal(size=(rows, vocabulary)).astype(np.float32)
+    tokens = np.stack([rng.permutation(vocabulary)[:named] for _ in range(some)]).astype(np.int32)
+    tokens[rng.random(tokens.shape) < 0.3] = -1
+    repeat = rng.uniform(0.5, 2, tokens.shape).astype(np.float32)
+    add = rng.normal(size=tokens.shape).astype(np.float32)
+    allowed = [set(rng.permutation(vocabulary)[: rng.integers(1, vocabulary + 1)].tolist()) for _ in range(some)]
+    words = np.zeros((some, -(-vocabulary // 32)), np.uint32)
+    for row, tokens_of_row in zip(words, allowed):
+        for token in tokens_of_row:
+            row[token // 32] |= np.uint32(1 << token % 32)
+    got = np.asarray(_shaped(logits, Shaping(tokens, repeat, add, words)))
+    want = [plain_shaped(logits[i], tokens[i], repeat[i], add[i], allowed[i]) for i in range(some)]
+    np.testing.assert_allclose(got[:some], want, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(got[some:], logits[some:])
 
 
 @settings(max_examples=20)

@@ -1,5 +1,6 @@
 """The seam: training, scoring and serving steps of a tiny base against plain numpy and against one another."""
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -11,6 +12,7 @@ from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec
 from pefx.optim import Hyper, init_opt
 from pefx.packing import Sizes, Span, pack, whole_pages
+from pefx.sampling import Sampling, Shaping, greedy
 from pefx.steps import ServePlan, ServeState, TrainHyper, init_pretrain, pretrain_step, score, serve_step, train_step
 from tests.model_small import (
     MODEL,
@@ -202,13 +204,12 @@ def plan_of(spans, rows, targets=-1, **sampling) -> ServePlan:
     sizes = Sizes(0, 1, 4, TOKENS // PAGE, PAGE, TILE)
     wanted = np.full(4, -1, np.int32)
     wanted[: len(rows)] = rows
-    how = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "seed": 0} | sampling
-    types = {"temperature": np.float32, "top_p": np.float32, "top_k": np.int32, "seed": np.uint32}
+    how = {name: np.full(4, sampling.get(name, x[0]), x.dtype) for name, x in greedy(4)._asdict().items()}
     return ServePlan(
         TokenBatch(**pack(spans, sizes)),
         wanted,
         np.full(4, targets, np.int32),
-        **{name: np.full(4, value, types[name]) for name, value in how.items()},
+        Sampling(**how),
         singles=4,
     )
 
@@ -222,11 +223,11 @@ def generate(slot: int, prompt: np.ndarray, count: int, **sampling):
     part, at, tokens, logprobs = prompt[cut:], cut, [], []
     while len(tokens) < count:
         plan = plan_of([Span(part, at, slot, pages)], [len(part) - 1], **sampling)
-        state, sampled, scored, routes = serve_step(BASE(), bank, state, plan)
-        tokens.append(int(sampled[0]))
-        logprobs.append(float(scored[0]))
+        state, drawn, routes = serve_step(BASE(), bank, state, plan)
+        tokens.append(int(drawn.tokens[0]))
+        logprobs.append(float(drawn.logprobs[0]))
         assert routes.shape == (2, 16, 2)
-        np.testing.assert_array_equal(scored[1:], 0)
+        np.testing.assert_array_equal(drawn.logprobs[1:], 0)
         part, at = np.array(tokens[-1:], np.int32), at + len(part)
     return tokens, logprobs
 
@@ -256,13 +257,35 @@ def test_sampled_log_probabilities_are_the_models_own_and_seeds_matter():
 def test_a_target_is_scored_instead_of_sampled():
     prompt = random_tokens([6], seed=7)[0]
     plan = plan_of([Span(prompt, 0, 1, [3])], [5, 2], targets=11)
-    _, tokens, logprobs, _ = serve_step(BASE(), make_bank(), ServeState(KVPool.zeros(MODEL, 9, PAGE)), plan)
-    np.testing.assert_array_equal(tokens, 11)
+    _, drawn, _ = serve_step(BASE(), make_bank(), ServeState(KVPool.zeros(MODEL, 9, PAGE)), plan)
+    np.testing.assert_array_equal(drawn.tokens, 11)
     plain = Plain(BASE(), ADAPTERS[1], SPECS[1])
-    for at, got in ((5, logprobs[0]), (2, logprobs[1])):
+    for at, got in ((5, drawn.logprobs[0]), (2, drawn.logprobs[1])):
         want = plain.logprobs(np.append(prompt[: at + 1], 11).astype(np.int32))[-1]
         np.testing.assert_allclose(got, want, rtol=1e-4)
-    np.testing.assert_array_equal(logprobs[2:], 0)
+    np.testing.assert_array_equal(drawn.logprobs[2:], 0)
+
+
+def test_the_likeliest_tokens_are_told_and_shaping_changes_draws_alone():
+    prompt, pages = random_tokens([6], seed=7)[0], 9
+
+    def run(**more):
+        plan = replace(plan_of([Span(prompt, 0, 1, [3])], [5]), **more)
+        return serve_step(BASE(), make_bank(), ServeState(KVPool.zeros(MODEL, pages, PAGE)), plan)[1]
+
+    plain, told = run(), run(top=5)
+    assert plain.top_tokens.shape == (4, 0)
+    np.testing.assert_array_equal(told.top_tokens[0, 0], plain.tokens[0])  # greedy
+    np.testing.assert_array_equal(told.top_logprobs[0, 0], plain.logprobs[0])
+    assert (np.diff(told.top_logprobs[0]) <= 0).all()
+    second = int(told.top_tokens[0, 1])
+    words = np.full((4, -(-MODEL.vocab_size // 32)), 2**32 - 1, np.uint32)
+    first = int(plain.tokens[0])
+    words[0, first // 32] ^= np.uint32(1 << first % 32)
+    none = np.full((4, 1), -1, np.int32)
+    drawn = run(top=5, shaping=Shaping(none, np.ones((4, 1), np.float32), np.zeros((4, 1), np.float32), words))
+    assert int(drawn.tokens[0]) == second
+    np.testing.assert_array_equal(drawn.logprobs[0], told.top_logprobs[0, 1])  # the model's own, not the shaped
 
 
 def test_the_state_is_donated():

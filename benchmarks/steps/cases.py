@@ -13,6 +13,7 @@ from pefx.config import AdapterSpec, ModelConfig
 from pefx.model import Base
 from pefx.optim import init_opt
 from pefx.packing import TILE, Sizes, Span, pack, whole_pages
+from pefx.sampling import greedy
 from pefx.steps import ServePlan, ServeState, TrainBatch, TrainHyper, serve_step, train_step
 
 MODEL = ModelConfig()
@@ -81,10 +82,7 @@ def serving(base: Base, count: int, adapters: bool) -> Step:
         batch=TokenBatch(**fields),
         rows=np.arange(count, dtype=np.int32),
         targets=np.full(count, -1, np.int32),
-        temperature=np.zeros(count, np.float32),
-        top_p=np.ones(count, np.float32),
-        top_k=np.zeros(count, np.int32),
-        seed=np.zeros(count, np.uint32),
+        how=greedy(count),
         singles=count,
     )
     state = ServeState(KVPool.zeros(MODEL, count * blocks, PAGE))

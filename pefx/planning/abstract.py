@@ -18,6 +18,7 @@ from pefx.model import abstract_base
 from pefx.optim import init_opt
 from pefx.packing import Sizes, pack, tile_of, whole_pages
 from pefx.presets import PRESETS
+from pefx.sampling import greedy
 from pefx.steps import ServePlan, ServeState, TrainHyper
 from pefx.training.heldout import device_batch
 from pefx.training.planner import Layout, lay_out
@@ -114,14 +115,11 @@ def serve_plan(config: PlanConfig) -> ServePlan:
     sizes = Sizes(
         config.sequences, whole_pages(config.step_tokens, tile), config.sequences, blocks, config.page_size, tile
     )
-    ints, floats = np.zeros(config.sequences, np.int32), np.ones(config.sequences, np.float32)
+    ints = np.zeros(config.sequences, np.int32)
     return ServePlan(
         batch=TokenBatch(**pack([], sizes)),
         rows=ints,
         targets=ints,
-        temperature=floats,
-        top_p=floats,
-        top_k=ints,
-        seed=ints.astype(np.uint32),
+        how=greedy(config.sequences),
         singles=config.sequences,
     )

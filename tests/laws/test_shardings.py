@@ -116,9 +116,9 @@ def _serve(mesh: MeshConfig, base: Base, bank):
                 serve_plan(spans, [np.append(_tokens(u, SERVED), 0)[begin + 1 : end + 1] for u in users], sizes)
             )
             places += [(u, shard * sizes.tokens + row) for u, row in zip(users, span_rows(spans, sizes), strict=True)]
-        state, _, logprobs, ids = serve_step(base, bank, state, beside(plans))
+        state, drawn, ids = serve_step(base, bank, state, beside(plans))
         for user, row in places:
-            served[user].append(np.asarray(logprobs)[row : row + end - begin])
+            served[user].append(np.asarray(drawn.logprobs)[row : row + end - begin])
             routes[user].append(np.asarray(ids)[:, row : row + end - begin])
     return [np.concatenate(x) for x in served], [np.concatenate(x, 1) for x in routes]
 

@@ -13,6 +13,7 @@ from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec, ExpertForm, ModelConfig, Precision
 from pefx.model import Base
 from pefx.packing import Sizes, Span, pack, span_rows, tile_of, whole_pages
+from pefx.sampling import greedy
 from pefx.steps import ServePlan, ServeState, TrainBatch, serve_step
 
 PAGE = 32
@@ -130,9 +131,9 @@ def serve_logprobs(
             for i, size in chosen
         ]
         targets = [_next(sequences[i].tokens, done[i], size) for i, size in chosen]
-        state, _, logprobs, _ = serve_step(base, bank, state, serve_plan(spans, targets, sizes))
+        state, drawn, _ = serve_step(base, bank, state, serve_plan(spans, targets, sizes))
         for (i, size), row in zip(chosen, span_rows(spans, sizes), strict=True):
-            out[i] = np.append(out[i], np.asarray(logprobs)[row : row + size])
+            out[i] = np.append(out[i], np.asarray(drawn.logprobs)[row : row + size])
             done[i] += size
     return [o[: len(s.tokens) - 1] for o, s in zip(out, sequences, strict=True)]
 
@@ -156,14 +157,10 @@ def serve_plan(spans: Sequence[Span], targets: Sequence[np.ndarray], sizes: Size
     wanted = np.full(sizes.tokens, -1, np.int32)
     for own, row in zip(targets, span_rows(spans, sizes), strict=True):
         wanted[row : row + len(own)] = own
-    off = np.zeros(sizes.tokens, np.float32)
     return ServePlan(
         TokenBatch(**fields),
         np.where(wanted >= 0, np.arange(sizes.tokens, dtype=np.int32), -1),
         wanted,
-        off,
-        np.ones(sizes.tokens, np.float32),
-        off.astype(np.int32),
-        off.astype(np.uint32),
+        greedy(sizes.tokens),
         sizes.singles,
     )
