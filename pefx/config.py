@@ -269,6 +269,7 @@ class ServeConfig:
     `pages` of `page_size` tokens hold keys and values (0: enough for `sequences` full contexts).
     The bank has room for adapters up to `max_rank` on any of `targets`, their experts in `expert_form`. Beside it
     `host_cache_mb` MiB of host memory hold adapters that were read, or are read ahead of their requests.
+    With `prefix_cache` pages stay when their request is over, for others of the same adapter that begin alike.
     """
 
     name: str
@@ -280,6 +281,7 @@ class ServeConfig:
     step_tokens: int = 256
     pages: int = 0
     page_size: int = 32
+    prefix_cache: bool = True
     max_rank: int = 16
     targets: tuple[str, ...] = AdapterSpec.targets
     expert_form: ExpertForm = "per_expert"

@@ -9,10 +9,12 @@ import numpy as np
 
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from pefx.serving.engine import Engine
+from pefx.serving.engine import Engine, Way
+from pefx.serving.generation import Outcome
 from pefx.serving.pages import PageAllocator
 from pefx.serving.policies import Policies
-from pefx.serving.scheduler import SAMPLE, Scheduler, Shard, StepPlan
+from pefx.serving.scheduler import Scheduler, Shard, StepSize
+from pefx.serving.sequence import SAMPLE, StepPlan
 from pefx.store.records import Revision
 from pefx.store.residency import Residency
 from pefx.store.tiers import Tiers
@@ -86,6 +88,7 @@ class FakeDevice:
 
     def __init__(self, page_size: int, vocab_size: int = VOCABULARY, context: int = 64):
         self.page_size, self.vocab_size, self.context = page_size, vocab_size, context
+        self.seconds, self.rows = 0.0, 0
         self.pool: dict[tuple[int, int, int], int] = {}
         self.bank: dict[tuple[int, int], str] = {}
         self.plans: list[StepPlan] = []
@@ -96,21 +99,26 @@ class FakeDevice:
         self.loads.append((shard, slot, key))
         self.bank[shard, slot] = key
 
-    def run(self, plan: StepPlan) -> tuple[list[int], list[float]]:
+    def run(self, plan: StepPlan) -> list[Outcome]:
         self.plans.append(plan)
+        self.rows += sum(len(span.tokens) for span in plan.spans)
         for sequence, span in zip(plan.sequences, plan.spans, strict=True):
             for i, token in enumerate(span.tokens):
                 self.pool[sequence.shard, *self._place(span, span.start + i)] = int(token)
-        tokens, logprobs = [], []
+        outcomes = []
         for row in plan.wanted:
-            span, shard = plan.spans[row.span], plan.sequences[row.span].shard
+            span, sequence = plan.spans[row.span], plan.sequences[row.span]
+            shard, shaper = sequence.shard, sequence.shaper
             end = span.start + row.offset + 1
             context = [self.pool[shard, *self._place(span, p)] for p in range(end)]
             adapter = "base" if span.slot < 0 else self.bank[shard, span.slot]
-            token = row.target if row.target != SAMPLE else self.draw(context, adapter, row.sampling.seed)
-            tokens.append(token)
-            logprobs.append(self.logprob(context, adapter, token))
-        return tokens, logprobs
+            token = row.target if row.target != SAMPLE else self.draw(context, adapter, sequence.sampling.seed)
+            if row.target == SAMPLE and shaper is not None and shaper.mask() is not None:
+                allowed = [t for t in range(self.vocab_size) if shaper.mask()[t // 32] >> t % 32 & 1]
+                token = token if token in allowed else allowed[token % len(allowed)]
+            top = tuple((t, self.logprob(context, adapter, t)) for t in range(20)) if sequence.top else ()
+            outcomes.append(Outcome(token, self.logprob(context, adapter, token), top))
+        return outcomes
 
     def _place(self, span: Any, position: int) -> tuple[int, int]:
         return span.pages[position // self.page_size], position % self.page_size
@@ -128,28 +136,40 @@ def _hash(value: Any) -> int:
     return int.from_bytes(hashlib.sha256(json.dumps(value).encode()).digest()[:8], "big")
 
 
+SIZES = {"step_tokens": 16, "sequences": 4, "pages": 64, "slots": 2}
+WAY = {"limit_bytes": 1 << 20, "workers": 2, "queue": 2}
+
+
 def make_engine(
     catalog: FakeCatalog | None = None,
     device: FakeDevice | None = None,
     *,
-    step_tokens: int = 16,
-    sequences: int = 4,
-    pages: int = 64,
-    slots: int = 2,
     shards: int = 1,
-    **way: int,
+    prefix_cache: bool = True,
+    how: Way | None = None,
+    grammars: Any = None,
+    **more: int,
 ) -> Engine:
-    """An engine over fakes, small enough that places, pages and slots run out. `way` to the store: see `Tiers`."""
+    """An engine over fakes, small enough that places, pages and slots run out.
+
+    `more` are `SIZES` of it, and of its way to the store (`WAY`, see `Tiers`).
+    """
+    assert not set(more) - set(SIZES | WAY)
+    sizes = SIZES | more
     device = device or FakeDevice(page_size=4)
-    residencies = [Residency(slots) for _ in range(shards)] if catalog is not None else []
+    residencies = [Residency(sizes["slots"]) for _ in range(shards)] if catalog is not None else []
     scheduler = Scheduler(
-        shards=[Shard(PageAllocator(pages), own) for own in residencies or [None] * shards],
-        sequences=sequences,
-        tiles=step_tokens,
-        tile=1,
-        page_size=device.page_size,
+        shards=[Shard(PageAllocator(sizes["pages"], prefix_cache), own) for own in residencies or [None] * shards],
+        size=StepSize(sizes["sequences"], sizes["step_tokens"], 1, device.page_size),
     )
     policies = Policies(catalog, BASE, SPEC)
-    width: dict[str, Any] = {"limit_bytes": 1 << 20, "workers": 2, "queue": 2} | way
-    tiers = Tiers(policies.load, slots=residencies, **width)
-    return Engine(device=device, scheduler=scheduler, policies=policies, tiers=tiers, tokenizer=FakeTokenizer(), seed=0)
+    way: dict[str, Any] = {name: (WAY | more)[name] for name in WAY}
+    return Engine(
+        device=device,
+        scheduler=scheduler,
+        policies=policies,
+        tiers=Tiers(policies.load, slots=residencies, **way),
+        tokenizer=FakeTokenizer(),
+        grammars=grammars,
+        way=how or Way(),
+    )

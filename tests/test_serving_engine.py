@@ -1,6 +1,7 @@
 """pefx.serving.engine: mixed requests, answered as each would be alone."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from pefx.serving.engine import Engine
-from pefx.serving.requests import Request, RequestError
+from pefx.serving.engine import Engine, Way
+from pefx.serving.requests import Request, RequestError, seed_of
 from tests.serving_fakes import FakeCatalog, FakeDevice, make_engine, revision
 
 PATIENCE = 60.0  # seconds until a test that hangs fails
@@ -25,9 +26,15 @@ def catalog() -> FakeCatalog:
 def serve(engine: Engine, requests: list[Request], revisions: FakeCatalog) -> dict[int, dict[str, Any]]:
     for handle, request in enumerate(requests):
         engine.submit(handle, request, None if request.policy is None else revisions.serving(request.policy))
+    return run_out(engine)
+
+
+def run_out(engine: Engine) -> dict[int, dict[str, Any]]:
+    """All rows until nothing is left."""
     rows = {}
     while not engine.idle:
         rows |= {answered.handle: answered.row for answered in engine.step()}
+        engine.wait(PATIENCE)
     return rows
 
 
@@ -85,7 +92,7 @@ def test_catalog_out_of_reach_stops_everything():
     engine = make_engine(revisions)
     engine.submit(0, Request("a", (1,), policy="alice"), revisions.serving("alice"))
     with pytest.raises(PefxError, match="gone"):
-        engine.step()
+        run_out(engine)
 
 
 def test_request_that_cannot_be_served_leaves_nothing_behind():
@@ -102,15 +109,6 @@ def test_revision_of_another_policy_is_never_served():
     for request, served in (("alice", "bob"), ("alice", None), (None, "bob")):
         with pytest.raises(RuntimeError, match="was given"):
             engine.submit(0, Request("a", (1,), policy=request), None if served is None else revisions.serving(served))
-
-
-def test_room_is_for_what_the_next_places_need():
-    engine = make_engine(sequences=2)
-    taken = 0
-    while engine.room:
-        engine.submit(taken, Request(str(taken), (1,)), None)
-        taken += 1
-    assert taken == 4
 
 
 def test_seed_of_the_request_decides_the_sample():
@@ -154,10 +152,11 @@ def test_an_adapter_that_left_its_slot_is_not_read_again():
 
 @pytest.mark.parametrize(("host_bytes", "workers", "queue"), [(8, 1, 0), (8, 2, 1), (20, 1, 9), (1 << 20, 3, 0)])
 def test_a_narrow_way_to_the_store_changes_no_answer_and_no_order(host_bytes: int, workers: int, queue: int):
-    wide, narrow = FakeDevice(page_size=4), FakeDevice(page_size=4)
+    wide, narrow, alike = FakeDevice(page_size=4), FakeDevice(page_size=4), Way(lockstep=True)
     revisions = Library()
-    expected = serve(make_engine(revisions, wide, slots=3, shards=2), in_turns(4), revisions)
-    engine = make_engine(revisions, narrow, slots=3, shards=2, limit_bytes=host_bytes, workers=workers, queue=queue)
+    expected = serve(make_engine(revisions, wide, slots=3, shards=2, how=alike), in_turns(4), revisions)
+    way = {"limit_bytes": host_bytes, "workers": workers, "queue": queue}
+    engine = make_engine(revisions, narrow, slots=3, shards=2, how=alike, **way)
     assert serve(engine, in_turns(4), revisions) == expected
     assert (narrow.loads, [len(plan.spans) for plan in narrow.plans]) == (
         wide.loads,
@@ -209,8 +208,139 @@ def test_closed_amid_a_load_the_step_ends_and_holds_nothing():
     closer = threading.Thread(target=lambda: reading.wait(PATIENCE) and engine.close())
     closer.start()
     with pytest.raises(PefxError, match="closed") as caught:
-        engine.step()
+        run_out(engine)
     closer.join()
     gate.set()
     assert caught.value.kind == "closed"
     assert engine.adapters().host.pinned_bytes == 0
+
+
+def test_choices_differ_and_each_is_what_its_seed_gives_alone():
+    revisions = catalog()
+    asked = Request("a", (1, 2, 3, 4, 5), policy="bob", max_tokens=9, n=4, seed=3)
+    row = serve(make_engine(revisions), [asked], revisions)[0]
+    texts = [choice["text"] for choice in row["choices"]]
+    assert len(set(texts)) > 1
+    for choice, text in enumerate(texts):
+        alone = replace(asked, n=1, seed=seed_of(asked, 0, choice))
+        assert serve(make_engine(revisions), [alone], revisions)[0]["text"] == text
+
+
+def test_a_stream_tells_what_the_answer_says():
+    revisions, told = catalog(), []
+    engine = make_engine(revisions)
+    asked = Request("a", (1, 2), policy="bob", max_tokens=12, n=2, stop=("q", "zz"), logprobs=True, top_logprobs=3)
+    engine.submit(0, asked, revisions.serving("bob"), listen=told.append)
+    row = run_out(engine)[0]
+    for number, choice in enumerate(row["choices"]):
+        own = [piece for piece in told if piece.choice == number]
+        assert "".join(piece.text for piece in own) == choice["text"]
+        assert [token for piece in own for token in piece.tokens] == choice["tokens"]
+        assert [x for piece in own for x in piece.logprobs] == choice["logprobs"]
+        assert [list(top) for piece in own for top in piece.top] == choice["top_logprobs"]
+        assert own[-1].finish_reason == choice["finish_reason"]
+
+
+def test_cancelled_is_gone_and_others_go_on():
+    revisions = catalog()
+    engine = make_engine(revisions, pages=12)
+    for handle in range(6):
+        asked = Request(f"{handle}", (1, 2), policy=POLICIES[handle % 4], max_tokens=20, ignore_eos=True)
+        engine.submit(handle, asked, revisions.serving(POLICIES[handle % 4]))
+    engine.cancel(5)
+    for _ in range(3):
+        engine.step()
+        engine.wait(PATIENCE)
+    for handle in (0, 4, 99):
+        engine.cancel(handle)
+    assert sorted(run_out(engine)) == [1, 2, 3]
+    assert engine.state().pages_used == 0
+    assert engine.adapters().host.pinned_bytes == 0
+
+
+def test_past_its_time_a_request_is_over():
+    now, revisions = [0.0], catalog()
+    engine = make_engine(revisions, how=Way(clock=lambda: now[0]))
+    for handle, deadline in enumerate((5.0, 50.0, None)):
+        asked = Request(f"{handle}", (1, 2), max_tokens=30, ignore_eos=True)
+        engine.submit(handle, asked, None, deadline=deadline)
+    engine.step()
+    now[0] = 6.0
+    assert [(a.handle, a.row["error"]["type"]) for a in engine.step()] == [(0, "timeout")]
+    rows = run_out(engine)
+    assert [len(rows[handle]["tokens"]) for handle in (1, 2)] == [30, 30]
+
+
+def test_cold_adapters_come_while_others_decode():
+    revisions, gate = Library(), threading.Event()
+    load = revisions.load
+    revisions.load = lambda revision: (revision.policy == "bob" and not gate.wait(PATIENCE)) or load(revision)
+    engine = make_engine(revisions)
+    engine.submit(0, Request("cold", (1,), policy="bob", max_tokens=2), revisions.serving("bob"))
+    engine.submit(2, Request("base", (1,), max_tokens=9, ignore_eos=True), None)
+    rows = {}
+    while 2 not in rows:
+        rows |= {answered.handle: answered for answered in engine.step()}
+    assert set(rows) == {2}
+    gate.set()
+    while not engine.idle:
+        rows |= {answered.handle: answered for answered in engine.step()}
+        engine.wait(PATIENCE)
+    assert (rows[0].where, rows[2].where) == ("cold", "base")
+
+
+def test_trouble_with_the_catalog_may_be_its_requests_own():
+    revisions = catalog()
+    revisions.load = lambda revision: (_ for _ in ()).throw(PefxError("gone", "storage"))
+    engine = make_engine(revisions, how=Way(unavailable=frozenset()))
+    rows = serve(engine, [Request("a", (1,), policy="alice"), Request("b", (1,))], revisions)
+    assert rows[0]["error"]["type"] == "storage"
+    assert "error" not in rows[1]
+
+
+class Vowels:
+    """Answers of three vowels."""
+
+    def __init__(self):
+        self.drawn: list[int] = []
+
+    def mask(self) -> np.ndarray:
+        words = np.zeros(8, np.uint32)
+        for token in b"aeiou":
+            words[token // 32] |= np.uint32(1 << token % 32)
+        return words
+
+    def push(self, token: int) -> None:
+        self.drawn.append(token)
+
+    @property
+    def over(self) -> bool:
+        return len(self.drawn) == 3
+
+
+class VowelGrammars:
+    def start(self, request: Request) -> Vowels | None:
+        return Vowels() if request.constrained else None
+
+
+def test_an_answer_that_must_have_a_form_ends_when_it_has_it():
+    engine = make_engine(grammars=VowelGrammars())
+    rows = serve(engine, [Request("a", (1,), regex="[aeiou]{3}", n=2), Request("b", (1,), max_tokens=9)], catalog())
+    for choice in rows[0]["choices"]:
+        assert len(choice["text"]) == 3
+        assert set(choice["text"]) <= set("aeiou")
+        assert choice["finish_reason"] == "stop"
+    with pytest.raises(PefxError, match="json_schema"):
+        make_engine().submit(0, Request("a", (1,), regex="a"), None)
+
+
+def test_the_numbers_of_an_engine_add_up():
+    revisions = catalog()
+    engine = make_engine(revisions)
+    serve(engine, in_turns(3), revisions)
+    state = engine.state()
+    assert state.prompt_tokens == 12 * 3
+    assert state.batch_tokens >= state.prompt_tokens - state.cached_tokens
+    assert (state.waiting, state.running, state.pages_used, state.pages, state.seats) == (0, 0, 0, 64, 4)
+    assert state.steps == len(engine._device.plans)  # pyright: ignore[reportAttributeAccessIssue]
+    assert state.batch_rows == state.batch_tokens

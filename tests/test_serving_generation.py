@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pefx.serving.generation import Detokenizer, Generation
+from pefx.serving.generation import Detokenizer, Generation, Outcome
 
 # Tokens of one to three bytes that cut characters in all places.
 PIECES = [
@@ -59,7 +59,7 @@ def generate(ids: list[int], max_tokens: int = 100, stop: tuple[str, ...] = ()) 
     for token in ids:
         if generation.finish_reason is not None:
             break
-        generation.push(token, -0.5)
+        generation.push(Outcome(token, -0.5))
     return generation
 
 
@@ -68,7 +68,7 @@ def test_length():
     assert (generation.text, generation.tokens, generation.finish_reason) == ("aa", [0, 0], "length")
     assert generation.logprobs == [-0.5, -0.5]
     with pytest.raises(RuntimeError, match="over"):
-        generation.push(0, 0.0)
+        generation.push(Outcome(0, 0.0))
 
 
 def test_end_token_is_a_token_but_no_text():
@@ -102,6 +102,33 @@ def test_stop_on_the_last_allowed_token_is_a_stop():
 def test_earliest_stop_wins():
     generation = generate(ids_of(b"b ", b"stop"), stop=("op", "stop", " st"))
     assert (generation.text, generation.finish_reason) == ("b", "stop")
+
+
+@given(st.lists(st.integers(0, END - 1), max_size=25), st.lists(st.sampled_from(["stop", "a→", "b st"])))
+def test_certain_text_is_never_taken_back(ids: list[int], stop: list[str]):
+    generation, shown = Generation(decode, len(ids) or 1, stop, frozenset([END])), ""
+    for token in ids:
+        if generation.finish_reason is None:
+            generation.push(Outcome(token, 0.0))
+            assert generation.text.startswith(shown)
+            assert generation.certain >= len(shown)
+            shown = generation.text[: generation.certain]
+    assert generation.finish_reason is None or shown == generation.text
+
+
+def test_what_may_be_the_beginning_of_a_stop_string_is_not_certain():
+    generation = Generation(decode, 9, ("stop",), frozenset([END]))
+    told = []
+    for token in ids_of(b"a", b"st", b"a", b"st", b"op"):
+        generation.push(Outcome(token, 0.0))
+        told.append(generation.text[: generation.certain])
+    assert told == ["a", "a", "asta", "asta", "asta"]
+
+
+def test_finished_from_outside_it_ends_with_what_there_is():
+    generation = generate(ids_of(b"a", b"\xe2\x82"))
+    generation.finish()
+    assert (generation.text, generation.finish_reason) == ("a\ufffd", "stop")
 
 
 @given(st.lists(st.integers(0, END - 1), max_size=25), st.lists(st.sampled_from(["a", "op", "ps", "→", "b st", "\n"])))

@@ -1,4 +1,4 @@
-"""pefx.serving.pages: a page has one owner, nothing is lost."""
+"""pefx.serving.pages: who takes a page has it alone, what is published is found, nothing is lost."""
 
 import pytest
 from hypothesis import given
@@ -28,7 +28,7 @@ def test_double_free_and_strangers_are_found():
     with pytest.raises(RuntimeError, match="not taken"):
         pages.give_back(taken)
     with pytest.raises(RuntimeError, match="not taken"):
-        pages.give_back((99,))
+        pages.give_back([99])
     again = pages.take(1)
     assert again is not None
     with pytest.raises(RuntimeError, match="twice"):
@@ -53,7 +53,7 @@ class Owners(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.pages = PageAllocator(7)
-        self.owned: list[tuple[int, ...]] = []
+        self.owned: list[list[int]] = []
 
     @rule(count=st.integers(0, 9))
     def take(self, count: int):
@@ -77,3 +77,59 @@ class Owners(RuleBasedStateMachine):
 
 
 TestOwners = Owners.TestCase
+
+
+def test_what_is_published_is_found_until_room_is_needed():
+    pages = PageAllocator(3)
+    taken = pages.take(2)
+    assert taken is not None
+    node = pages.publish(taken[0], "root", [1, 2])
+    pages.publish(taken[1], node, [3, 4])
+    pages.give_back(taken)
+    assert (pages.free, pages.kept) == (3, 2)
+    assert pages.find("other", [1, 2], 2)[0] == []
+    assert pages.find("root", [1, 3], 2)[0] == []
+    found, _ = pages.find("root", [1, 2, 3, 4, 5], 2)
+    assert found == taken
+    assert (pages.free, pages.kept) == (1, 0)
+    again, _ = pages.find("root", [1, 2, 9], 2)  # held twice now
+    pages.give_back(found)
+    assert pages.free == 2
+    pages.give_back(again)
+    assert pages.take(2) is not None  # what followed went first
+    assert pages.find("root", [1, 2, 3, 4], 2)[0] == taken[:1]
+
+
+def test_of_two_with_the_same_content_the_first_is_found():
+    pages = PageAllocator(4)
+    first, second = pages.take(1), pages.take(1)
+    assert first is not None
+    assert second is not None
+    assert pages.publish(first[0], "root", [1]) == pages.publish(second[0], "root", [1])
+    assert pages.find("root", [1], 1)[0] == first
+    pages.give_back(second)
+    assert pages.kept == 0  # it has no name
+
+
+def test_what_is_withdrawn_is_found_no_more():
+    pages = PageAllocator(2)
+    taken = pages.take(1)
+    assert taken is not None
+    pages.publish(taken[0], "root", [1])
+    pages.withdraw(taken)
+    assert pages.find("root", [1], 1)[0] == []
+    pages.give_back(taken)
+    assert pages.kept == 0
+
+
+def test_who_keeps_nothing_finds_nothing():
+    pages = PageAllocator(2, keep=False)
+    taken = pages.take(1)
+    assert taken is not None
+    assert pages.publish(taken[0], "root", [1]) == "root"
+    assert pages.find("root", [1], 1)[0] == []
+
+
+def test_only_who_holds_a_page_publishes_it():
+    with pytest.raises(RuntimeError, match="nobody who holds it"):
+        PageAllocator(2).publish(0, "root", [1])

@@ -15,7 +15,8 @@ from pefx.packing import Sizes, Span, pack, tile_of
 from pefx.serving.generation import Generation
 from pefx.serving.pages import PageAllocator
 from pefx.serving.runner import Room, Runner, buckets, fit
-from pefx.serving.scheduler import Sampling, Scheduler, Sequence, Shard
+from pefx.serving.scheduler import Scheduler, Shard, StepSize
+from pefx.serving.sequence import Sampling, Sequence
 from pefx.steps import TrainBatch, score
 from pefx.store.residency import Residency
 from tests.compilations import compilations
@@ -51,7 +52,7 @@ def make(base: Base, tiles: int = 1) -> Runner:
 
 def asked(handle: int, prompt: int, new: int, policy: str | None, temperature: float = 0.0) -> Sequence:
     tokens = np.random.default_rng(handle).integers(3, MODEL.vocab_size, prompt).tolist()
-    sampling = Sampling(temperature, 1.0, 0, handle)
+    sampling = Sampling(temperature, 1.0, 0.0, 0, handle)
     generation = Generation(lambda ids: "", new, (), frozenset())
     served = None if policy is None else revision(policy)
     return Sequence(handle, tokens, served, sampling, generation, new, score_prompt=True)
@@ -61,22 +62,19 @@ def serve(runner: Runner, tile: int, sequences: list[Sequence]) -> dict[str, int
     """Run to the end, prompts in chunks of `tile`; returns the slot of the whole bank that each policy last had."""
     scheduler = Scheduler(
         shards=[Shard(PageAllocator(PAGES), Residency(SLOTS)) for _ in range(SHARDS)],
-        sequences=SEQUENCES,
-        tiles=1,
-        tile=tile,
-        page_size=PAGE,
+        size=StepSize(SEQUENCES, 1, tile, PAGE),
     )
     slots = {}
     for sequence in sequences:
         scheduler.submit(sequence)
-    while scheduler.waiting or scheduler.running:
+    while not scheduler.idle:
         for load in scheduler.admit():
             slots[load.revision.policy] = load.shard * SLOTS + load.slot
             adapter = random_adapter(SPEC, seed=ord(load.revision.policy[0]))
             runner.load(load.shard, load.slot, adapter, SPEC)
         plan = scheduler.plan()
         assert plan is not None
-        scheduler.commit(plan, *runner.run(plan))
+        scheduler.commit(plan, runner.run(plan))
     return slots
 
 

@@ -18,6 +18,9 @@ from pefx.serving.requests import Request, RequestError, parse_line
 from pefx.store.records import Revision
 from pefx.store.tiers import TierCounts
 
+LOOKAHEAD = 2  # requests that are read ahead of their turns, for each place in a step
+LONGEST_WAIT = 1.0  # seconds until it is looked whether the run shall stop, while weights are waited for
+
 
 class SeenIds:
     """The ids met so far, 16 bytes each however long they are."""
@@ -47,6 +50,7 @@ class Batch:
     def __init__(self, requests: Path, *, engine: Engine, policies: Policies, journal: Journal, reporter: Reporter):
         self._path, self._engine, self._policies = requests, engine, policies
         self.journal, self.reporter = journal, reporter
+        self._ahead = LOOKAHEAD * engine.state().seats
         self._seen = SeenIds()
         self.counts = Counts()
 
@@ -59,12 +63,15 @@ class Batch:
         while more or not engine.idle:
             if stop(self.counts.steps):
                 return False
-            while more and engine.room:
+            while more and engine.waiting < self._ahead:
                 number, line = next(lines, (0, b""))
                 more = number > 0
                 if more:
                     self._take(number, line)
-            for answered in engine.step():
+            over = engine.step()
+            if not over:
+                engine.wait(LONGEST_WAIT)
+            for answered in over:
                 self.journal.answer(answered.handle, answered.row)
                 self.counts.answers += 1
                 self.counts.prompt_tokens += answered.prompt_tokens

@@ -1,21 +1,23 @@
 """Requests in, answers out, a step at a time: ties the scheduler to the device and to the tiers of adapters."""
 
-from collections import deque
-from collections.abc import Generator
-from collections.abc import Sequence as Ordered
-from contextlib import closing
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from heapq import heappop, heappush
+from time import monotonic, perf_counter
+from typing import Protocol, runtime_checkable
 
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from pefx.serving.answers import answer
-from pefx.serving.generation import Generation
+from pefx.serving.generation import Generation, Outcome
+from pefx.serving.jobs import Answered, Job, Listen
+from pefx.serving.loading import Loading
 from pefx.serving.policies import UNAVAILABLE, Policies, Weights
-from pefx.serving.requests import Request, prompt_tokens, seed_of
-from pefx.serving.scheduler import Load, Sampling, Scheduler, Sequence, StepPlan
+from pefx.serving.requests import Request, check_tokens, prompt_tokens, seed_of
+from pefx.serving.scheduler import Scheduler
+from pefx.serving.self_check import SelfCheck
+from pefx.serving.sequence import Load, Sampling, Sequence, StepPlan
+from pefx.serving.shaping import Constraint, Shaper, needs_shaping
 from pefx.store.records import Revision
-from pefx.store.tickets import Ticket
 from pefx.store.tiers import TierCounts, Tiers
 
 
@@ -32,8 +34,18 @@ class Tokenizer(Protocol):
 
 
 @runtime_checkable
+class Grammars(Protocol):
+    """What answers must match: `pefx.serving.grammar.Grammars`."""
+
+    def start(self, request: Request) -> Constraint | None: ...
+
+
+@runtime_checkable
 class Device(Protocol):
-    """What is asked of the device: `pefx.serving.runner.Runner`, or a stand-in."""
+    """What is asked of the device: `pefx.serving.runner.Runner`, or a stand-in. `seconds` and `rows`: of all steps."""
+
+    seconds: float
+    rows: int
 
     @property
     def vocab_size(self) -> int: ...
@@ -43,23 +55,57 @@ class Device(Protocol):
 
     def load(self, shard: int, slot: int, adapter: Weights, spec: AdapterSpec) -> None: ...
 
-    def run(self, plan: StepPlan) -> tuple[Ordered[int], Ordered[float]]: ...
+    def run(self, plan: StepPlan) -> list[Outcome]: ...
 
 
 @dataclass(frozen=True)
-class Answered:
-    """`row` answers the request submitted as `handle`; counts are tokens of its prompt and of its answer."""
+class Way:
+    """How an engine goes about it. `seed` is the run's part of every request's default seed.
 
-    handle: int
-    row: dict[str, Any]
-    prompt_tokens: int
-    tokens: int
+    `lockstep`: several processes decide alike, so nothing depends on when weights arrive. `unavailable` are the kinds
+    of trouble with the catalog that end everything, not just the requests they meet. One in `check_every` answers is
+    computed again, as a prompt, and compared in bits (0: none).
+    """
+
+    seed: int = 0
+    lockstep: bool = False
+    unavailable: frozenset[str] = UNAVAILABLE
+    check_every: int = 0
+    clock: Callable[[], float] = monotonic
+
+
+@dataclass
+class EngineState:
+    """Numbers of an engine: sequences, pages, and what was done so far.
+
+    `step_seconds` went by in steps of the device, `host_seconds` around them. `batch_tokens` of `batch_rows` rows of
+    steps were in use. Of `audited` answers that were computed again, `mismatches` had other bits.
+    """
+
+    waiting: int = 0
+    running: int = 0
+    seats: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0
+    pages: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    host_seconds: float = 0.0
+    batch_tokens: int = 0
+    batch_rows: int = 0
+    cached_tokens: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    preemptions: int = 0
+    mismatches: int = 0
+    audited: int = 0
 
 
 class Engine:
-    """Serves mixed requests. `seed` is the run's part of every request's default seed.
+    """Serves mixed requests, for one thread.
 
-    Weights come from the store to `tiers` while requests wait; what the scheduler decides does not depend on when.
+    Weights come from the store to `tiers` while requests wait and others run. `grammars` None: no answer is held to a
+    form.
     """
 
     def __init__(
@@ -70,53 +116,138 @@ class Engine:
         policies: Policies,
         tiers: Tiers,
         tokenizer: Tokenizer,
-        seed: int,
+        grammars: Grammars | None = None,
+        way: Way,
     ):
-        self._device, self._scheduler, self._policies = device, scheduler, policies
-        self._tiers, self._tokenizer, self._seed = tiers, tokenizer, seed
-        self._ends = frozenset([tokenizer.eos])
-        self._requests: dict[int, Request] = {}
+        self._device, self._scheduler, self._policies, self._way = device, scheduler, policies, way
+        self._tiers, self._tokenizer, self._grammars = tiers, tokenizer, grammars
+        self._loading = Loading(tiers, scheduler)
+        self._checks = SelfCheck(scheduler, way.check_every)
+        self._jobs: dict[int, Job] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._stalled = False  # the last step did nothing, because weights are on their way
+        self._done = EngineState(seats=scheduler.seats, pages=sum(shard.pages.total for shard in scheduler.shards))
 
     @property
-    def room(self) -> bool:
-        """Whether more requests would help: enough wait for the next places otherwise."""
-        return len(self._scheduler.waiting) < 2 * self._scheduler.sequences * len(self._scheduler.shards)
+    def waiting(self) -> int:
+        """Sequences that wait for a place."""
+        return len(self._scheduler.waiting)
 
     @property
     def idle(self) -> bool:
         return self._scheduler.idle
 
-    def submit(self, handle: int, request: Request, revision: Revision | None) -> None:
-        """Queue `request` for `revision` (None exactly when it asks for the bare base).
+    def submit(
+        self,
+        handle: int,
+        request: Request,
+        revision: Revision | None,
+        *,
+        deadline: float | None = None,
+        listen: Listen | None = None,
+    ) -> int:
+        """Queue `request` for `revision` (None exactly when it asks for the bare base). Returns its prompt's tokens.
 
-        Raises PefxError where the request cannot be served; nothing is queued then.
+        At `deadline`, by the engine's clock, it is over with kind "timeout". `listen` is told of what it gets as it
+        comes. Raises PefxError where the request cannot be served; nothing is queued then.
         """
         asked, given = request.policy, None if revision is None else revision.policy
         if asked != given:
             raise RuntimeError(f"request {request.id!r} asks for policy {asked!r} and was given {given!r}")
-        context = self._device.context
-        prompt = prompt_tokens(request, self._tokenizer.encode, self._device.vocab_size, context)
-        max_tokens = min(request.max_tokens, context - len(prompt))
-        sampling = Sampling(request.temperature, request.top_p, request.top_k, seed_of(request, self._seed))
-        generation = Generation(self._tokenizer.decode, max_tokens, request.stop, self._ends)
-        sequence = Sequence(handle, prompt, revision, sampling, generation, max_tokens, request.prompt_logprobs)
-        self._scheduler.submit(sequence)
-        self._requests[handle] = request
+        if handle in self._jobs:
+            raise RuntimeError(f"handle {handle} is in use")
+        choices = self._choices(handle, request, revision)
+        self._scheduler.check(choices[0])
+        where = "base" if revision is None else self._tiers.state(revision)
+        for sequence in choices:
+            self._scheduler.submit(sequence)
+        self._jobs[handle] = Job(handle, request, choices, self._way.clock(), where, listen)
+        if deadline is not None:
+            heappush(self._deadlines, (deadline, handle))
         if revision is not None:
             self._tiers.prefetch(revision)
+        return len(choices[0].prompt)
+
+    def _choices(self, handle: int, request: Request, revision: Revision | None) -> list[Sequence]:
+        """The sequences that answer `request`. Raises PefxError where it cannot be served."""
+        device, context = self._device, self._device.context
+        prompt = prompt_tokens(request, self._tokenizer.encode, device.vocab_size, context)
+        check_tokens(request, device.vocab_size)
+        if request.constrained and self._grammars is None:
+            raise PefxError("this server holds no answer to a regex or a json_schema", "invalid_request")
+        ends = frozenset([*request.stop_token_ids, *([] if request.ignore_eos else [self._tokenizer.eos])])
+        max_tokens = min(request.max_tokens, context - len(prompt))
+        choices: list[Sequence] = []
+        for choice in range(request.choices):
+            constraint = None if self._grammars is None else self._grammars.start(request)
+            seed = seed_of(request, self._way.seed, choice)
+            choices.append(
+                Sequence(
+                    handle=handle,
+                    prompt=prompt,
+                    revision=revision,
+                    sampling=Sampling(request.temperature, request.top_p, request.min_p, request.top_k, seed),
+                    generation=Generation(self._tokenizer.decode, max_tokens, request.stop, ends),
+                    max_tokens=max_tokens,
+                    score_prompt=request.prompt_logprobs and choice == 0,
+                    choice=choice,
+                    top=request.top_logprobs,
+                    priority=request.priority,
+                    shaper=Shaper(request, prompt, constraint) if needs_shaping(request) else None,
+                    leader=choices[0] if choices else None,
+                )
+            )
+        return choices
+
+    def cancel(self, handle: int) -> None:
+        """The request is gone at once, its pages are free, no answer follows. None of that handle: nothing happens."""
+        job = self._jobs.pop(handle, None)
+        if job is not None:
+            self._drop(job.choices)
+            self._loading.let_go()
+
+    def _drop(self, choices: Iterable[Sequence]) -> None:
+        """Choices that are not over leave."""
+        for sequence in choices:
+            self._scheduler.cancel(sequence)
 
     def step(self) -> list[Answered]:
-        """Run one step and return the requests it finished. Idle, it does nothing.
+        """Run one step and return the requests it finished. It may do nothing: idle, or where all wait for weights.
 
         Raises PefxError only where nothing can be served any more; a request's own trouble is its answer.
         """
-        over = self._load(self._scheduler.admit())
+        begun, before = perf_counter(), self._device.seconds
+        over = self._expire()
+        self._loading.ask_ahead()
+        ready = (lambda revision: True) if self._way.lockstep else self._loading.ready
+        over += self._load(self._scheduler.admit(ready))
         plan = self._scheduler.plan()
         if plan is not None:
-            over += self._scheduler.commit(plan, *self._device.run(plan))
+            outcomes = self._device.run(plan)
+            over += self._scheduler.commit(plan, outcomes)
+            self._count(plan)
         if self.idle:
             self._scheduler.check_empty()
-        return [self._answered(sequence) for sequence in over]
+        self._stalled = not self.idle and plan is None and not over
+        answered = self._answered(plan, over)
+        self._done.host_seconds += perf_counter() - begun - (self._device.seconds - before)
+        return answered
+
+    def wait(self, seconds: float) -> None:
+        """Where nothing can be done but wait for weights: until some have arrived, or so long. Else not at all."""
+        if self._stalled:
+            self._loading.wait(seconds)
+
+    def state(self) -> EngineState:
+        """The numbers of now; the caller must not keep it, it changes with every step."""
+        done, shards = self._done, self._scheduler.shards
+        done.waiting, done.running = len(self._scheduler.waiting), len(self._scheduler.running)
+        done.pages_cached = sum(shard.pages.kept for shard in shards)
+        done.pages_used = done.pages - sum(shard.pages.free for shard in shards)
+        done.step_seconds, done.batch_rows = self._device.seconds, self._device.rows
+        done.preemptions = self._scheduler.preemptions
+        done.audited, done.mismatches = self._checks.checked, self._checks.mismatches
+        return done
 
     def adapters(self) -> TierCounts:
         """What became of the adapters that requests needed, so far."""
@@ -126,61 +257,84 @@ class Engine:
         """End what goes on in the background. Nothing can be served afterwards."""
         self._tiers.close()
 
+    def _expire(self) -> list[Sequence]:
+        """Sequences whose time is over, each with an error."""
+        over: list[Sequence] = []
+        while self._deadlines and self._deadlines[0][0] <= self._way.clock():
+            _, handle = heappop(self._deadlines)
+            job = self._jobs.get(handle)
+            if job is None:
+                continue
+            live = [sequence for sequence in job.choices if not sequence.ended]
+            self._drop(live)
+            for sequence in live:
+                sequence.error = PefxError("the time that this request had is over", "timeout")
+            over += live
+        return over
+
     def _load(self, loads: list[Load]) -> list[Sequence]:
         """Put the weights of `loads` into their slots. Returns the sequences whose load failed."""
         over: list[Sequence] = []
-        with closing(self._tickets(loads)) as tickets:
-            for load, ticket in tickets:
-                try:
-                    self._into_slot(load, ticket)
-                except PefxError as error:
-                    if error.kind in UNAVAILABLE:
-                        raise
-                    over += self._scheduler.refuse(load, error)
+        for load in loads:
+            try:
+                self._into_slot(load)
+            except PefxError as error:
+                if error.kind in self._way.unavailable:
+                    raise
+                over += self._scheduler.refuse(load, error)
+        self._loading.let_go(load.revision for load in loads)
         return over
 
-    def _into_slot(self, load: Load, ticket: Ticket[Any]) -> None:
-        """Put the weights that `ticket` waits for into their slot. Raises PefxError if there are none, or none fit."""
-        error = None
+    def _into_slot(self, load: Load) -> None:
+        """Put the weights of `load` into its slot. Raises PefxError if there are none, or none fit."""
+        weights, error = None, None
         try:
-            ticket.result()
+            weights = self._loading.take(load.revision)
         except PefxError as failed:
-            if failed.kind in UNAVAILABLE:
+            if failed.kind in self._way.unavailable:
                 raise
             error = failed
         error = self._policies.agree_on_load(load.revision, error)
         if error is not None:
             raise error
-        self._device.load(load.shard, load.slot, ticket.result(), load.revision.spec)
+        assert weights is not None
+        self._device.load(load.shard, load.slot, weights, load.revision.spec)
 
-    def _tickets(self, loads: list[Load]) -> Generator[tuple[Load, Ticket[Any]], None, None]:
-        """The loads in order, each with a ticket that is released after it; as many are asked for ahead as may be.
+    def _count(self, plan: StepPlan) -> None:
+        self._done.steps += 1
+        self._done.batch_tokens += sum(len(span.tokens) for span in plan.spans)
 
-        Where the queue is full, the oldest is waited for, and then the next is asked for.
-        """
-        asked: deque[Ticket[Any]] = deque()
-        ahead = iter(loads)
-        following = next(ahead, None)
-        try:
-            for load in loads:
-                while following is not None:
-                    try:
-                        asked.append(self._tiers.request(following.revision))
-                    except PefxError as error:
-                        if not error.retryable:
-                            raise
-                        if asked:
-                            break
-                        self._tiers.wait_for_room()  # others fill the queue
-                    else:
-                        following = next(ahead, None)
-                yield load, asked[0]
-                asked.popleft().release()
-        finally:
-            for ticket in asked:
-                ticket.release()
+    def _answered(self, plan: StepPlan | None, over: list[Sequence]) -> list[Answered]:
+        """Tell who listens of what is new, and answer the requests of which all choices are over."""
+        now = self._way.clock()
+        for sequence in () if plan is None else plan.sequences:
+            job = self._jobs.get(sequence.handle)
+            if job is not None and sequence.generation.tokens:
+                job.first = now if job.first is None else job.first
+                if job.listen is not None:
+                    job.tell(sequence)
+        answered: list[Answered] = []
+        for sequence in over:
+            if sequence.handle < 0:
+                self._checks.compare(sequence)
+                continue
+            job = self._jobs.get(sequence.handle)
+            if job is None:  # another choice of it failed
+                continue
+            job.left -= 1
+            if sequence.error is not None:
+                self._drop(job.choices)
+                job.left = 0
+            if not job.left:
+                del self._jobs[job.handle]
+                answered.append(self._finished(job, now))
+        return answered
 
-    def _answered(self, sequence: Sequence) -> Answered:
-        request = self._requests.pop(sequence.handle)
-        row = answer(request.id, sequence, request.logprobs)
-        return Answered(sequence.handle, row, len(sequence.prompt), len(sequence.generation.tokens))
+    def _finished(self, job: Job, now: float) -> Answered:
+        answered = job.answered(now)
+        self._done.prompt_tokens += answered.prompt_tokens
+        self._done.tokens += answered.tokens
+        self._done.cached_tokens += answered.cached_tokens
+        if "error" not in answered.row:
+            self._checks.consider(job.choices[0])
+        return answered

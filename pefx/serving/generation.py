@@ -1,6 +1,7 @@
 """What one request has produced so far: tokens, log-probabilities, text, and whether it is over."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 UNFINISHED = "\ufffd"  # what a decoder shows for bytes that are no character, or not yet
 Decode = Callable[[list[int]], str]
@@ -37,35 +38,62 @@ class Detokenizer:
         return new[len(old) :]
 
 
+class Outcome(NamedTuple):
+    """Of one row: the token scored or drawn, its log-probability (nats, a float32), and the likeliest, best first."""
+
+    token: int
+    logprob: float
+    top: Sequence[tuple[int, float]] = ()
+
+
 class Generation:
-    """The answer of one request while it grows.
+    """One answer while it grows.
 
     `finish_reason` is None until an end token or a stop string ("stop") or `max_tokens` ("length"). The end token is
     in `tokens` but not in `text`; the stop string, and what follows it, are cut from `text` but their tokens stay.
+    `certain` characters of `text` will not be cut any more: a stop string may have begun behind them. `top` are the
+    likeliest tokens at each place, where they are asked for.
     """
 
     def __init__(self, decode: Decode, max_tokens: int, stop: Sequence[str], ends: frozenset[int]):
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
+        self.top: list[Sequence[tuple[int, float]]] = []
         self.text = ""
         self.finish_reason: str | None = None if max_tokens else "length"
         self._detokenizer = Detokenizer(decode)
         self._max_tokens, self._stop, self._ends = max_tokens, tuple(stop), ends
 
-    def push(self, token: int, logprob: float) -> None:
-        """One more sampled token. Raises RuntimeError if it is already over."""
+    @property
+    def certain(self) -> int:
+        if self.finish_reason is not None or not self._stop:
+            return len(self.text)
+        return min(len(self.text) - _begun(self.text, stop) for stop in self._stop)
+
+    @property
+    def mean_logprob(self) -> float:
+        """Nats a token; of no tokens, 0."""
+        return sum(self.logprobs) / max(len(self.logprobs), 1)
+
+    def push(self, drawn: Outcome) -> None:
+        """One more token. Raises RuntimeError if it is already over."""
         if self.finish_reason is not None:
             raise RuntimeError("a token was sampled for an answer that is over")
-        self.tokens.append(token)
-        self.logprobs.append(logprob)
-        if token in self._ends:
-            self._extend(self._detokenizer.flush())
-            self.finish_reason = "stop"
+        self.tokens.append(drawn.token)
+        self.logprobs.append(drawn.logprob)
+        self.top.append(drawn.top)
+        if drawn.token in self._ends:
+            self.finish()
             return
-        self._extend(self._detokenizer.push(token))
+        self._extend(self._detokenizer.push(drawn.token))
         if self.finish_reason is None and len(self.tokens) >= self._max_tokens:
+            self.finish("length")
+
+    def finish(self, reason: str = "stop") -> None:
+        """Nothing follows. A stop string that comes to light now is the reason."""
+        if self.finish_reason is None:
             self._extend(self._detokenizer.flush())
-            self.finish_reason = self.finish_reason or "length"
+            self.finish_reason = self.finish_reason or reason
 
     def _extend(self, piece: str) -> None:
         if not piece:
@@ -75,3 +103,8 @@ class Generation:
         found = [at for stop in self._stop if (at := self.text.find(stop, searched)) >= 0]
         if found:
             self.text, self.finish_reason = self.text[: min(found)], "stop"
+
+
+def _begun(text: str, stop: str) -> int:
+    """Characters at the end of `text` with which `stop` begins."""
+    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)

@@ -20,13 +20,13 @@ from pefx.mesh import check_divides, made, on_mesh, placement, resolved
 from pefx.model import Base
 from pefx.packing import tile_of, whole_pages
 from pefx.serving.batch import Batch
-from pefx.serving.engine import Engine
+from pefx.serving.engine import Engine, Way
 from pefx.serving.journal import Journal, read_fingerprint
 from pefx.serving.pages import PageAllocator
 from pefx.serving.policies import Policies
 from pefx.serving.progress import Reporter
 from pefx.serving.runner import Room, Runner
-from pefx.serving.scheduler import Scheduler, Shard
+from pefx.serving.scheduler import Scheduler, Shard, StepSize
 from pefx.store.catalog import Catalog
 from pefx.store.residency import Residency
 from pefx.store.tiers import Tiers
@@ -114,11 +114,8 @@ def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies
     room = Room(shards, pages, config.page_size, sequences, tiles, tile)
     residencies = [Residency(slots) for _ in range(shards)] if bank is not None else []
     scheduler = Scheduler(
-        shards=[Shard(PageAllocator(pages), own) for own in residencies or [None] * shards],
-        sequences=sequences,
-        tiles=tiles,
-        tile=tile,
-        page_size=config.page_size,
+        shards=[Shard(PageAllocator(pages, config.prefix_cache), own) for own in residencies or [None] * shards],
+        size=StepSize(sequences, tiles, tile, config.page_size),
     )
     return Engine(
         device=Runner(base, bank, room),
@@ -126,7 +123,7 @@ def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies
         policies=policies,
         tiers=Tiers(policies.load, config.host_cache_mb << 20, slots=residencies),
         tokenizer=tokenizer,
-        seed=config.seed,
+        way=Way(seed=config.seed, lockstep=several()),
     )
 
 

@@ -1,7 +1,8 @@
 """The one file of serving that touches the device: plans become arrays of a few shapes, results numpy."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,16 @@ from pefx.mesh import by_page, by_row, fetch, made, of_base, place
 from pefx.model import Base
 from pefx.packing import Sizes, beside, pack, span_rows, whole_pages
 from pefx.parcel import wrap
-from pefx.serving.scheduler import StepPlan, Wanted
-from pefx.steps import ServePlan, ServeState, serve_step
+from pefx.sampling import Sampling, Shaping
+from pefx.serving.generation import Outcome
+from pefx.serving.requests import MAX_TOP
+from pefx.serving.sequence import Sequence, StepPlan, Wanted
+from pefx.serving.shaping import Shaper
+from pefx.steps import Drawn, ServePlan, ServeState, serve_step
 
 SMALLEST = 4  # single rows of the smallest step
+NAMED = 16  # tokens with a logit of their own, of a row: the smallest number of them
+NOTHING = Outcome(-1, 0.0)
 
 
 def buckets(largest: int, smallest: int, apart: int) -> list[int]:
@@ -47,9 +54,8 @@ class Room:
 
 @dataclass(frozen=True)
 class Part:
-    """One shard's part of a plan: indices of its spans and wanted rows, and where the latter stand in the step."""
+    """One shard's part of a plan: indices of its wanted rows, and where they stand in the step."""
 
-    spans: list[int]
     wanted: list[int]
     places: list[int]
 
@@ -65,6 +71,8 @@ class Runner:
         self._blocks = whole_pages(config.context, room.page_size)
         # Padding of a tile costs as much as a tile; that of a single row little.
         self._singles, self._tiles = buckets(room.sequences, SMALLEST, 4), buckets(room.tiles, 1, 2)
+        self._named = buckets(config.vocab_size, NAMED, 8)
+        self.seconds, self.rows = 0.0, 0  # in steps, and of them, so far
 
     @property
     def vocab_size(self) -> int:
@@ -81,19 +89,17 @@ class Runner:
         each = self._bank.slots // self._room.shards
         self._bank = load_adapter(self._bank, shard * each + slot, adapter, spec)
 
-    def run(self, plan: StepPlan) -> tuple[list[int], list[float]]:
-        """One step. Returns the token and the log-probability (nats, a float32) of each of `plan.wanted`, in order."""
+    def run(self, plan: StepPlan) -> list[Outcome]:
+        """One step. Returns what came out for each of `plan.wanted`, in order."""
         arrays, parts = self._arrays(plan)
         # An array that a step has to send to the shards itself costs more than the step's own start.
         parcel = place(by_row, wrap(arrays, self._room.shards))
-        self._state, tokens, logprobs, _routes = serve_step(self._base, self._bank, self._state, parcel)
-        tokens, logprobs = (x.reshape(len(parts), -1) for x in fetch((tokens, logprobs)))
-        drawn: list[int] = [0] * len(plan.wanted)
-        scores: list[float] = [0.0] * len(plan.wanted)
-        for shard, part in enumerate(parts):
-            for index, at in zip(part.wanted, part.places, strict=True):
-                drawn[index], scores[index] = int(tokens[shard, at]), float(logprobs[shard, at])
-        return drawn, scores
+        begun = perf_counter()
+        self._state, drawn, _routes = serve_step(self._base, self._bank, self._state, parcel)
+        drawn = fetch(drawn)
+        self.seconds += perf_counter() - begun
+        self.rows += arrays.batch.tokens.shape[0]
+        return _outcomes(plan, drawn, parts)
 
     def _sizes(self, plan: StepPlan) -> Sizes:
         """The shape of this step, the same on all shards: few of them, by what it must hold."""
@@ -113,7 +119,10 @@ class Runner:
     def _arrays(self, plan: StepPlan) -> tuple[ServePlan, list[Part]]:
         sizes = self._sizes(plan)
         scoring = any(row.target >= 0 for row in plan.wanted)
-        batches, columns, parts = [], [], []
+        drawing = [plan.sequences[row.span] for row in plan.wanted if row.target < 0]
+        named = [s.shaper.entries() for s in drawing if s.shaper is not None]
+        width = fit(max(map(len, named)), self._named) if named else 0
+        batches, columns, shapings, parts = [], [], [], []
         for shard in range(self._room.shards):
             spans = [i for i, sequence in enumerate(plan.sequences) if sequence.shard == shard]
             own = {index: local for local, index in enumerate(spans)}
@@ -122,34 +131,86 @@ class Runner:
             wanted = [i for i, row in enumerate(plan.wanted) if row.span in own]
             at = [rows[own[plan.wanted[i].span]] + plan.wanted[i].offset for i in wanted]
             places = _places([plan.wanted[i] for i in wanted], at, sizes)
-            columns.append(self._columns([plan.wanted[i] for i in wanted], at, places, sizes, scoring))
-            parts.append(Part(spans, wanted, places))
+            count = sizes.singles + scoring * sizes.tiles * sizes.tile
+            columns.append(self._columns([plan.wanted[i] for i in wanted], plan.sequences, at, places, count))
+            parts.append(Part(wanted, places))
+            if named:
+                who = [(p, plan.sequences[plan.wanted[i].span]) for i, p in zip(wanted, places)]
+                who = [(p, s.shaper) for p, s in who if s.shaper is not None and p < sizes.singles]
+                shapings.append(shaping_arrays(who, sizes.singles, width, self.vocab_size))
         fields: dict[str, Any] = beside(batches)
-        return ServePlan(batch=TokenBatch(**fields), singles=sizes.singles, **beside(columns)), parts
+        column = beside(columns)
+        arrays = ServePlan(
+            batch=TokenBatch(**fields),
+            rows=column.pop("rows"),
+            targets=column.pop("targets"),
+            how=Sampling(**column),
+            singles=sizes.singles,
+            shaping=Shaping(**beside(shapings)) if named else None,
+            top=min(MAX_TOP, self.vocab_size) if any(s.top for s in plan.sequences) else 0,
+        )
+        return arrays, parts
 
     def _columns(
-        self, wanted: Sequence[Wanted], rows: list[int], places: list[int], sizes: Sizes, scoring: bool
+        self, wanted: Ordered[Wanted], sequences: Ordered[Sequence], rows: list[int], places: list[int], count: int
     ) -> dict[str, Any]:
-        """The fields of a `ServePlan` by wanted row: single ones, then where prompts are scored all rows of tiles."""
-        count = sizes.singles + scoring * sizes.tiles * sizes.tile
+        """Columns of a `ServePlan` by wanted row: single ones, then where prompts are scored all rows of tiles."""
 
         def column(values: list, fill: int | float, dtype: type) -> np.ndarray:
             filled = np.full(count, fill, dtype)
             filled[places] = values
             return filled
 
-        how = [row.sampling for row in wanted]
+        how = [sequences[row.span].sampling for row in wanted]
         return {
             "rows": column(rows, -1, np.int32),
             "targets": column([row.target for row in wanted], -1, np.int32),
             "temperature": column([h.temperature for h in how], 0, np.float32),
             "top_p": column([h.top_p for h in how], 1, np.float32),
+            "min_p": column([h.min_p for h in how], 0, np.float32),
             "top_k": column([min(h.top_k, self.vocab_size) for h in how], 0, np.int32),
             "seed": column([h.seed for h in how], 0, np.uint32),
         }
 
 
-def _places(wanted: Sequence[Wanted], rows: list[int], sizes: Sizes) -> list[int]:
+def shaping_arrays(
+    shapers: Ordered[tuple[int, Shaper]], rows: int, width: int, vocab_size: int
+) -> dict[str, np.ndarray]:
+    """Fields of a `pefx.sampling.Shaping` of `rows` rows, of which those named are shaped, each by `width` tokens."""
+    fields = {
+        "tokens": np.full((rows, width), -1, np.int32),
+        "repeat": np.ones((rows, width), np.float32),
+        "add": np.zeros((rows, width), np.float32),
+        "allowed": np.full((rows, whole_pages(vocab_size, 32)), np.uint32(2**32 - 1)),
+    }
+    for row, shaper in shapers:
+        entries, mask = shaper.entries(), shaper.mask()
+        if entries:
+            for name, values in zip(("tokens", "repeat", "add"), zip(*entries), strict=True):
+                fields[name][row, : len(entries)] = values
+        if mask is not None:
+            fields["allowed"][row] = mask
+    return fields
+
+
+def _outcomes(plan: StepPlan, drawn: Drawn, parts: list[Part]) -> list[Outcome]:
+    """What was drawn, in the order of `plan.wanted`."""
+    outcomes = [NOTHING] * len(plan.wanted)
+    tokens, logprobs, top_tokens, top_logprobs = (
+        x.reshape(len(parts), x.shape[0] // len(parts), *x.shape[1:])
+        for x in (drawn.tokens, drawn.logprobs, drawn.top_tokens, drawn.top_logprobs)
+    )
+    for shard, part in enumerate(parts):
+        own_tokens, own_logprobs = tokens[shard].tolist(), logprobs[shard].tolist()
+        for index, at in zip(part.wanted, part.places, strict=True):
+            top = ()
+            if plan.sequences[plan.wanted[index].span].top:
+                top = tuple(zip(top_tokens[shard, at].tolist(), top_logprobs[shard, at].tolist(), strict=True))
+            outcomes[index] = Outcome(own_tokens[at], own_logprobs[at], top)
+    return outcomes
+
+
+def _places(wanted: Ordered[Wanted], rows: list[int], sizes: Sizes) -> list[int]:
     """Where each wanted row stands among those of its shard: drawn ones as they come, scored ones as in the batch.
 
     A span has one drawn row at most, so they fit the single rows; a scored row of a single is single too.

@@ -1,104 +1,26 @@
-"""Continuous batching: which tokens of which requests go into the next step. Plain Python, no device, no clock.
+"""Continuous batching: which tokens of which sequences go into the next step. Plain Python, no device, no clock.
 
-A step holds one token of every decoding sequence and chunks of prompts in whole tiles. Sequences enter as others leave.
-A sequence enters a shard once it has a place in its step, pages for its full length and its adapter's slot; then
-nothing can take them from it, so it always finishes.
+A step holds one token of every sequence that decodes, and chunks of prompts in whole tiles. A sequence enters a shard
+once it has a place in its step, pages for the tokens that are known and its adapter's slot. Pages for its answer are
+taken as it grows; where none is left, the sequence that would miss it least gives up its pages and is computed again
+later, to the same bits (law 2).
 """
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from pefx.errors import PefxError
 from pefx.packing import Span, whole_pages
-from pefx.serving.generation import Generation
+from pefx.serving.fair_queue import FairQueue, Queue
+from pefx.serving.generation import Outcome
 from pefx.serving.pages import PageAllocator
+from pefx.serving.sequence import SAMPLE, Load, Sequence, StepPlan, Wanted
 from pefx.store.residency import Residency
 
-SAMPLE = -1  # the target of a row whose next token is to be drawn
-
-
-@runtime_checkable
-class Adapter(Protocol):
-    """What the scheduler needs to know of a revision: the name of its weights."""
-
-    @property
-    def key(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn; `seed` in [0, 2^32). Temperature 0 is greedy, top_k 0 is off."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-
-
-@dataclass(eq=False)
-class Sequence:
-    """One request on its way: `handle` is the caller's name for it, `revision` None the bare base.
-
-    `length` is the most tokens that will ever be in the pool, `done` how many are. The rest is set by the scheduler.
-    """
-
-    handle: int
-    prompt: list[int]
-    revision: Any  # an Adapter, or None
-    sampling: Sampling
-    generation: Generation
-    max_tokens: int
-    score_prompt: bool
-    prompt_logprobs: list[float | None] = field(default_factory=lambda: [None])
-    error: PefxError | None = None
-    shard: int = -1
-    slot: int = -1
-    pages: tuple[int, ...] = ()
-    done: int = 0
-    passed: int = 0
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + max(self.max_tokens - 1, 0)  # the last sampled token is never fed
-
-    @property
-    def decoding(self) -> bool:
-        return self.done >= len(self.prompt)
-
-    @property
-    def over(self) -> bool:
-        finished = self.decoding and self.generation.finish_reason is not None
-        return finished or self.error is not None
-
-
-@dataclass(frozen=True)
-class Load:
-    """Weights of `revision` must be in `slot` of shard `shard` before the next step."""
-
-    shard: int
-    slot: int
-    revision: Any
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """The distribution after token `offset` of span `span`: score `target`, or draw a token (`SAMPLE`)."""
-
-    span: int
-    offset: int
-    target: int
-    sampling: Sampling
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One step: span i belongs to sequence i, which names its shard."""
-
-    sequences: tuple[Sequence, ...]
-    spans: tuple[Span, ...]
-    wanted: tuple[Wanted, ...]
+Ready = Callable[[Any], bool]
 
 
 @dataclass
@@ -108,31 +30,48 @@ class Shard:
     pages: PageAllocator
     residency: Residency | None
     running: list[Sequence] = field(default_factory=list)
+    spoken_for: int = 0  # tiles of the next step that prompts of those that run fill
+
+
+@dataclass
+class Wanting:
+    """A revision, and how many sequences wait that need it."""
+
+    revision: Any
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """What a step holds on each shard: `sequences` sequences, and `tiles` tiles of `tile` tokens for their prompts.
+
+    PefxError for sizes below 1.
+    """
+
+    sequences: int
+    tiles: int
+    tile: int
+    page_size: int
+
+    def __post_init__(self):
+        for name in ("tiles", "sequences", "page_size"):
+            if getattr(self, name) < 1:
+                raise PefxError(f"field '{name}': must be at least 1, got {getattr(self, name)}")
 
 
 class Scheduler:
-    """On each shard at most `sequences` sequences in a step, and `tiles` tiles of `tile` tokens for their prompts.
+    """Sequences that wait in `queue` enter `shards` in the order of their turns.
 
-    First come, first served, except that a sequence whose pages or slot are not free is passed by later ones that fit:
-    by at most `patience` of them, then all wait for it.
+    One whose pages or slot are not free is passed by later ones that fit: by at most `patience` of them, then all wait
+    for it. One whose adapter is not `ready` is passed by any number.
     """
 
-    def __init__(
-        self,
-        *,
-        shards: Ordered[Shard],
-        sequences: int,
-        tiles: int,
-        tile: int,
-        page_size: int,
-        patience: int = 64,
-    ):
-        for name, value in (("tiles", tiles), ("sequences", sequences), ("page_size", page_size)):
-            if value < 1:
-                raise PefxError(f"field '{name}': must be at least 1, got {value}")
-        self.shards, self.sequences, self.tiles, self.tile = list(shards), sequences, tiles, tile
-        self.page_size, self.patience = page_size, patience
-        self.waiting: list[Sequence] = []
+    def __init__(self, *, shards: Ordered[Shard], size: StepSize, queue: Queue | None = None, patience: int = 64):
+        self.shards, self.size, self.patience = list(shards), size, patience
+        self.waiting: Queue = FairQueue() if queue is None else queue
+        self.wanted: dict[str, Wanting] = {}  # by key: revisions that waiting sequences need, in order of the first
+        self.preemptions = 0
+        self._arrivals = 0
 
     @property
     def running(self) -> list[Sequence]:
@@ -142,46 +81,103 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Whether nothing waits and nothing runs."""
-        return not self.waiting and not any(shard.running for shard in self.shards)
+        return not len(self.waiting) and not any(shard.running for shard in self.shards)
+
+    @property
+    def seats(self) -> int:
+        """Sequences that can run at once."""
+        return self.size.sequences * len(self.shards)
 
     def check_empty(self) -> None:
-        """Raise RuntimeError if a page is still out: called when idle, it finds leaks."""
+        """Raise RuntimeError if a page is still held: called when idle, it finds leaks."""
         for shard in self.shards:
             shard.pages.check_empty()
 
-    def submit(self, sequence: Sequence) -> None:
-        """Queue a sequence. Raises PefxError (kind "too_long") if no shard could ever hold it."""
-        need, room = whole_pages(sequence.length, self.page_size), max(shard.pages.total for shard in self.shards)
-        if need > room:
-            message = f"{sequence.length} tokens need {need} pages of {self.page_size}, the pool has {room}"
-            raise PefxError(message, "too_long")
+    def resident(self, revision: Any) -> bool:
+        """Whether a slot of some shard holds `revision`."""
+        held = (shard.residency for shard in self.shards if shard.residency is not None)
+        return any(residency.slot(revision.key) is not None for residency in held)
+
+    @property
+    def largest(self) -> int:
+        """Pages of the shard that has most."""
+        return max(shard.pages.total for shard in self.shards)
+
+    def fits(self, sequence: Sequence) -> bool:
+        """Whether some shard's pages could hold all of it."""
+        return self._pages(sequence.length) <= self.largest
+
+    def check(self, sequence: Sequence) -> None:
+        """Raise PefxError (kind "too_long", "unknown_policy") if no shard could ever hold it."""
+        if not self.fits(sequence):
+            need = f"{sequence.length} tokens need {self._pages(sequence.length)} pages of {self.size.page_size}"
+            raise PefxError(f"{need}, the pool has {self.largest}", "too_long")
         if sequence.revision is not None and self.shards[0].residency is None:
             raise PefxError(f"there is no bank to hold {sequence.revision.key}", "unknown_policy")
-        self.waiting.append(sequence)
 
-    def admit(self) -> list[Load]:
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a sequence. Raises PefxError as `check`."""
+        self.check(sequence)
+        sequence.arrival = self._arrivals
+        self._arrivals += 1
+        self.waiting.push(sequence)
+        self._waits(sequence)
+
+    def _waits(self, sequence: Sequence) -> None:
+        if sequence.revision is not None:
+            self.wanted.setdefault(sequence.revision.key, Wanting(sequence.revision)).count += 1
+
+    def _waits_no_more(self, sequence: Sequence) -> None:
+        if sequence.revision is not None:
+            wanting = self.wanted[sequence.revision.key]
+            wanting.count -= 1
+            if not wanting.count:
+                del self.wanted[sequence.revision.key]
+
+    def cancel(self, sequence: Sequence) -> None:
+        """It is gone at once, whether it waits or runs. One that is over stays as it is."""
+        if sequence.ended:
+            return
+        sequence.ended = True
+        if sequence.shard < 0:
+            self.waiting.remove(sequence)
+            self._waits_no_more(sequence)
+        else:
+            self._leave(sequence)
+            self.waiting.leave(sequence)
+
+    def admit(self, ready: Ready = lambda revision: True) -> list[Load]:
         """Let waiting sequences in, and say which weights must be loaded before the next `plan` is run.
 
-        A load that fails must be answered with `refuse`, before anything else.
+        `ready` tells whether a revision that is in no slot can be loaded now. A load that fails must be answered with
+        `refuse`, before anything else.
         """
         loads: list[Load] = []
         blocked: list[Sequence] = []
-        entered: set[int] = set()
-        for sequence in self.waiting:
-            full = all(len(shard.running) >= self.sequences for shard in self.shards)
-            if full or (blocked and any(other.passed >= self.patience for other in blocked)):
+        for shard in self.shards:
+            shard.spoken_for = sum(whole_pages(s.left, self.size.tile) for s in shard.running if s.left > 1)
+        for sequence in self.waiting.turns(self.resident) if len(self.waiting) else ():
+            full = all(self._full(shard) for shard in self.shards)
+            if full or any(other.passed >= self.patience for other in blocked):
                 break
+            revision = sequence.revision
+            if _behind(sequence) or not (revision is None or self.resident(revision) or ready(revision)):
+                continue
             if not any(self._enter(sequence, index, loads) for index in self._preferred(sequence)):
                 blocked.append(sequence)
                 continue
-            entered.add(id(sequence))
             for other in blocked:
                 other.passed += 1
-        self.waiting = [sequence for sequence in self.waiting if id(sequence) not in entered]
         return loads
+
+    def _full(self, shard: Shard) -> bool:
+        """Whether nobody can enter, or would only wait there: what its next step holds of prompts is spoken for."""
+        return len(shard.running) >= self.size.sequences or shard.spoken_for >= self.size.tiles
 
     def _preferred(self, sequence: Sequence) -> list[int]:
         """Shards to try, best first: one that holds the adapter, then the one with the fewest sequences."""
+        if len(self.shards) == 1:
+            return [0]
 
         def rank(index: int) -> tuple[bool, int]:
             shard = self.shards[index]
@@ -193,33 +189,59 @@ class Scheduler:
 
     def _enter(self, sequence: Sequence, index: int, loads: list[Load]) -> bool:
         """Let the sequence into a shard, if there is room."""
-        shard = self.shards[index]
-        need = whole_pages(sequence.length, self.page_size)
-        if need > shard.pages.free or len(shard.running) >= self.sequences:
+        shard, need = self.shards[index], self._pages(sequence.known)
+        if self._full(shard) or not self._take_pages(sequence, shard, need):
             return False
         if sequence.revision is not None:
             assert shard.residency is not None
             placement = shard.residency.acquire(sequence.revision.key)
             if placement is None:
+                shard.pages.give_back(sequence.pages)
+                sequence.pages, sequence.done = [], 0
                 return False
             sequence.slot = placement.slot
             if placement.load:
                 loads.append(Load(index, placement.slot, sequence.revision))
-        sequence.shard, sequence.pages = index, shard.pages.take(need) or ()
+        if not sequence.entered:
+            sequence.cached = sequence.done
+        self.waiting.enter(sequence, 0 if sequence.entered else sequence.left)
+        self._waits_no_more(sequence)
+        sequence.shard, sequence.entered = index, True
+        shard.spoken_for += whole_pages(sequence.left, self.size.tile) if sequence.left > 1 else 0
         shard.running.append(sequence)
         return True
+
+    def _take_pages(self, sequence: Sequence, shard: Shard, need: int) -> bool:
+        """Pages for all known tokens: first those that hold such tokens already, one token at least is left to do."""
+        size, again = self.size.page_size, sequence.generation.tokens
+        found, node = [], sequence.root
+        if not sequence.score_prompt or again:
+            found, node = shard.pages.find(sequence.root, sequence.tokens(0, sequence.known - 1), size)
+        # A page more than is needed now stays free for those that run, unless nobody does.
+        spare = 1 if shard.running and sequence.length > sequence.known else 0
+        new = shard.pages.take(need - len(found)) if shard.pages.free >= need - len(found) + spare else None
+        if new is None:
+            shard.pages.give_back(found)
+            return False
+        sequence.pages, sequence.node, sequence.published = found + new, node, len(found)
+        sequence.done = len(found) * size
+        return True
+
+    def _pages(self, tokens: int) -> int:
+        return whole_pages(tokens, self.size.page_size)
 
     def refuse(self, load: Load, error: PefxError) -> list[Sequence]:
         """A load failed: its slot stands for nothing. Returns the sequences that asked for it, over with `error`."""
         shard = self.shards[load.shard]
         assert shard.residency is not None
         hit = [s for s in shard.running if s.revision is not None and s.revision.key == load.revision.key]
-        for _ in hit[1:]:
-            shard.residency.release(load.revision.key)
-        shard.residency.discard(load.revision.key)
         for sequence in hit:
-            sequence.error = error
+            sequence.error, sequence.ended = error, True
             shard.pages.give_back(sequence.pages)
+            if sequence is not hit[0]:
+                shard.residency.release(load.revision.key)
+            self.waiting.leave(sequence)
+        shard.residency.discard(load.revision.key)
         shard.running = [sequence for sequence in shard.running if sequence not in hit]
         return hit
 
@@ -228,62 +250,111 @@ class Scheduler:
         sizes = [part for shard in self.shards for part in self._shard_plan(shard)]
         if not sizes:
             return None
-        spans = tuple(self._span(sequence, size) for sequence, size in sizes)
+        spans = tuple(
+            Span(sequence.tokens(sequence.done, sequence.done + size), sequence.done, sequence.slot, sequence.pages)
+            for sequence, size in sizes
+        )
         wanted = [row for index, (sequence, size) in enumerate(sizes) for row in _wanted(index, sequence, size)]
         return StepPlan(tuple(sequence for sequence, _ in sizes), spans, tuple(wanted))
 
     def _shard_plan(self, shard: Shard) -> list[tuple[Sequence, int]]:
         """A shard's sequences in its next step, each with its tokens' count: all that decode, then prompts by age."""
-        sizes = [(sequence, 1) for sequence in shard.running if sequence.decoding]
-        tiles = self.tiles
+        for sequence in list(shard.running):
+            self._grow(sequence, shard)
+        sizes = [(sequence, 1) for sequence in shard.running if sequence.left == 1]
+        tiles = self.size.tiles
         for sequence in shard.running:
-            if not sequence.decoding and tiles:
-                size = min(len(sequence.prompt) - sequence.done, tiles * self.tile)
+            if sequence.left > 1 and tiles:
+                size = min(sequence.left, tiles * self.size.tile)
                 sizes.append((sequence, size))
-                tiles -= whole_pages(size, self.tile)
+                tiles -= whole_pages(size, self.size.tile)
         return sizes
 
-    @staticmethod
-    def _span(sequence: Sequence, size: int) -> Span:
-        start = sequence.done
-        tokens = sequence.generation.tokens[-1:] if sequence.decoding else sequence.prompt[start : start + size]
-        return Span(tokens, start, sequence.slot, sequence.pages)
+    def _grow(self, sequence: Sequence, shard: Shard) -> None:
+        """A page for the token that comes next. Where none is free, who comes last gives up its own."""
+        while sequence.shard >= 0 and len(sequence.pages) * self.size.page_size < sequence.known:
+            page = shard.pages.take(1)
+            if page is None:
+                self._preempt(max(shard.running, key=lambda other: (-other.priority, other.arrival)))
+            else:
+                sequence.pages += page
 
-    def commit(self, plan: StepPlan, tokens: Ordered[int], logprobs: Ordered[float]) -> list[Sequence]:
-        """Take in a token and a log-probability for each wanted row. Returns the sequences that are now over."""
+    def _preempt(self, sequence: Sequence) -> None:
+        """It gives up its place, and waits to be computed again."""
+        self.preemptions += 1
+        self._leave(sequence)
+        self.waiting.push_back(sequence)
+        self._waits(sequence)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """It gives up its place, its pages and its hold on its slot."""
+        shard = self.shards[sequence.shard]
+        shard.running.remove(sequence)
+        if sequence.error is not None:
+            shard.pages.withdraw(sequence.pages)
+        shard.pages.give_back(sequence.pages)
+        if sequence.revision is not None and shard.residency is not None:
+            shard.residency.release(sequence.revision.key)
+        sequence.shard, sequence.slot, sequence.pages, sequence.done = -1, -1, [], 0
+
+    def commit(self, plan: StepPlan, outcomes: Ordered[Outcome]) -> list[Sequence]:
+        """Take in what came out for each wanted row. Returns the sequences that are now over."""
         for sequence, span in zip(plan.sequences, plan.spans, strict=True):
             sequence.done += len(span.tokens)
-        for row, token, logprob in zip(plan.wanted, tokens, logprobs, strict=True):
-            _record(plan.sequences[row.span], row, int(token), logprob)
+            self._publish(sequence)
+        for row, outcome in zip(plan.wanted, outcomes, strict=True):
+            sequence = plan.sequences[row.span]
+            _record(sequence, row, outcome)
+            if row.target == SAMPLE:
+                self.waiting.charge(sequence, 1)
         over = [sequence for sequence in plan.sequences if sequence.over]
         for sequence in over:
-            shard = self.shards[sequence.shard]
-            shard.running.remove(sequence)
-            shard.pages.give_back(sequence.pages)
-            if sequence.revision is not None and shard.residency is not None:
-                shard.residency.release(sequence.revision.key)
+            sequence.ended = True
+            self._leave(sequence)
+            self.waiting.leave(sequence)
         return over
+
+    def _publish(self, sequence: Sequence) -> None:
+        """Let others find the pages that are full now."""
+        size = self.size.page_size
+        while (sequence.published + 1) * size <= sequence.done:
+            start = sequence.published * size
+            pages, tokens = self.shards[sequence.shard].pages, sequence.tokens(start, start + size)
+            sequence.node = pages.publish(sequence.pages[sequence.published], sequence.node, tokens)
+            sequence.published += 1
+
+
+def _behind(sequence: Sequence) -> bool:
+    """Whether its leader has yet to bring the prompt that they share into the pool."""
+    leader = sequence.leader
+    if leader is None:
+        return False
+    return not leader.generation.tokens and not leader.ended
 
 
 def _wanted(index: int, sequence: Sequence, size: int) -> list[Wanted]:
     """Rows of a sequence's span: the prompt's next tokens where they are to be scored, and the token to draw."""
-    end, prompt = sequence.done + size, sequence.prompt
+    begin, end, prompt = sequence.done, sequence.done + size, sequence.prompt
     rows = []
-    if sequence.score_prompt and not sequence.decoding:
-        last = min(end, len(prompt) - 1)
-        rows = [Wanted(index, i - sequence.done, prompt[i + 1], sequence.sampling) for i in range(sequence.done, last)]
-    if end >= len(prompt) and sequence.max_tokens:
-        rows.append(Wanted(index, size - 1, SAMPLE, sequence.sampling))
+    if sequence.score_prompt:
+        first, last = max(begin, len(sequence.prompt_logprobs) - 1), min(end, len(prompt) - 1)
+        rows = [Wanted(index, i - begin, prompt[i + 1]) for i in range(first, last)]
+    if end == sequence.known and sequence.max_tokens:
+        rows.append(Wanted(index, size - 1, SAMPLE))
     return rows
 
 
-def _record(sequence: Sequence, row: Wanted, token: int, logprob: float) -> None:
+def _record(sequence: Sequence, row: Wanted, outcome: Outcome) -> None:
     if sequence.error is not None:
         return
-    if not math.isfinite(logprob):
+    if not math.isfinite(outcome.logprob):
         name = "the bare base" if sequence.revision is None else f"revision {sequence.revision.key}"
         sequence.error = PefxError(f"{name} gave a log-probability that is no finite number", "not_finite")
     elif row.target == SAMPLE:
-        sequence.generation.push(token, logprob)
+        sequence.generation.push(outcome)
+        if sequence.shaper is not None:
+            sequence.shaper.push(outcome.token)
+            if sequence.shaper.over:
+                sequence.generation.finish()
     else:
-        sequence.prompt_logprobs.append(logprob)
+        sequence.prompt_logprobs.append(outcome.logprob)
