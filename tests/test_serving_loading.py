@@ -99,7 +99,7 @@ def test_a_failure_is_ready_too_and_told_to_who_takes_it():
 def test_a_full_queue_delays_and_loses_nothing():
     store = Store()
     policies = [f"p{i}" for i in range(9)]
-    loading, scheduler, _, _ = make(store, policies, workers=1, queue=1)
+    loading, _, _, _ = make(store, policies, workers=1, queue=1)
     loading.ask_ahead()
     store.gate.set()
     for _ in range(100):

@@ -20,14 +20,15 @@ def shaper(prompt: list[int], drawn: list[int], **asked: Any) -> Shaper:
 
 def test_what_asks_for_nothing_needs_none():
     assert not needs_shaping(Request("a", "x", temperature=0.3, top_k=4, stop=("b",), n=3))
-    for asked in (
+    asks: list[dict[str, Any]] = [
         {"repetition_penalty": 1.1},
         {"presence_penalty": 0.1},
         {"frequency_penalty": -0.1},
         {"logit_bias": ((3, 1.0),)},
         {"regex": "a"},
         {"json_schema": "{}"},
-    ):
+    ]
+    for asked in asks:
         assert needs_shaping(Request("a", "x", **asked))
 
 

@@ -55,10 +55,11 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
         base, digest = load_base(config.base, config.precision, placement(), config.base_weights)
     run |= {"base": digest, "tokenizer": tokenizer.digest}
     policies = Policies(catalog, digest, bank_room(config), agree if several() else None)
+    way = Way(seed=config.seed, lockstep=several())
     with Journal(out, run, owner()) as journal, on_mesh(mesh):
         journal.check()
         # What cannot be built must leave no trace of a run.
-        engine = None if journal.complete else build_engine(config, base, tokenizer, policies, mesh.rows)
+        engine = None if journal.complete else build_engine(config, base, tokenizer, policies, mesh.rows, way)
         with _in_turn():
             journal.start()
         total = run["requests"]["requests"]
@@ -101,7 +102,9 @@ def _in_turn() -> Iterator[None]:
         barrier("written")
 
 
-def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies: Policies, shards: int) -> Engine:
+def build_engine(
+    config: ServeConfig, base: Base, tokenizer: Tokenizer, policies: Policies, shards: int, way: Way
+) -> Engine:
     """An engine on this process's devices, with a bank only where there is a catalog to fill it from."""
     check_row_invariance()
     pages = config.pages or config.sequences * whole_pages(base.config.context, config.page_size)
@@ -123,7 +126,7 @@ def build_engine(config: ServeConfig, base: Base, tokenizer: Tokenizer, policies
         policies=policies,
         tiers=Tiers(policies.load, config.host_cache_mb << 20, slots=residencies),
         tokenizer=tokenizer,
-        way=Way(seed=config.seed, lockstep=several()),
+        way=way,
     )
 
 

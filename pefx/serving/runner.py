@@ -23,7 +23,7 @@ from pefx.serving.shaping import Shaper
 from pefx.steps import Drawn, ServePlan, ServeState, serve_step
 
 SMALLEST = 4  # single rows of the smallest step
-NAMED = 16  # tokens with a logit of their own, of a row: the smallest number of them
+NAMED = 64  # tokens of a row whose logits are changed, in most cases
 NOTHING = Outcome(-1, 0.0)
 
 
@@ -71,7 +71,7 @@ class Runner:
         self._blocks = whole_pages(config.context, room.page_size)
         # Padding of a tile costs as much as a tile; that of a single row little.
         self._singles, self._tiles = buckets(room.sequences, SMALLEST, 4), buckets(room.tiles, 1, 2)
-        self._named = buckets(config.vocab_size, NAMED, 8)
+        self._named = [NAMED, config.vocab_size]
         self.seconds, self.rows = 0.0, 0  # in steps, and of them, so far
 
     @property
@@ -120,8 +120,10 @@ class Runner:
         sizes = self._sizes(plan)
         scoring = any(row.target >= 0 for row in plan.wanted)
         drawing = [plan.sequences[row.span] for row in plan.wanted if row.target < 0]
-        named = [s.shaper.entries() for s in drawing if s.shaper is not None]
-        width = fit(max(map(len, named)), self._named) if named else 0
+        # Every combination of what is asked for is a program of its own: so it is all of it, or nothing.
+        rich = any(s.shaper is not None or s.top for s in plan.sequences)
+        named = (len(s.shaper.entries()) for s in drawing if s.shaper is not None)
+        width = fit(max(named, default=0), self._named)
         batches, columns, shapings, parts = [], [], [], []
         for shard in range(self._room.shards):
             spans = [i for i, sequence in enumerate(plan.sequences) if sequence.shard == shard]
@@ -134,7 +136,7 @@ class Runner:
             count = sizes.singles + scoring * sizes.tiles * sizes.tile
             columns.append(self._columns([plan.wanted[i] for i in wanted], plan.sequences, at, places, count))
             parts.append(Part(wanted, places))
-            if named:
+            if rich:
                 who = [(p, plan.sequences[plan.wanted[i].span]) for i, p in zip(wanted, places)]
                 who = [(p, s.shaper) for p, s in who if s.shaper is not None and p < sizes.singles]
                 shapings.append(shaping_arrays(who, sizes.singles, width, self.vocab_size))
@@ -146,8 +148,8 @@ class Runner:
             targets=column.pop("targets"),
             how=Sampling(**column),
             singles=sizes.singles,
-            shaping=Shaping(**beside(shapings)) if named else None,
-            top=min(MAX_TOP, self.vocab_size) if any(s.top for s in plan.sequences) else 0,
+            shaping=Shaping(**beside(shapings)) if rich else None,
+            top=min(MAX_TOP, self.vocab_size) if rich else 0,
         )
         return arrays, parts
 
