@@ -106,9 +106,9 @@ def test_whole_answers_do_not_depend_on_company_pages_or_what_was_cached(served:
         again = answer(engine, policies, asked)
         assert engine.state().cached_tokens - cached > 10 * PAGE
     assert first == again == together
-    with engine_of(replace(served, pages=24)) as (engine, policies):
+    with engine_of(replace(served, pages=16)) as (engine, policies):
         crowded = answer(engine, policies, asked)
-        assert engine.state().preemptions > 20
+        assert engine.state().preemptions >= 3
     assert crowded == together
     assert all("error" not in row for row in together)
 
