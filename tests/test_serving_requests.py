@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pefx.serving.requests import FIELDS, MAX_SEED, Request, RequestError, parse_line, prompt_tokens, seed_of
+from pefx.serving.requests import (
+    FIELDS,
+    MAX_SEED,
+    Request,
+    RequestError,
+    check_tokens,
+    parse_line,
+    prompt_tokens,
+    seed_of,
+)
 
 
 def line(**fields: Any) -> bytes:
@@ -31,18 +40,69 @@ def test_full_request_is_read_as_written():
         "temperature": 0,
         "top_p": 0.5,
         "top_k": 7,
+        "min_p": 0.25,
+        "repetition_penalty": 2,
+        "presence_penalty": -1,
+        "frequency_penalty": 1.5,
+        "logit_bias": {"7": -100, "3": 1},
         "seed": 9,
+        "n": 2,
+        "best_of": 4,
         "stop": ["end", "\n"],
+        "stop_token_ids": [5, 6],
+        "ignore_eos": True,
         "logprobs": True,
+        "top_logprobs": 20,
         "prompt_logprobs": True,
+        "json_schema": {"type": "object"},
+        "priority": -3,
     }
-    assert parse_line(line(**fields), "") == Request(
-        "a", (1, 2), "alice", 3, 5, 0.0, 0.5, 7, 9, ("end", "\n"), True, True
-    )
+    as_held: dict[str, Any] = {
+        "prompt": (1, 2),
+        "logit_bias": ((3, 1.0), (7, -100.0)),
+        "stop": ("end", "\n"),
+        "stop_token_ids": (5, 6),
+        "json_schema": '{"type": "object"}',
+    }
+    floats = ("temperature", "repetition_penalty", "presence_penalty")
+    as_held |= {name: float(fields[name]) for name in floats}
+    assert parse_line(line(**fields), "") == Request("a", **{**fields, **as_held})
+    assert set(fields) | {"id", "regex"} == set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"n": 3, "best_of": 2}, "best_of"),
+        ({"regex": "a+", "json_schema": {}}, "regex"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"revision": 1}, "revision"),
+        ({"logit_bias": {"7": 1, "07": 2}}, "logit_bias"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(fields, named):
+    with pytest.raises(RequestError, match=f"f.jsonl line 3, field '{named}'"):
+        parse_line(line(**fields), "f.jsonl line 3")
+
+
+def test_tokens_that_the_base_does_not_have_are_refused():
+    for name, value in (("logit_bias", {"9": 1}), ("stop_token_ids", [9])):
+        request = parse_line(line(**{name: value}), "")
+        check_tokens(request, 10)
+        with pytest.raises(RequestError, match=f"field '{name}': token id 9 is out of range, must be 0 to 8"):
+            check_tokens(request, 9)
+
+
+def test_choices_have_seeds_of_their_own_that_follow_from_the_first():
+    for request in (Request("a", "x", seed=7), Request("a", "x")):
+        seeds = [seed_of(request, 3, choice) for choice in range(50)]
+        assert seeds[0] == seed_of(request, 3)
+        assert len(set(seeds)) == 50
+    assert seed_of(Request("a", "x", seed=7), 1, 5) == seed_of(Request("b", "x", seed=7), 2, 5)
 
 
 def test_defaults_are_the_base_sampled():
-    assert parse_line(line(), "") == Request("a", "x", None, None, 16, 1.0, 1.0, 0, None, (), False, False)
+    assert parse_line(line(), "") == Request("a", "x", max_tokens=16, temperature=1.0, n=1)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +133,25 @@ def test_defaults_are_the_base_sampled():
         ("top_p", None),
         ("top_k", -1),
         ("top_k", 2.0),
+        ("min_p", 1.1),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", "1"),
+        ("logit_bias", {"x": 1}),
+        ("logit_bias", {"1": 101}),
+        ("logit_bias", [1]),
+        ("n", 0),
+        ("n", 129),
+        ("best_of", 0),
+        ("stop_token_ids", [-1]),
+        ("stop_token_ids", 3),
+        ("ignore_eos", None),
+        ("top_logprobs", 21),
+        ("top_logprobs", True),
+        ("regex", ""),
+        ("json_schema", "{}"),
+        ("priority", 101),
         ("seed", -1),
         ("seed", MAX_SEED + 1),
         ("seed", 0.5),
