@@ -1,5 +1,6 @@
 """Requests in, answers out, a step at a time: ties the scheduler to the device and to the tiers of adapters."""
 
+import time
 from collections import deque
 from collections.abc import Generator
 from collections.abc import Sequence as Ordered
@@ -48,12 +49,27 @@ class Device(Protocol):
 
 @dataclass(frozen=True)
 class Answered:
-    """`row` answers the request submitted as `handle`; counts are tokens of its prompt and of its answer."""
+    """`row` answers the request submitted as `handle`; counts are tokens of its prompt and of its answer.
+
+    `waited` seconds passed from its submission to its first token, `seconds` to its end.
+    """
 
     handle: int
     row: dict[str, Any]
     prompt_tokens: int
     tokens: int
+    cached_tokens: int
+    waited: float
+    seconds: float
+    where: str
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Numbers so far."""
+
+    steps: int
+    preemptions: int
 
 
 class Engine:
@@ -75,7 +91,9 @@ class Engine:
         self._device, self._scheduler, self._policies = device, scheduler, policies
         self._tiers, self._tokenizer, self._seed = tiers, tokenizer, seed
         self._ends = frozenset([tokenizer.eos])
-        self._requests: dict[int, Request] = {}
+        self._requests: dict[int, tuple[Request, float]] = {}
+        self._first: dict[int, float] = {}
+        self._steps = 0
 
     @property
     def room(self) -> bool:
@@ -101,7 +119,7 @@ class Engine:
         generation = Generation(self._tokenizer.decode, max_tokens, request.stop, self._ends)
         sequence = Sequence(handle, prompt, revision, sampling, generation, max_tokens, request.prompt_logprobs)
         self._scheduler.submit(sequence)
-        self._requests[handle] = request
+        self._requests[handle] = (request, time.monotonic())
         if revision is not None:
             self._tiers.prefetch(revision)
 
@@ -114,6 +132,10 @@ class Engine:
         plan = self._scheduler.plan()
         if plan is not None:
             over += self._scheduler.commit(plan, *self._device.run(plan))
+            self._steps += 1
+            for sequence in plan.sequences:
+                if sequence.generation.tokens:
+                    self._first.setdefault(sequence.handle, time.monotonic())
         if self.idle:
             self._scheduler.check_empty()
         return [self._answered(sequence) for sequence in over]
@@ -121,6 +143,12 @@ class Engine:
     def adapters(self) -> TierCounts:
         """What became of the adapters that requests needed, so far."""
         return self._tiers.counts()
+
+    def wait(self, seconds: float) -> None:
+        """Where nothing can be done but wait for weights: until some arrive."""
+
+    def state(self) -> EngineState:
+        return EngineState(self._steps, 0)
 
     def close(self) -> None:
         """End what goes on in the background. Nothing can be served afterwards."""
@@ -181,6 +209,7 @@ class Engine:
                 ticket.release()
 
     def _answered(self, sequence: Sequence) -> Answered:
-        request = self._requests.pop(sequence.handle)
-        row = answer(request.id, sequence, request.logprobs)
-        return Answered(sequence.handle, row, len(sequence.prompt), len(sequence.generation.tokens))
+        request, begun = self._requests.pop(sequence.handle)
+        row, now = answer(request.id, sequence, request.logprobs), time.monotonic()
+        first, tokens = self._first.pop(sequence.handle, now), len(sequence.generation.tokens)
+        return Answered(sequence.handle, row, len(sequence.prompt), tokens, 0, first - begun, now - begun, "")
