@@ -10,7 +10,8 @@ from rich.console import Console
 
 from pefx.errors import PefxError
 from pefx.serving.batch import Batch
-from pefx.serving.journal import Journal, read_fingerprint
+from pefx.serving.formats import read_fingerprint
+from pefx.serving.journal import Journal
 from pefx.serving.policies import Policies
 from pefx.serving.progress import Reporter
 from tests.serving_fakes import BASE, SPEC, FakeCatalog, FakeDevice, make_engine, revision
@@ -45,9 +46,9 @@ def start(requests: Path, out: Path, revisions: FakeCatalog, steps: float = floa
         engine = make_engine(revisions, DyingDevice(steps), sequences=sequences)
         reporter = Reporter("t", 1, journal.answered, Console(file=io.StringIO()))
         policies = Policies(revisions, BASE, SPEC)
-        batch = Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter)
+        batch = Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter, window=8)
         batch.run()
-        journal.finish()
+        journal.finish(batch.summary())
         return batch
 
 

@@ -19,9 +19,10 @@ from pefx.loading import load_base
 from pefx.mesh import check_divides, made, on_mesh, placement, resolved
 from pefx.model import Base
 from pefx.packing import tile_of, whole_pages
-from pefx.serving.batch import Batch
+from pefx.serving.batch import LOOKAHEAD, Batch
 from pefx.serving.engine import Engine
-from pefx.serving.journal import Journal, read_fingerprint
+from pefx.serving.formats import read_fingerprint, writer_version
+from pefx.serving.journal import Journal
 from pefx.serving.pages import PageAllocator
 from pefx.serving.policies import Policies
 from pefx.serving.progress import Reporter
@@ -44,7 +45,8 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     run: dict[str, Any] = {
         "requests": read_fingerprint(requests),
         "config": dataclasses.asdict(config),
-        "software": {name: version(name) for name in ("jax", "jaxlib")},  # other versions may give other bits
+        # Other versions may give other bits.
+        "software": {name: version(name) for name in ("jax", "jaxlib")} | writer_version(out),
     }
     Journal(out, run).check()
     catalog = None if config.catalog is None else Catalog.open(config.catalog, read_only=True)
@@ -69,7 +71,15 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
             if journal.answered:
                 reporter.say(f"{journal.answered} of {total} answers are there already, going on")
             with closing(engine):
-                return _answer(Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter))
+                batch = Batch(
+                    requests,
+                    engine=engine,
+                    policies=policies,
+                    journal=journal,
+                    reporter=reporter,
+                    window=LOOKAHEAD * config.sequences,
+                )
+                return _answer(batch)
 
 
 def _answer(batch: Batch) -> int:
@@ -85,8 +95,9 @@ def _answer(batch: Batch) -> int:
     if preemption and not complete:
         reporter.say(f"stopped with {journal.answered} of {reporter.total} answers; the same command goes on from here")
         return preemption.exit_code
-    journal.finish()
-    reporter.summary(batch.counts, journal.answered, journal.errors, str(journal.out), batch.adapters())
+    summary = batch.summary()
+    journal.finish(summary)
+    reporter.summary(summary, str(journal.out))
     return 0
 
 
