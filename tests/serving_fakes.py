@@ -63,6 +63,10 @@ class FakeCatalog:
             raise PefxError(f"policy '{policy}' has no revision {which}", "unknown_revision")
         return self.revisions[policy, int(number)]
 
+    def check_present(self) -> None:
+        if self.gone:
+            raise PefxError("the catalog cannot be read", "storage")
+
     def load(self, revision: Revision) -> Any:
         if revision.key in self.damaged:
             raise PefxError(f"revision {revision.key} is damaged", "damaged")
