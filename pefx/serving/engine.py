@@ -68,6 +68,7 @@ class Answered:
 class EngineState:
     """Numbers so far."""
 
+    seats: int
     steps: int
     preemptions: int
 
@@ -96,9 +97,14 @@ class Engine:
         self._steps = 0
 
     @property
+    def waiting(self) -> int:
+        """Sequences that wait for a place."""
+        return len(self._scheduler.waiting)
+
+    @property
     def room(self) -> bool:
         """Whether more requests would help: enough wait for the next places otherwise."""
-        return len(self._scheduler.waiting) < 2 * self._scheduler.sequences * len(self._scheduler.shards)
+        return self.waiting < 2 * self._scheduler.sequences * len(self._scheduler.shards)
 
     @property
     def idle(self) -> bool:
@@ -148,7 +154,7 @@ class Engine:
         """Where nothing can be done but wait for weights: until some arrive."""
 
     def state(self) -> EngineState:
-        return EngineState(self._steps, 0)
+        return EngineState(self._scheduler.sequences * len(self._scheduler.shards), self._steps, 0)
 
     def close(self) -> None:
         """End what goes on in the background. Nothing can be served afterwards."""
