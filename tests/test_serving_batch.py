@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pefx import progress
 from pefx.errors import PefxError
+from pefx.serving import batch as batch_module
 from pefx.serving import parquet
 from pefx.serving.batch import Batch
 from pefx.serving.engine import Engine
@@ -33,7 +34,9 @@ class Cut(Exception):
     """Stands for SIGKILL: nothing of the process's memory reaches the disk after it."""
 
 
-WINDOW = 8
+@pytest.fixture(autouse=True)
+def _few_are_read_ahead(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batch_module, "LOOKAHEAD", 2)
 
 
 class DyingDevice(FakeDevice):
@@ -56,7 +59,7 @@ def start(requests: Path, out: Path, revisions: FakeCatalog, steps: float = floa
         engine = make_engine(revisions, DyingDevice(steps), sequences=sequences)
         reporter = Reporter("t", 1, journal.answered, Console(file=io.StringIO()))
         policies = Policies(revisions, BASE, SPEC)
-        batch = Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter, window=WINDOW)
+        batch = Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter)
         batch.run()
         journal.finish(batch.summary())
         return batch
@@ -225,19 +228,19 @@ def requests_name(out: str) -> str:
     return {"a.parquet": "jsonl", "b.parquet": "parquet"}[out]
 
 
-def test_no_more_than_the_window_is_with_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_more_are_read_ahead_than_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     requests = write(tmp_path / "in.jsonl", [{"id": str(i), "prompt": "x"} for i in range(50)])
     most, submit = 0, Engine.submit
 
     def counted(engine: Engine, *arguments: Any) -> Any:
         nonlocal most
         found = submit(engine, *arguments)
-        most = max(most, len(engine._requests))
+        most = max(most, engine.waiting)
         return found
 
     monkeypatch.setattr(Engine, "submit", counted)
-    start(requests, tmp_path / "out", catalog())
-    assert most == WINDOW
+    start(requests, tmp_path / "out", catalog(), sequences=4)
+    assert most == 2 * 4
 
 
 def test_summary_is_of_all_starts(tmp_path: Path):

@@ -21,7 +21,7 @@ from pefx.serving.requests import Request, RequestError
 from pefx.serving.summary import Cost, rounded
 from pefx.store.records import Revision
 
-LOOKAHEAD = 64  # requests queued for each sequence that can run: enough for those of an adapter to come together
+LOOKAHEAD = 64  # sequences that wait for each that can run: enough for those of an adapter to come together
 PATIENCE = 0.05  # seconds to wait at a time where only weights are missing
 
 
@@ -40,25 +40,13 @@ class SeenIds:
 
 
 class Batch:
-    """One run over `requests`; `journal` is started. Bad requests get an error row, the rest are served.
+    """One run over `requests`; `journal` is started. Bad requests get an error row, the rest are served."""
 
-    At most `window` requests are with the engine.
-    """
-
-    def __init__(
-        self,
-        requests: Path,
-        *,
-        engine: Engine,
-        policies: Policies,
-        journal: Journal,
-        reporter: Reporter,
-        window: int,
-    ):
-        self._path, self._engine, self._policies, self._window = requests, engine, policies, window
+    def __init__(self, requests: Path, *, engine: Engine, policies: Policies, journal: Journal, reporter: Reporter):
+        self._path, self._engine, self._policies = requests, engine, policies
         self.journal, self.reporter = journal, reporter
+        self._ahead = LOOKAHEAD * engine.state().seats
         self._seen = SeenIds()
-        self._open = 0
         self._begun = time.monotonic()
         self.counts = Counts()
 
@@ -71,7 +59,7 @@ class Batch:
         while more or not engine.idle:
             if stop(self.counts.steps):
                 return False
-            while more and self._open < self._window:
+            while more and engine.waiting < self._ahead:
                 found = next(requests, None)
                 more = found is not None
                 if found is not None:
@@ -121,7 +109,6 @@ class Batch:
             seconds=round(answered.seconds, 6),
         )
         self.journal.answer(answered.handle, answered.row, cost)
-        self._open -= 1
         counts.answers += 1
         counts.prompt_tokens += answered.prompt_tokens
         counts.tokens += answered.tokens
@@ -140,7 +127,6 @@ class Batch:
             if not new:
                 raise RequestError(f"field 'id': an earlier request has the id {found.id!r} too", "duplicate_id")
             self._engine.submit(number, found, resolve(found, self._policies, self.journal))
-            self._open += 1
         except PefxError as error:
             if error.kind in UNAVAILABLE:
                 raise

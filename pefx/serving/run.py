@@ -19,7 +19,7 @@ from pefx.loading import load_base
 from pefx.mesh import check_divides, made, on_mesh, placement, resolved
 from pefx.model import Base
 from pefx.packing import tile_of, whole_pages
-from pefx.serving.batch import LOOKAHEAD, Batch
+from pefx.serving.batch import Batch
 from pefx.serving.engine import Engine
 from pefx.serving.formats import read_fingerprint, writer_version
 from pefx.serving.journal import Journal
@@ -71,15 +71,7 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
             if journal.answered:
                 reporter.say(f"{journal.answered} of {total} answers are there already, going on")
             with closing(engine):
-                batch = Batch(
-                    requests,
-                    engine=engine,
-                    policies=policies,
-                    journal=journal,
-                    reporter=reporter,
-                    window=LOOKAHEAD * config.sequences,
-                )
-                return _answer(batch)
+                return _answer(Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter))
 
 
 def _answer(batch: Batch) -> int:
