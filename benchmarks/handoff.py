@@ -28,15 +28,16 @@ from pefx.adapters.bank import Bank, empty_bank, load_adapter, read_adapter
 from pefx.adapters.checkpoint_merge import merge_checkpoint
 from pefx.adapters.methods import Adapter
 from pefx.adapters.sites import factor_shapes
-from pefx.config import AdapterSpec, ModelConfig, ServeConfig
+from pefx.config import AdapterSpec, MeshConfig, ModelConfig, ServeConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.huggingface import save_base
 from pefx.loading import load_base
 from pefx.model import Base
-from pefx.serving.engine import Engine
+from pefx.serving.assembly import Parts, bank_room, build_engine
+from pefx.serving.engine import Engine, Way
+from pefx.serving.fair_queue import FairQueue
 from pefx.serving.policies import Policies
 from pefx.serving.requests import Request
-from pefx.serving.run import bank_room, build_engine
 from pefx.store.catalog import Catalog
 
 ROOT = Path(__file__).parent.parent
@@ -86,6 +87,7 @@ class World:
         engine.submit(0, request, revision)
         while not engine.idle:
             engine.step()
+            engine.wait(1.0)
 
 
 def world(directory: Path, place: Path) -> World:
@@ -96,7 +98,7 @@ def world(directory: Path, place: Path) -> World:
     tokenizer = Tokenizer.load(SHIPPED)
     reader = Catalog.open(place / "catalog", read_only=True)
     policies = Policies(reader, digest, bank_room(config))
-    engine = build_engine(config, base, tokenizer, policies, 1)
+    engine, _ = build_engine(config, Parts(base, digest, tokenizer, policies, MeshConfig(1)), FairQueue(), Way())
     banks = empty_bank(base.config, SPEC, 1), empty_bank(base.config, SPEC, 4)
     return World(directory, base, digest, banks[0], catalog, reader, policies, banks[1], engine, place)
 
@@ -126,7 +128,9 @@ def as_checkpoint(now: World) -> tuple[float, float]:
     jax.block_until_ready(jax.tree.leaves(base))
     ready = time.perf_counter() - start
     config = ServeConfig("handoff", str(target), slots=4, sequences=4)
-    engine = build_engine(config, base, Tokenizer.load(SHIPPED), Policies(None, digest, bank_room(config)), 1)
+    policies = Policies(None, digest, bank_room(config))
+    parts = Parts(base, digest, Tokenizer.load(SHIPPED), policies, MeshConfig(1))
+    engine, _ = build_engine(config, parts, FairQueue(), Way())
     now.token(engine, None)
     return ready, time.perf_counter() - start
 

@@ -35,9 +35,9 @@ class Serve:
     config: ConfigPath
     """A file in configs/ that makes a ServeConfig."""
     requests: str
-    """JSONL, one request a line."""
+    """JSONL, one request a line; or *.parquet, one a row."""
     out: str
-    """JSONL, one answer a line; started again on the same files, it goes on where it was cut."""
+    """JSONL, or *.parquet: one answer a request; started again on the same files, it goes on where it was cut."""
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class FakeCatalog:
             raise PefxError(f"policy '{policy}' has no revision {which}", "unknown_revision")
         return self.revisions[policy, int(number)]
 
+    def check_present(self) -> None:
+        if self.gone:
+            raise PefxError("the catalog cannot be read", "storage")
+
     def load(self, revision: Revision) -> Any:
         if revision.key in self.damaged:
             raise PefxError(f"revision {revision.key} is damaged", "damaged")
@@ -113,8 +117,9 @@ class FakeDevice:
             context = [self.pool[shard, *self._place(span, p)] for p in range(end)]
             adapter = "base" if span.slot < 0 else self.bank[shard, span.slot]
             token = row.target if row.target != SAMPLE else self.draw(context, adapter, sequence.sampling.seed)
-            if row.target == SAMPLE and shaper is not None and shaper.mask() is not None:
-                allowed = [t for t in range(self.vocab_size) if shaper.mask()[t // 32] >> t % 32 & 1]
+            mask = None if shaper is None else shaper.mask
+            if row.target == SAMPLE and mask is not None:
+                allowed = [t for t in range(self.vocab_size) if mask[t // 32] >> t % 32 & 1]
                 token = token if token in allowed else allowed[token % len(allowed)]
             top = tuple((t, self.logprob(context, adapter, t)) for t in range(20)) if sequence.top else ()
             outcomes.append(Outcome(token, self.logprob(context, adapter, token), top))

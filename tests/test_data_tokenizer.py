@@ -57,6 +57,12 @@ def test_a_batch_gives_the_ids_of_each(texts: list[str]) -> None:
     assert TOKENIZER.encode_batch(texts) == [TOKENIZER.encode(text) for text in texts]
 
 
+def test_its_json_is_the_tokenizer_again(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_json())
+    shutil.copy(ASSETS / "tokenizer_config.json", tmp_path)
+    assert Tokenizer.load(tmp_path).digest == TOKENIZER.digest
+
+
 def test_file_and_directory_load_alike() -> None:
     assert Tokenizer.load(ASSETS / "tokenizer.json").digest == TOKENIZER.digest
 

@@ -56,6 +56,7 @@ DEVICE_FACING = {
     "pefx.training.run",
     "pefx.training.schedule",  # optax's schedules, made into a numpy table
     "pefx.training.sessions",  # ... and its reader
+    "pefx.serving.assembly",
     "pefx.serving.run",
     "pefx.serving.runner",
 }

@@ -23,8 +23,8 @@ def how(temperature: Any = 1.0, top_p: Any = 1.0, top_k: Any = 0, seed: Any = No
         return np.broadcast_to(np.asarray(value, dtype), ROWS).copy()
 
     seeds = np.arange(ROWS) if seed is None else seed
-    floats = (rows(value, np.float32) for value in (temperature, top_p, min_p))
-    return Sampling(*floats, rows(top_k, np.int32), rows(seeds, np.uint32))
+    temperatures, tops, least = (rows(value, np.float32) for value in (temperature, top_p, min_p))
+    return Sampling(temperatures, tops, least, rows(top_k, np.int32), rows(seeds, np.uint32))
 
 
 def draw(settings: Sampling, positions: Any = 0, logits=LOGITS) -> np.ndarray:

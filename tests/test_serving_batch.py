@@ -2,15 +2,23 @@
 
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from pefx import progress
 from pefx.errors import PefxError
+from pefx.serving import batch as batch_module
+from pefx.serving import parquet
 from pefx.serving.batch import Batch
-from pefx.serving.journal import Journal, read_fingerprint
+from pefx.serving.engine import Engine
+from pefx.serving.formats import read_fingerprint
+from pefx.serving.journal import Journal
 from pefx.serving.policies import Policies
 from pefx.serving.progress import Reporter
 from tests.serving_fakes import BASE, SPEC, FakeCatalog, FakeDevice, make_engine, revision
@@ -26,6 +34,11 @@ class Cut(Exception):
     """Stands for SIGKILL: nothing of the process's memory reaches the disk after it."""
 
 
+@pytest.fixture(autouse=True)
+def _few_are_read_ahead(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batch_module, "LOOKAHEAD", 2)
+
+
 class DyingDevice(FakeDevice):
     def __init__(self, steps: float):
         super().__init__(page_size=4)
@@ -35,6 +48,7 @@ class DyingDevice(FakeDevice):
         self.steps -= 1
         if self.steps < 0:
             raise Cut
+        self.plans.clear()
         return super().run(plan)
 
 
@@ -47,7 +61,7 @@ def start(requests: Path, out: Path, revisions: FakeCatalog, steps: float = floa
         policies = Policies(revisions, BASE, SPEC)
         batch = Batch(requests, engine=engine, policies=policies, journal=journal, reporter=reporter)
         batch.run()
-        journal.finish()
+        journal.finish(batch.summary())
         return batch
 
 
@@ -172,3 +186,101 @@ def test_bad_lines_alone_are_a_run_too(tmp_path: Path):
     requests = write(tmp_path / "in.jsonl", [b"x"] * 50)
     start(requests, tmp_path / "out", catalog())
     assert len(read(tmp_path / "out")) == 50
+
+
+def as_parquet(lines: Path, table: Path) -> Path:
+    """The rows of a JSONL file of requests."""
+    pq.write_table(pa.Table.from_pylist([json.loads(line) for line in lines.read_text().splitlines()]), table)
+    return table
+
+
+def test_parquet_in_and_out_is_the_same_run_however_often_cut(tmp_path: Path):
+    rows = [row for row in mixed(40) if isinstance(row, dict)]
+    lines = write(tmp_path / "in.jsonl", rows)
+    table = as_parquet(lines, tmp_path / "in.parquet")
+    start(lines, tmp_path / "out.jsonl", catalog())
+    start(table, tmp_path / "whole.parquet", catalog())
+    for requests, out in ((lines, tmp_path / "a.parquet"), (table, tmp_path / "b.parquet")):
+        for _ in range(100):
+            try:
+                start(requests, out, catalog(), steps=9)
+                break
+            except Cut:
+                assert not out.exists()
+    assert (tmp_path / "b.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+    wanted = read(tmp_path / "out.jsonl")
+    for name, word in (("a.parquet", "line"), ("b.parquet", "row")):
+        found = pq.read_table(tmp_path / name).to_pylist()
+        assert [row["tokens"] for row in found] == [row.get("tokens") for row in wanted]
+        errors = [(row["id"], row["error"]["type"], row["error"]["message"]) for row in found if row["error"]]
+        assert errors == [
+            (
+                row["id"],
+                row["error"]["type"],
+                row["error"]["message"].replace("jsonl line", f"{requests_name(name)} {word}"),
+            )
+            for row in wanted
+            if "error" in row
+        ]
+
+
+def requests_name(out: str) -> str:
+    return {"a.parquet": "jsonl", "b.parquet": "parquet"}[out]
+
+
+def test_no_more_are_read_ahead_than_pay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    requests = write(tmp_path / "in.jsonl", [{"id": str(i), "prompt": "x"} for i in range(50)])
+    most, submit = 0, Engine.submit
+
+    def counted(engine: Engine, *arguments: Any) -> Any:
+        nonlocal most
+        found = submit(engine, *arguments)
+        most = max(most, engine.waiting)
+        return found
+
+    monkeypatch.setattr(Engine, "submit", counted)
+    start(requests, tmp_path / "out", catalog(), sequences=4)
+    assert most == 2 * 4
+
+
+def test_summary_is_of_all_starts(tmp_path: Path):
+    requests = write(tmp_path / "in.jsonl", mixed(40))
+    starts = 0
+    for _ in range(100):
+        starts += 1
+        try:
+            start(requests, tmp_path / "out", catalog(), steps=9)
+            break
+        except Cut:
+            continue
+    summary, rows = json.loads((tmp_path / "out.summary.json").read_text()), read(tmp_path / "out")
+    assert summary["requests"] == len(rows) == 40
+    assert 1 < summary["starts"] <= starts
+    kinds = [row["error"]["type"] for row in rows if "error" in row]
+    assert summary["errors"] == {kind: kinds.count(kind) for kind in sorted(set(kinds))}
+    assert summary["generated_tokens"] == sum(len(row.get("tokens", ())) for row in rows)
+    assert summary["adapters"] == len(POLICIES)
+    assert 0 < summary["first_token_seconds"]["p50"] <= summary["request_seconds"]["max"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_memory_grows_by_ids_alone(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch):
+    """An input of twice the size, 1 KB a request, takes under 300 bytes a request more: ids, places in the log."""
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 100)
+    monkeypatch.setattr(progress, "LINE_SECONDS", float("inf"))  # the first line loads tables of a few MB
+    peaks = []  # the first has what is made once
+    for count in (50, 300, 800):
+        rows = [{"id": f"r{i}", "prompt": "x", "max_tokens": 1, "stop": [f"{i:1000}"]} for i in range(count)]
+        requests = write(tmp_path / f"in{count}.jsonl", rows)
+        if ending == "parquet":
+            table = pa.Table.from_pylist(rows)
+            pq.write_table(table, requests.with_suffix(".parquet"), row_group_size=200)
+            requests = requests.with_suffix(".parquet")
+            del table
+        del rows
+        tracemalloc.start()
+        batch = start(requests, tmp_path / f"out{count}.{ending}", catalog())
+        assert batch.summary()["errors"] == {}
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (peaks[2] - peaks[1]) / 500 < 300, peaks

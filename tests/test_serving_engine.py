@@ -155,7 +155,7 @@ def test_a_narrow_way_to_the_store_changes_no_answer_and_no_order(host_bytes: in
     wide, narrow, alike = FakeDevice(page_size=4), FakeDevice(page_size=4), Way(lockstep=True)
     revisions = Library()
     expected = serve(make_engine(revisions, wide, slots=3, shards=2, how=alike), in_turns(4), revisions)
-    way = {"limit_bytes": host_bytes, "workers": workers, "queue": queue}
+    way: dict[str, Any] = {"limit_bytes": host_bytes, "workers": workers, "queue": queue}
     engine = make_engine(revisions, narrow, slots=3, shards=2, how=alike, **way)
     assert serve(engine, in_turns(4), revisions) == expected
     assert (narrow.loads, [len(plan.spans) for plan in narrow.plans]) == (
@@ -344,3 +344,24 @@ def test_the_numbers_of_an_engine_add_up():
     assert (state.waiting, state.running, state.pages_used, state.pages, state.seats) == (0, 0, 0, 64, 4)
     assert state.steps == len(engine._device.plans)  # pyright: ignore[reportAttributeAccessIssue]
     assert state.batch_rows == state.batch_tokens
+
+
+class Stubborn(Vowels):
+    """A form that cannot be followed beyond one token."""
+
+    def mask(self) -> np.ndarray:
+        if self.drawn:
+            raise PefxError("field 'regex': nothing can follow", "invalid_request")
+        return super().mask()
+
+
+def test_a_form_that_cannot_be_followed_is_its_requests_error():
+    class Grammars(VowelGrammars):
+        def start(self, request: Request) -> Vowels | None:
+            return Stubborn() if request.constrained else None
+
+    rows = serve(
+        make_engine(grammars=Grammars()), [Request("a", (1,), regex="x"), Request("b", (1,), max_tokens=9)], catalog()
+    )
+    assert rows[0]["error"]["type"] == "invalid_request"
+    assert "error" not in rows[1]

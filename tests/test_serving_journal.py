@@ -9,7 +9,8 @@ import pytest
 
 from pefx.errors import PefxError
 from pefx.serving import journal as journal_module
-from pefx.serving.journal import Journal, Resolved, read_fingerprint
+from pefx.serving.journal import Journal, Resolved
+from pefx.serving.summary import Cost
 
 RUN = {"requests": {"sha256": "r"}, "config": {"seed": 0, "targets": ("q_proj",)}, "base": "b"}
 
@@ -30,7 +31,7 @@ def filled(out: Path) -> bytes:
         journal.resolve("p", None, Resolved(4, "sha256:4"))
         journal.answer(3, row(3))
         journal.resolve("q", 2, Resolved(error=PefxError("no such", "unknown_policy")))
-        journal.answer(5, {"id": None, "error": {}})
+        journal.answer(5, {"id": None, "error": {"type": "e"}})
         journal.answer(1, row(1))
         journal.flush()
     return Path(f"{out}.partial").read_bytes()
@@ -67,8 +68,8 @@ def test_every_cut_continues_to_the_same_bytes(tmp_path: Path):
                 assert journal.resolved["p", None] == Resolved(4, "sha256:4")
             for line in (5, 3, 2, 1):
                 if not journal.has(line):
-                    journal.answer(line, {"id": None, "error": {}} if line == 5 else row(line))
-            assert (journal.answered, journal.errors) == (4, 1)
+                    journal.answer(line, {"id": None, "error": {"type": "e"}} if line == 5 else row(line))
+            assert (journal.answered, journal.totals.errors) == (4, {"e": 1})
             journal.finish()
         assert out.read_bytes() == wanted
         out.unlink()
@@ -185,24 +186,38 @@ def test_memory_does_not_hold_the_log(tmp_path: Path):
         assert os.path.getsize(tmp_path / "out.partial") > journal_module.PENDING_BYTES
 
 
-def test_fingerprint(tmp_path: Path):
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b"{}\n\n \n[]")
-    assert read_fingerprint(path)["requests"] == 2
-    assert read_fingerprint(path)["bytes"] == 8
-    before = read_fingerprint(path)["sha256"]
-    path.write_bytes(b"{}\n\n \n[}")
-    assert read_fingerprint(path)["sha256"] != before
+def test_a_summary_comes_before_the_answers_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    filled(out)
+
+    def cut(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    with started(out) as journal:
+        monkeypatch.setattr(journal_module, "write_answers", cut)
+        with pytest.raises(KeyboardInterrupt):
+            journal.finish({"requests": 3})
+    monkeypatch.undo()
+    assert not out.exists()
+    with started(out) as journal:
+        journal.finish({"requests": 4})
+    assert json.loads((tmp_path / "out.summary.json").read_text()) == {"requests": 4}
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n"])
-def test_file_without_requests_is_refused(tmp_path: Path, content: bytes):
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(content)
-    with pytest.raises(PefxError, match="holds no request"):
-        read_fingerprint(path)
-    with pytest.raises(PefxError, match="cannot read the requests"):
-        read_fingerprint(tmp_path / "missing")
+def test_totals_are_of_all_starts(tmp_path: Path):
+    out = tmp_path / "out"
+    for start in range(3):
+        with started(out) as journal:
+            journal.answer(
+                start + 1,
+                row(start + 1),
+                Cost(at=2.0, prompt_tokens=5, cached_tokens=1, tokens=3, waited=0.5, seconds=1.0),
+            )
+            journal.answer(start + 11, {"id": None, "error": {"type": "prompt_too_long", "message": ""}})
+            journal.flush()
+    totals = journal.totals
+    assert (totals.starts, totals.answers, totals.prompt_tokens, totals.tokens, totals.seconds) == (3, 6, 15, 9, 6.0)
+    assert totals.errors == {"prompt_too_long": 3}
 
 
 def test_one_that_does_not_write_follows_one_that_does(tmp_path: Path):
@@ -211,7 +226,7 @@ def test_one_that_does_not_write_follows_one_that_does(tmp_path: Path):
     before = sorted((path, path.read_bytes()) for path in tmp_path.iterdir())
     with Journal(out, RUN, write=False) as follower:
         follower.start()
-        assert (follower.answered, follower.errors, follower.has(7)) == (3, 1, False)
+        assert (follower.answered, follower.totals.errors, follower.has(7)) == (3, {"e": 1}, False)
         assert follower.resolved["p", None].number == 4
         follower.answer(7, row(7))
         follower.resolve("r", None, Resolved(1, "sha256:1"))

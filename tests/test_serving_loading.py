@@ -33,7 +33,7 @@ class Store:
         return {"site": {"a": np.zeros(8, np.uint8)}}
 
 
-def make(store: Store, policies: list[str], **way: int) -> tuple[Loading, Scheduler, Tiers, list[Sequence]]:
+def make(store: Store, policies: list[str], **way: Any) -> tuple[Loading, Scheduler, Tiers, list[Sequence]]:
     residency = Residency(4)
     scheduler = Scheduler(shards=[Shard(PageAllocator(9), residency)], size=StepSize(4, 4, 2, 4))
     tiers = Tiers(store.load, 1 << 20, slots=[residency], **way)

@@ -93,3 +93,38 @@ def test_a_load_comes_to_the_same_on_all_processes():
     with pytest.raises(PefxError, match="a@1 was loaded by another process of this job and not by this one") as caught:
         third.agree_on_load(here, damaged)
     assert caught.value.kind == "storage"
+
+
+def test_a_catalog_that_is_gone_is_not_taken_for_an_empty_one():
+    """As a lost mount: what is not there reads as absent or damaged."""
+
+    class Lost(FakeCatalog):
+        def serving(self, policy: str, which: int | str | None = None):
+            raise PefxError(f"policy '{policy}' is not in the catalog", "unknown_policy")
+
+        def load(self, revision):
+            raise PefxError("its weights are missing", "damaged")
+
+    catalog = Lost(revision("a"))
+    policies = Policies(catalog, BASE, SPEC)
+    for gone, kinds in ((True, ["storage", "storage"]), (False, ["unknown_policy", "damaged"])):
+        catalog.gone = gone
+        found = []
+        for call in (lambda: policies.resolve("a", None), lambda: policies.load(revision("a"))):
+            with pytest.raises(PefxError) as caught:
+                call()
+            found.append(caught.value.kind)
+        assert found == kinds
+
+
+def test_a_catalog_that_comes_back_is_asked_again():
+    class Blinking(FakeCatalog):
+        looks = 0
+
+        def serving(self, policy: str, which: int | str | None = None):
+            self.looks += 1
+            if self.looks == 1:
+                raise PefxError(f"policy '{policy}' is not in the catalog", "unknown_policy")
+            return super().serving(policy, which)
+
+    assert Policies(Blinking(revision("a")), BASE, SPEC).resolve("a", None).number == 1

@@ -92,7 +92,10 @@ def test_mixed_batch(config: ServeConfig, tmp_path: Path, capsys: pytest.Capture
     assert "in.jsonl line 7" in answers["nobody"]["error"]["message"]
     told = capsys.readouterr().err
     assert f"{len(rows)} answers, 4 of them errors" in told
-    assert "adapters: slots 0 hits, 4 misses, 0 evictions; host memory" in told
+    assert "4 adapters; this start: slots 0 hits, 4 loads, " in told
+    summary = json.loads((tmp_path / "out.jsonl.summary.json").read_text())
+    assert (summary["requests"], summary["starts"], summary["adapters"]) == (len(rows), 1, 4)
+    assert summary["generated_tokens"] == sum(len(answer.get("tokens", ())) for answer in answers.values())
     assert "4 reads of" in told
     before = out.read_bytes()
     assert serve_file(config, tmp_path / "in.jsonl", out) == 0  # complete: nothing is done again

@@ -76,10 +76,10 @@ class Counting:
 
 def test_a_form_is_followed_token_by_token():
     made = Shaper(Request("a", "x", regex="ab"), [], Counting())
-    assert shaper([], []).mask() is None
+    assert shaper([], []).mask is None
     for left in (2, 1):
         assert not made.over
-        mask = made.mask()
+        mask = made.mask
         assert mask is not None
         assert mask[0] == left
         made.push(7)

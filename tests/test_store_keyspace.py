@@ -69,6 +69,18 @@ def test_absent_is_told_and_not_made(tmp_path: Path) -> None:
     assert kind_of(Keyspace.open, tmp_path / "x", create=True, read_only=True)[0] == "invalid_input"
 
 
+def test_what_is_gone_is_told_from_what_is_empty(space: Keyspace, tmp_path: Path) -> None:
+    space.transact([Write("a", b"1")])
+    reader = Keyspace.open(tmp_path / "catalog", read_only=True)
+    reader.check_present()
+    (tmp_path / "catalog").rename(tmp_path / "away")
+    assert reader.read("a").value is None
+    assert kind_of(reader.check_present)[0] == "no_catalog"
+    (tmp_path / "away").rename(tmp_path / "catalog")
+    reader.check_present()
+    assert reader.read("a").value == b"1"
+
+
 def test_what_is_no_catalog_is_left_alone(tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("mine")

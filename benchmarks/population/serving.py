@@ -7,24 +7,24 @@ turns, and prints one line of JSON. A step is warm where it decodes, and no adap
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from benchmarks.population.people import BASE, name_of
 from pefx.config import ServeConfig
-from pefx.data.tokenizer import Tokenizer
-from pefx.loading import load_base
-from pefx.mesh import on_mesh, placement, resolved
-from pefx.serving.engine import Engine
+from pefx.mesh import on_mesh
+from pefx.serving.assembly import bank_room, build_engine, read_parts
+from pefx.serving.engine import Engine, Way
+from pefx.serving.fair_queue import FairQueue
 from pefx.serving.policies import Policies
 from pefx.serving.requests import Request
-from pefx.serving.run import bank_room, build_engine
 from pefx.store.catalog import Catalog
 
 REQUESTS, ROUNDS = 2000, 3
 PROMPT, ANSWER = 24, 32  # tokens
+AT_ONCE = 64
 ZIPF = 1.1
 
 
@@ -38,13 +38,8 @@ class Timed:
     drawn: int = 0  # tokens of the last step
     decoding: bool = False  # whether it took in no prompt
 
-    @property
-    def vocab_size(self) -> int:
-        return self.device.vocab_size
-
-    @property
-    def context(self) -> int:
-        return self.device.context
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.device, name)
 
     def load(self, *arguments: Any) -> None:
         start = time.perf_counter()
@@ -81,7 +76,7 @@ def serve(engine: Engine, timed: Timed, policies: Policies, todo: list[Request])
     steps, host, drawn, lookups, at = [], 0.0, 0, [], 0
     begun = time.perf_counter()
     while at < len(todo) or not engine.idle:
-        while at < len(todo) and engine.room:
+        while at < len(todo) and engine.waiting < 2 * AT_ONCE:
             start = time.perf_counter()
             revision = policies.resolve(str(todo[at].policy), None)
             lookups.append(time.perf_counter() - start)
@@ -89,6 +84,7 @@ def serve(engine: Engine, timed: Timed, policies: Policies, todo: list[Request])
             at += 1
         start, loaded, ran = time.perf_counter(), len(timed.loads), len(timed.steps)
         engine.step()
+        engine.wait(1.0)
         took = time.perf_counter() - start
         if len(timed.loads) == loaded and len(timed.steps) > ran and timed.decoding:
             steps.append(timed.steps[-1])
@@ -107,19 +103,17 @@ def serve(engine: Engine, timed: Timed, policies: Policies, todo: list[Request])
 def main(words: list[str]) -> None:
     """Serve both catalogs in turn."""
     places = {words[0]: int(words[1]), words[2]: int(words[3])}
-    tokenizer = Tokenizer.load(BASE)
     found: dict[str, list[dict[str, float]]] = {place: [] for place in places}
     configs = {
-        place: ServeConfig("population", str(BASE), catalog=place, slots=64, sequences=64, max_rank=1)
+        place: ServeConfig("population", str(BASE), catalog=place, slots=AT_ONCE, sequences=AT_ONCE, max_rank=1)
         for place in places
     }
-    mesh = resolved(next(iter(configs.values())).mesh, 64)
-    with on_mesh(mesh):
-        base, digest = load_base(BASE, "float32", placement())
+    shared = read_parts(next(iter(configs.values())), None)
+    with on_mesh(shared.mesh):
         for round in range(ROUNDS + 1):  # the first compiles
             for place, config in configs.items():
-                policies = Policies(Catalog.open(place, read_only=True), digest, bank_room(config))
-                engine = build_engine(config, base, tokenizer, policies, mesh.rows)
+                policies = Policies(Catalog.open(place, read_only=True), shared.digest, bank_room(config))
+                engine, _ = build_engine(config, replace(shared, policies=policies), FairQueue(), Way())
                 timed = Timed(engine._device)
                 engine._device = timed  # type: ignore[assignment]
                 measured = serve(engine, timed, policies, requests(places[place], round))

@@ -72,6 +72,10 @@ class Tokenizer:
         """The text of token ids, special tokens included; bytes that are no UTF-8 become U+FFFD."""
         return self._backend.decode(list(ids), skip_special_tokens=False)
 
+    def to_json(self) -> str:
+        """The text of its `tokenizer.json`."""
+        return self._backend.to_str()
+
     def token_id(self, token: str) -> int | None:
         """The id of a token by its spelling, or None."""
         return self._backend.token_to_id(token)

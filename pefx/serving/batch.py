@@ -1,25 +1,28 @@
 """A file of requests to a file of answers, each exactly once, in memory that does not grow with the answers.
 
-Requests are read as places come free. What the journal holds already is passed over, so a start continues where the
-one before was cut.
+So many requests are queued that those of one adapter find each other, and no more. What the journal holds already is
+passed over, so a start continues where the one before was cut.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from pefx.errors import PefxError
 from pefx.serving.answers import refusal
-from pefx.serving.engine import Engine
+from pefx.serving.engine import Answered, Engine
+from pefx.serving.formats import read_requests
 from pefx.serving.journal import Journal, Resolved
 from pefx.serving.policies import UNAVAILABLE, Policies
 from pefx.serving.progress import Counts, Reporter
-from pefx.serving.requests import Request, RequestError, parse_line
+from pefx.serving.requests import Request, RequestError
+from pefx.serving.summary import Cost, rounded
 from pefx.store.records import Revision
-from pefx.store.tiers import TierCounts
 
-LOOKAHEAD = 2  # requests that are read ahead of their turns, for each place in a step
-LONGEST_WAIT = 1.0  # seconds until it is looked whether the run shall stop, while weights are waited for
+LOOKAHEAD = 64  # sequences that wait for each that can run: enough for those of an adapter to come together
+PATIENCE = 0.05  # seconds to wait at a time where only weights are missing
 
 
 class SeenIds:
@@ -36,14 +39,6 @@ class SeenIds:
         return new
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Number (from 1) and content of each line that is not blank, one at a time."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line
-
-
 class Batch:
     """One run over `requests`; `journal` is started. Bad requests get an error row, the rest are served."""
 
@@ -52,6 +47,7 @@ class Batch:
         self.journal, self.reporter = journal, reporter
         self._ahead = LOOKAHEAD * engine.state().seats
         self._seen = SeenIds()
+        self._begun = time.monotonic()
         self.counts = Counts()
 
     def run(self, stop: Callable[[int], bool] = lambda step: False) -> bool:
@@ -59,53 +55,82 @@ class Batch:
 
         Raises PefxError where the run as a whole cannot go on; what is answered by then is kept.
         """
-        engine, lines, more = self._engine, read_lines(self._path), True
+        engine, requests, more = self._engine, read_requests(self._path), True
         while more or not engine.idle:
             if stop(self.counts.steps):
                 return False
             while more and engine.waiting < self._ahead:
-                number, line = next(lines, (0, b""))
-                more = number > 0
-                if more:
-                    self._take(number, line)
-            over = engine.step()
-            if not over:
-                engine.wait(LONGEST_WAIT)
-            for answered in over:
-                self.journal.answer(answered.handle, answered.row)
-                self.counts.answers += 1
-                self.counts.prompt_tokens += answered.prompt_tokens
-                self.counts.tokens += answered.tokens
+                found = next(requests, None)
+                more = found is not None
+                if found is not None:
+                    self._take(*found)
+            answered = engine.step()
+            for one in answered:
+                self._answer(one)
             self.counts.steps += 1
             self.journal.flush()
             self.reporter.update(self.counts)
+            if not answered:
+                engine.wait(PATIENCE)
         return True
 
-    def adapters(self) -> TierCounts:
-        """What became of the adapters that requests of this start needed."""
-        return self._engine.adapters()
+    def summary(self) -> dict[str, Any]:
+        """What the run came to, as JSON: all its starts, and of this one what only it can know."""
+        tiers, state, resolved = self._engine.adapters(), self._engine.state(), self.journal.resolved
+        served = {(policy, found.number) for (policy, _), found in resolved.items() if found.error is None}
+        host = tiers.host
+        return {
+            **self.journal.totals.summary(),
+            "adapters": len(served),
+            "this_start": {
+                "answers": self.counts.answers,
+                "steps": state.steps,
+                "preemptions": state.preemptions,
+                "slot_hits": tiers.slot_hits,
+                "slot_loads": tiers.slot_loads,
+                "slot_evictions": tiers.slot_evictions,
+                "host_hits": host.hits,
+                "host_misses": host.shared + host.misses,
+                "host_evictions": host.evictions,
+                "store_reads": host.loads,
+                "store_bytes": host.bytes_loaded,
+                "store_wait_seconds": rounded(host.wait_seconds),
+            },
+        }
 
-    def _take(self, number: int, line: bytes) -> None:
-        """Queue the request on a line, or answer it with what is wrong with it."""
-        where = f"{self._path.name} line {number}"
-        try:
-            request = parse_line(line, where)
-        except RequestError as error:
-            if error.id is not None:
-                self._seen.add(error.id)
-            self._refuse(number, error.id, error)
+    def _answer(self, answered: Answered) -> None:
+        counts, at = self.counts, time.monotonic() - self._begun
+        cost = Cost(
+            at=round(at, 6),
+            prompt_tokens=answered.prompt_tokens,
+            cached_tokens=answered.cached_tokens,
+            tokens=answered.tokens,
+            waited=round(answered.waited, 6),
+            seconds=round(answered.seconds, 6),
+        )
+        self.journal.answer(answered.handle, answered.row, cost)
+        counts.answers += 1
+        counts.prompt_tokens += answered.prompt_tokens
+        counts.tokens += answered.tokens
+
+    def _take(self, number: int, where: str, found: Request | RequestError) -> None:
+        """Queue the request of a line or row, or answer it with what is wrong with it."""
+        if isinstance(found, RequestError):
+            if found.id is not None:
+                self._seen.add(found.id)
+            self._refuse(number, found.id, found)
             return
-        new = self._seen.add(request.id)
+        new = self._seen.add(found.id)
         if self.journal.has(number):
             return
         try:
             if not new:
-                raise RequestError(f"field 'id': an earlier line has the id {request.id!r} too", "duplicate_id")
-            self._engine.submit(number, request, resolve(request, self._policies, self.journal))
+                raise RequestError(f"field 'id': an earlier request has the id {found.id!r} too", "duplicate_id")
+            self._engine.submit(number, found, resolve(found, self._policies, self.journal))
         except PefxError as error:
             if error.kind in UNAVAILABLE:
                 raise
-            self._refuse(number, request.id, PefxError(f"{where}: {error}", error.kind))
+            self._refuse(number, found.id, PefxError(f"{where}: {error}", error.kind))
 
     def _refuse(self, number: int, id: str | None, error: PefxError) -> None:
         if not self.journal.has(number):

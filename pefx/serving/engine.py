@@ -175,7 +175,7 @@ class Engine:
         check_tokens(request, device.vocab_size)
         if request.constrained and self._grammars is None:
             raise PefxError("this server holds no answer to a regex or a json_schema", "invalid_request")
-        ends = frozenset([*request.stop_token_ids, *([] if request.ignore_eos else [self._tokenizer.eos])])
+        ends = frozenset(request.stop_token_ids + (() if request.ignore_eos else (self._tokenizer.eos,)))
         max_tokens = min(request.max_tokens, context - len(prompt))
         choices: list[Sequence] = []
         for choice in range(request.choices):

@@ -1,33 +1,38 @@
 """The record of a batch run: what is answered already, and by which revisions. Survives SIGKILL at any instant.
 
-Three files, beside one another:
+Files, beside one another:
 `OUT.run.json`  what the run is (request file, config, base, software). Written once, whole, before anything else.
-`OUT.partial`   a log of JSON lines in the order things happened: `["revision", policy, asked, number, content hash]`,
-                `["refused", policy, asked, type, message]` when a name is first resolved, `["answer", line, {..}]` when
-                a request is done. A name's line precedes every answer that relied on it. A torn tail is cut off.
-`OUT`           the answers alone, in the order of the requests. It appears, whole, when the last answer is in the log;
-                then the log goes. So OUT has the same bytes however often the run was killed, and is never half there.
+`OUT.partial`   a log of JSON lines in the order things happened: `["start"]` when a process begins,
+                `["revision", policy, asked, number, content hash]` or `["refused", policy, asked, type, message]` when
+                a name is first resolved, `["answer", line, [cost], {..}]` when a request is done (cost: see `Cost`).
+                A name's line precedes every answer that relied on it. A torn tail is cut off.
+`OUT`           the answers alone, in the order of the requests, as JSONL or Parquet. It appears, whole, when the last
+                answer is in the log; then the log goes. So OUT has the same bytes however often the run was killed,
+                and is never half there.
+`OUT.summary.json`  what the run came to; written, whole, before OUT.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pefx.errors import PefxError
 from pefx.serving.answers import to_json
+from pefx.serving.formats import write_answers
+from pefx.serving.summary import Cost, Totals
 
 SYNC_SECONDS = 1.0
 PENDING_BYTES = 1 << 20
 NOWHERE = -1
-FORMAT = 1
+FORMAT = 2
 
 Asked = tuple[str, int | str | None]
 
@@ -39,24 +44,6 @@ class Resolved:
     number: int | None = None
     content_hash: str | None = None
     error: PefxError | None = None
-
-
-def read_fingerprint(path: Path) -> dict[str, Any]:
-    """Size, count of requests (lines that are not blank) and SHA-256 of a request file.
-
-    Raises PefxError where it cannot be read or holds no request.
-    """
-    digest, size, count = hashlib.sha256(), 0, 0
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                digest.update(line)
-                size, count = size + len(line), count + bool(line.strip())
-    except OSError as error:
-        raise PefxError(f"{path}: cannot read the requests: {error.strerror}") from None
-    if count == 0:
-        raise PefxError(f"{path}: holds no request, expected one JSON object on each line")
-    return {"bytes": size, "requests": count, "sha256": digest.hexdigest()}
 
 
 class Journal:
@@ -74,8 +61,7 @@ class Journal:
         self._synced = 0.0
         self._file: BinaryIO | None = None
         self._pending = bytearray()
-        self.answered = 0
-        self.errors = 0
+        self.totals = Totals()
         self.resolved: dict[Asked, Resolved] = {}
 
     def __enter__(self) -> "Journal":
@@ -89,6 +75,11 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    @property
+    def answered(self) -> int:
+        """Requests that are answered, by whichever start."""
+        return self.totals.answers
 
     @property
     def complete(self) -> bool:
@@ -123,6 +114,7 @@ class Journal:
         if not self._write:
             if not self.complete:
                 self._read()
+                self.totals.start()
             return
         if self.complete:
             self._partial.unlink(missing_ok=True)
@@ -144,6 +136,8 @@ class Journal:
         sync_directory(self.out.parent)
         self._read()
         self._file.truncate(self._end)
+        self.totals.start()
+        self._append(["start"])
 
     def _read(self) -> None:
         """Take in the log, up to where it is torn."""
@@ -162,8 +156,10 @@ class Journal:
         except ValueError:  # after a power cut, a stretch of the log may be garbage
             return False
         if kind == "answer":
-            number, row = rest
-            self._remember(number, "error" in row)
+            number, cost, row = rest
+            self._remember(number, row, None if cost is None else Cost(*cost))
+        elif kind == "start":
+            self.totals.start()
         elif kind == "revision":
             policy, asked, number, content_hash = rest
             self.resolved[policy, asked] = Resolved(number, content_hash)
@@ -176,19 +172,18 @@ class Journal:
         """Whether the request on `line` (from 1) is answered."""
         return line < len(self._places) and self._places[line] != NOWHERE
 
-    def _remember(self, line: int, error: bool) -> None:
+    def _remember(self, line: int, row: dict[str, Any], cost: Cost | None) -> None:
         if self.has(line):
             raise RuntimeError(f"line {line} is answered twice")
         missing = line + 1 - len(self._places)
         self._places.extend([NOWHERE] * max(missing, 0))
         self._places[line] = self._end
-        self.answered += 1
-        self.errors += error
+        self.totals.add(row, cost)
 
-    def answer(self, line: int, row: dict[str, Any]) -> None:
-        """Record the answer to the request on `line`."""
-        self._remember(line, "error" in row)
-        self._append(["answer", line, row])
+    def answer(self, line: int, row: dict[str, Any], cost: Cost | None = None) -> None:
+        """Record the answer to the request on `line`; one that was refused at once has no cost."""
+        self._remember(line, row, cost)
+        self._append(["answer", line, cost, row])
 
     def resolve(self, policy: str, number: int | str | None, resolved: Resolved) -> None:
         """Record what a name stands for, for the rest of the run."""
@@ -219,8 +214,11 @@ class Journal:
                 os.fdatasync(self._file.fileno())
                 self._synced = time.monotonic()
 
-    def finish(self) -> None:
-        """Write OUT from the log, note the revisions used beside what the run is, and drop the log."""
+    def finish(self, summary: dict[str, Any] | None = None) -> None:
+        """Write OUT from the log, note the revisions used beside what the run is, and drop the log.
+
+        A `summary` is written beside it.
+        """
         if not self._write:
             return
         self._synced = 0.0
@@ -228,7 +226,9 @@ class Journal:
         used = [[p, asked, r.number, r.content_hash] for (p, asked), r in self.resolved.items() if r.error is None]
         with self._disk_errors():
             write_whole(self._header, json.dumps({**self.run, "revisions": used}, indent=1).encode())
-            write_whole(self.out, self._answers())
+            if summary is not None:
+                write_whole(Path(f"{self.out}.summary.json"), json.dumps(summary, indent=1).encode() + b"\n")
+            write_whole(self.out, lambda file: write_answers(self.out, file, self._answers()))
             self._partial.unlink()
 
     def _answers(self) -> Iterator[bytes]:
@@ -237,7 +237,8 @@ class Journal:
                 if place == NOWHERE:  # a blank line of the request file
                     continue
                 log.seek(place)
-                yield log.readline().split(b",", 2)[2].removesuffix(b"]\n") + b"\n"
+                line = log.readline()
+                yield line[line.index(b"{") : -len(b"]\n")]
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
@@ -248,11 +249,11 @@ class Journal:
             raise PefxError(f"{self.out}: cannot be written: {why}") from error
 
 
-def write_whole(path: Path, content: bytes | Iterator[bytes]) -> None:
+def write_whole(path: Path, content: bytes | Callable[[BufferedIOBase], None]) -> None:
     """Write a file so that it is there whole, on the disk, or not at all."""
     temporary = Path(f"{path}.tmp")
     with temporary.open("wb") as file:
-        file.writelines([content] if isinstance(content, bytes) else content)
+        file.write(content) if isinstance(content, bytes) else content(file)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

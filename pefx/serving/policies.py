@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from pefx.store.records import Revision
 UNAVAILABLE = frozenset({"storage", "no_permission", "no_catalog", "closed"})
 
 Weights = dict[str, dict[str, np.ndarray]]
+Found = TypeVar("Found")
 
 
 @runtime_checkable
@@ -23,6 +24,8 @@ class Revisions(Protocol):
     def serving(self, policy: str, which: int | str | None = None) -> Revision: ...
 
     def load(self, revision: Revision) -> Weights: ...
+
+    def check_present(self) -> None: ...
 
 
 class Policies:
@@ -63,7 +66,8 @@ class Policies:
     def _find(self, policy: str, number: int | str | None) -> Revision:
         if self._catalog is None:
             raise PefxError(f"policy '{policy}' is unknown: there is no catalog here, only a base", "unknown_policy")
-        revision = self._catalog.serving(policy, number)
+        catalog = self._catalog
+        revision = self._look(lambda: catalog.serving(policy, number))
         if revision.policy != policy or (isinstance(number, int) and number != revision.number):
             raise PefxError(f"policy '{policy}': the catalog answered with {revision.key}", "unknown_revision")
         self.check(revision)
@@ -73,7 +77,17 @@ class Policies:
         """Its weights, their hash verified."""
         if self._catalog is None:
             raise PefxError(f"there is no catalog to load {revision.key} from", "unknown_policy")
-        return self._catalog.load(revision)
+        catalog = self._catalog
+        return self._look(lambda: catalog.load(revision))
+
+    def _look(self, look: Callable[[], Found]) -> Found:
+        """What `look` finds in the catalog. One that is gone reads as empty: then that is the error."""
+        assert self._catalog is not None
+        try:
+            return look()
+        except PefxError:
+            self._catalog.check_present()
+            return look()  # it may have come back only for the check
 
     def agree_on_load(self, revision: Revision, error: PefxError | None) -> PefxError | None:
         """What the load of `revision` came to on the process that all follow; `error` is what it came to here.

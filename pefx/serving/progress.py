@@ -2,11 +2,11 @@
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
 
 from pefx.progress import Display, clock
-from pefx.store.tiers import TierCounts
 
 
 @dataclass
@@ -40,24 +40,28 @@ class Reporter(Display):
             return text
         return f"{text}, {clock((self.total - done) * seconds / counts.answers)} left"
 
-    def summary(self, counts: Counts, answered: int, errors: int, out: str, adapters: TierCounts | None = None) -> None:
-        """The closing lines: all answers of the run, then what this process did, and where its adapters were found."""
-        self.say(f"{answered} answers, {errors} of them errors, in {out}")
-        if counts.answers:
-            seconds = self._seconds()
+    def summary(self, summary: dict[str, Any], out: str) -> None:
+        """The closing lines, from what `Batch.summary` gives: the run, its times, and where adapters were found."""
+        errors = summary["errors"]
+        kinds = f" ({', '.join(f'{count} {kind}' for kind, count in errors.items())})" if errors else ""
+        self.say(f"{summary['requests']:,} answers, {sum(errors.values()):,} of them errors{kinds}, in {out}")
+        if not summary["generated_tokens"] + summary["prompt_tokens"]:
+            return
+        here, starts = summary["this_start"], summary["starts"]
+        self.say(
+            f"{clock(summary['seconds'])} in {starts} start{'s' * (starts > 1)}; {summary['prompt_tokens']:,} prompt "
+            f"tokens ({summary['cached_tokens']:,} of them cached), {summary['generated_tokens']:,} generated, "
+            f"{summary['generated_tokens_per_second']:,.0f} generated/s; {here['preemptions']} preemptions"
+        )
+        for name, what in (("first_token_seconds", "first token"), ("request_seconds", "whole request")):
+            times = ", ".join(f"{quantile} {seconds:.3g}" for quantile, seconds in summary[name].items())
+            self.say(f"seconds to the {what}: {times}")
+        if summary["adapters"]:
             self.say(
-                f"this start answered {counts.answers} in {clock(seconds)}, {counts.steps} steps; "
-                f"{counts.prompt_tokens:,} prompt tokens, {counts.tokens:,} generated, "
-                f"{counts.tokens / seconds:,.0f} generated/s"
-            )
-
-        if adapters is not None and adapters.slot_hits + adapters.slot_loads:
-            host, missed = adapters.host, adapters.host.shared + adapters.host.misses
-            self.say(
-                f"adapters: slots {adapters.slot_hits} hits, {adapters.slot_loads} misses, "
-                f"{adapters.slot_evictions} evictions; host memory {host.hits} hits, {missed} misses, "
-                f"{host.evictions} evictions; {host.loads} reads of {host.bytes_loaded / 2**20:,.1f} MiB, "
-                f"{host.wait_seconds:.2f} s waited for them"
+                f"{summary['adapters']:,} adapters; this start: slots {here['slot_hits']} hits, {here['slot_loads']} "
+                f"loads, {here['slot_evictions']} evictions; host memory {here['host_hits']} hits, "
+                f"{here['host_misses']} misses, {here['host_evictions']} evictions; {here['store_reads']} reads of "
+                f"{here['store_bytes'] / 2**20:,.1f} MiB, {here['store_wait_seconds']:.2f} s waited for them"
             )
 
     def _seconds(self) -> float:

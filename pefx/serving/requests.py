@@ -229,7 +229,7 @@ def _plain(name: str, value: Any) -> Any:
         return tuple(value)
     if name == "logit_bias":
         return tuple(sorted((int(token), float(bias)) for token, bias in value.items()))
-    return value if name != "json_schema" or value is None else json.dumps(value, sort_keys=True)
+    return value if name != "json_schema" or value is None else json.dumps(value)
 
 
 def _contradictions(request: Request) -> Iterator[tuple[str, str]]:

@@ -186,7 +186,7 @@ def shaping_arrays(
         "allowed": np.full((rows, whole_pages(vocab_size, 32)), np.uint32(2**32 - 1)),
     }
     for row, shaper in shapers:
-        entries, mask = shaper.entries(), shaper.mask()
+        entries, mask = shaper.entries(), shaper.mask
         if entries:
             for name, values in zip(("tokens", "repeat", "add"), zip(*entries), strict=True):
                 fields[name][row, : len(entries)] = values

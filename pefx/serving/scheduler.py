@@ -18,6 +18,7 @@ from pefx.serving.fair_queue import FairQueue, Queue
 from pefx.serving.generation import Outcome
 from pefx.serving.pages import PageAllocator
 from pefx.serving.sequence import SAMPLE, Load, Sequence, StepPlan, Wanted
+from pefx.serving.shaping import Shaper
 from pefx.store.residency import Residency
 
 Ready = Callable[[Any], bool]
@@ -344,6 +345,17 @@ def _wanted(index: int, sequence: Sequence, size: int) -> list[Wanted]:
     return rows
 
 
+def _shape(sequence: Sequence, shaper: Shaper, token: int) -> None:
+    """What the token that was drawn means for the next one."""
+    try:
+        shaper.push(token)
+    except PefxError as error:
+        sequence.error = error
+        return
+    if shaper.over:
+        sequence.generation.finish()
+
+
 def _record(sequence: Sequence, row: Wanted, outcome: Outcome) -> None:
     if sequence.error is not None:
         return
@@ -352,9 +364,7 @@ def _record(sequence: Sequence, row: Wanted, outcome: Outcome) -> None:
         sequence.error = PefxError(f"{name} gave a log-probability that is no finite number", "not_finite")
     elif row.target == SAMPLE:
         sequence.generation.push(outcome)
-        if sequence.shaper is not None:
-            sequence.shaper.push(outcome.token)
-            if sequence.shaper.over:
-                sequence.generation.finish()
+        if sequence.shaper is not None and sequence.generation.finish_reason is None:
+            _shape(sequence, sequence.shaper, outcome.token)
     else:
         sequence.prompt_logprobs.append(outcome.logprob)

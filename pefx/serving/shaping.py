@@ -23,6 +23,9 @@ class Constraint(Protocol):
 class Shaper:
     """Of one sequence: what `request` asks for, over the tokens of `prompt` and of the answer.
 
+    `mask` has the bits of the tokens that may come next, uint32 words; None: all may. Where a form cannot be followed
+    any further, making one and `push` raise PefxError.
+
     The repetition penalty counts tokens of both, once (Keskar et al. 2019); presence and frequency penalties those of
     the answer, as OpenAI's API defines them.
     """
@@ -35,6 +38,7 @@ class Shaper:
         self._drawn: dict[int, int] = {}
         self._counting = any((self._presence, self._frequency, request.repetition_penalty != 1))
         self._constraint = constraint
+        self.mask = None if constraint is None else constraint.mask()
 
     @property
     def over(self) -> bool:
@@ -47,6 +51,8 @@ class Shaper:
             self._drawn[token] = self._drawn.get(token, 0) + 1
         if self._constraint is not None:
             self._constraint.push(token)
+            if not self._constraint.over:
+                self.mask = self._constraint.mask()
 
     def entries(self) -> list[tuple[int, float, float]]:
         """Token, what its logit is divided by, and what is then added: see `pefx.sampling.Shaping`."""
@@ -57,10 +63,6 @@ class Shaper:
             repeat = self._repetition if count or token in self._seen else 1.0
             found.append((token, repeat, add))
         return found
-
-    def mask(self) -> np.ndarray | None:
-        """Bits of the tokens that may come next, uint32 words; None: all."""
-        return None if self._constraint is None else self._constraint.mask()
 
 
 def needs_shaping(request: Request) -> bool:

@@ -76,6 +76,10 @@ class Catalog:
         """`commit` for many, thousands in a transaction; see `pefx.store.commits.commit_many`. Lazy: iterate it."""
         return commit_many(self.space, drafts)
 
+    def check_present(self) -> None:
+        """PefxError kind "no_catalog" where the catalog is gone since it was opened."""
+        self.space.check_present()
+
     def policy(self, name: str) -> Policy:
         """The policy `name`. PefxError kind "unknown_policy"."""
         return find_policy(self.space, name)

@@ -115,6 +115,11 @@ class Keyspace:
             _check_writable(local, place)
         return space
 
+    def check_present(self) -> None:
+        """PefxError kind "no_catalog" where what was opened is gone (a lost mount): it reads as empty then."""
+        if self.read(MARKER_KEY).value is None:
+            raise PefxError(f"catalog '{self.location}' was there and is not any more", "no_catalog")
+
     def twin(self, directory: str) -> "Keyspace":
         """An empty key space in a directory that nobody else knows, with the identity of this one, a directory too."""
         base, twin = ({"driver": "file", "path": f"{place}/"} for place in (self.local, directory))

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 
 from pefx.config import ServeConfig
-from pefx.data.tokenizer import Tokenizer
-from pefx.loading import load_base
-from pefx.mesh import on_mesh, resolved
+from pefx.mesh import on_mesh
+from pefx.serving.assembly import build_engine, read_parts
 from pefx.serving.engine import Engine, Way
+from pefx.serving.fair_queue import FairQueue
 from pefx.serving.policies import Policies
 from pefx.serving.requests import Request
-from pefx.serving.run import bank_room, build_engine
 from pefx.steps import ServeState
 from pefx.store.catalog import Catalog
 from tests.serving_small import MODEL, commit, make_base
@@ -60,12 +59,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
 
 @contextmanager
 def engine_of(config: ServeConfig) -> Iterator[tuple[Engine, Policies]]:
-    tokenizer = Tokenizer.load(config.base)
-    base, digest = load_base(config.base)
-    policies = Policies(Catalog.open(str(config.catalog), read_only=True), digest, bank_room(config))
-    mesh = resolved(config.mesh, config.sequences)
-    with on_mesh(mesh), closing(build_engine(config, base, tokenizer, policies, mesh.rows, Way())) as engine:
-        yield engine, policies
+    parts = read_parts(config, Catalog.open(str(config.catalog), read_only=True))
+    with on_mesh(parts.mesh), closing(build_engine(config, parts, FairQueue(), Way())[0]) as engine:
+        yield engine, parts.policies
 
 
 def answer(engine: Engine, policies: Policies, asked: list[Request]) -> list[dict[str, Any]]:
@@ -86,7 +82,7 @@ def mixed() -> list[Request]:
     found = []
     for index, policy in enumerate([*POLICIES, None, None]):
         own = tuple(rng.integers(3, MODEL.vocab_size, rng.integers(1, 20)).tolist())
-        kind = COMMON | {"max_tokens": int(rng.integers(2, 24))} | KINDS[index % len(KINDS)]
+        kind: dict[str, Any] = COMMON | {"max_tokens": int(rng.integers(2, 24))} | KINDS[index % len(KINDS)]
         found.append(Request(f"r{index}", preamble + own, policy, **kind))
     return found
 
