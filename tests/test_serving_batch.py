@@ -265,12 +265,12 @@ def test_summary_is_of_all_starts(tmp_path: Path):
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
 def test_memory_grows_by_ids_alone(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch):
-    """An input of twice the size, 1 KB a request, takes under 300 bytes a request more: ids, places in the log."""
+    """An input of 4 MB more takes less than 1 MB more: ids, places in the log, and tables that happen to grow."""
     monkeypatch.setattr(parquet, "GROUP_ROWS", 100)
     monkeypatch.setattr(progress, "LINE_SECONDS", float("inf"))  # the first line loads tables of a few MB
     peaks = []  # the first has what is made once
     for count in (50, 300, 800):
-        rows = [{"id": f"r{i}", "prompt": "x", "max_tokens": 1, "stop": [f"{i:1000}"]} for i in range(count)]
+        rows = [{"id": f"r{i}", "prompt": "x", "max_tokens": 1, "stop": [f"{i:8000}"]} for i in range(count)]
         requests = write(tmp_path / f"in{count}.jsonl", rows)
         if ending == "parquet":
             table = pa.Table.from_pylist(rows)
@@ -283,4 +283,4 @@ def test_memory_grows_by_ids_alone(tmp_path: Path, ending: str, monkeypatch: pyt
         assert batch.summary()["errors"] == {}
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
-    assert (peaks[2] - peaks[1]) / 500 < 300, peaks
+    assert peaks[2] - peaks[1] < 1e6, peaks
