@@ -117,6 +117,18 @@ def test_after_each_shape_has_run_once_nothing_is_compiled(base: Base):
     assert not found
 
 
+def test_what_is_warmed_up_is_not_compiled_later(base: Base):
+    with on_mesh(MeshConfig(SHARDS)):
+        runner = make(base)
+        runner.warm()
+        plain = [asked(i, 3 + 11 * i, 2 + i, None, 0.5) for i in range(5)]
+        for sequence in plain:
+            sequence.score_prompt, sequence.top = False, 3 * (sequence.handle % 2)
+        with compilations() as found:
+            serve(runner, 32, plain)
+    assert not found
+
+
 def test_adapter_that_does_not_fit_leaves_the_bank_as_it_was(base: Base):
     first, again = asked(1, 9, 3, "alice"), asked(1, 9, 3, "alice")
     with on_mesh(MeshConfig(SHARDS)):

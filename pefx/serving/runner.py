@@ -60,6 +60,18 @@ class Part:
     places: list[int]
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a step is compiled for: sizes of a shard's part, whether prompts are scored there, whether anything is
+    shaped or the likeliest tokens are told (`rich`), and by how many tokens of a row at most.
+    """
+
+    sizes: Sizes
+    scoring: bool = False
+    rich: bool = False
+    named: int = NAMED
+
+
 class Runner:
     """Base, bank and pool on the device. `bank` None serves the bare base alone. Built within the mesh it runs on."""
 
@@ -91,7 +103,19 @@ class Runner:
 
     def run(self, plan: StepPlan) -> list[Outcome]:
         """One step. Returns what came out for each of `plan.wanted`, in order."""
-        arrays, parts = self._arrays(plan)
+        arrays, parts = self._arrays(plan, self._shape(plan))
+        drawn = self._step(arrays)
+        return _outcomes(plan, drawn, parts)
+
+    def warm(self) -> None:
+        """Compile what most steps need, so that none of them waits for it: those that score prompts come later."""
+        sizes = [self._size(singles, 0) for singles in self._singles]
+        sizes += [self._size(self._singles[-1], tiles) for tiles in self._tiles]
+        for size in sizes:
+            for rich in (False, True):
+                self._step(self._arrays(StepPlan((), (), ()), Shape(size, rich=rich))[0])
+
+    def _step(self, arrays: ServePlan) -> Drawn:
         # An array that a step has to send to the shards itself costs more than the step's own start.
         parcel = place(by_row, wrap(arrays, self._room.shards))
         begun = perf_counter()
@@ -99,10 +123,24 @@ class Runner:
         drawn = fetch(drawn)
         self.seconds += perf_counter() - begun
         self.rows += arrays.batch.tokens.shape[0]
-        return _outcomes(plan, drawn, parts)
+        return drawn
+
+    def _shape(self, plan: StepPlan) -> Shape:
+        """The shape of this step, the same on all shards: few of them, by what it must hold."""
+        shapers = [plan.sequences[row.span].shaper for row in plan.wanted if row.target < 0]
+        return Shape(
+            self._sizes(plan),
+            scoring=any(row.target >= 0 for row in plan.wanted),
+            # Every combination of what is asked for is a program of its own: so it is all of it, or nothing.
+            rich=any(s.shaper is not None or s.top for s in plan.sequences),
+            named=fit(max((len(s.entries()) for s in shapers if s is not None), default=0), self._named),
+        )
+
+    def _size(self, singles: int, tiles: int) -> Sizes:
+        room = self._room
+        return Sizes(singles, tiles, room.sequences, self._blocks, room.page_size, room.tile)
 
     def _sizes(self, plan: StepPlan) -> Sizes:
-        """The shape of this step, the same on all shards: few of them, by what it must hold."""
         room = self._room
         singles, tiles = [0] * room.shards, [0] * room.shards
         for sequence, span in zip(plan.sequences, plan.spans, strict=True):
@@ -111,19 +149,12 @@ class Runner:
             else:
                 tiles[sequence.shard] += whole_pages(len(span.tokens), room.tile)
         if not any(tiles):
-            return Sizes(fit(max(singles), self._singles), 0, room.sequences, self._blocks, room.page_size, room.tile)
+            return self._size(fit(max(singles), self._singles), 0)
         # Beside prompts there is always room for all decodes: shapes of tiles times shapes of singles would be many.
-        count = fit(max(tiles), self._tiles)
-        return Sizes(self._singles[-1], count, room.sequences, self._blocks, room.page_size, room.tile)
+        return self._size(self._singles[-1], fit(max(tiles), self._tiles))
 
-    def _arrays(self, plan: StepPlan) -> tuple[ServePlan, list[Part]]:
-        sizes = self._sizes(plan)
-        scoring = any(row.target >= 0 for row in plan.wanted)
-        drawing = [plan.sequences[row.span] for row in plan.wanted if row.target < 0]
-        # Every combination of what is asked for is a program of its own: so it is all of it, or nothing.
-        rich = any(s.shaper is not None or s.top for s in plan.sequences)
-        named = (len(s.shaper.entries()) for s in drawing if s.shaper is not None)
-        width = fit(max(named, default=0), self._named)
+    def _arrays(self, plan: StepPlan, shape: Shape) -> tuple[ServePlan, list[Part]]:
+        sizes = shape.sizes
         batches, columns, shapings, parts = [], [], [], []
         for shard in range(self._room.shards):
             spans = [i for i, sequence in enumerate(plan.sequences) if sequence.shard == shard]
@@ -133,13 +164,13 @@ class Runner:
             wanted = [i for i, row in enumerate(plan.wanted) if row.span in own]
             at = [rows[own[plan.wanted[i].span]] + plan.wanted[i].offset for i in wanted]
             places = _places([plan.wanted[i] for i in wanted], at, sizes)
-            count = sizes.singles + scoring * sizes.tiles * sizes.tile
+            count = sizes.singles + shape.scoring * sizes.tiles * sizes.tile
             columns.append(self._columns([plan.wanted[i] for i in wanted], plan.sequences, at, places, count))
             parts.append(Part(wanted, places))
-            if rich:
+            if shape.rich:
                 who = [(p, plan.sequences[plan.wanted[i].span]) for i, p in zip(wanted, places)]
                 who = [(p, s.shaper) for p, s in who if s.shaper is not None and p < sizes.singles]
-                shapings.append(shaping_arrays(who, sizes.singles, width, self.vocab_size))
+                shapings.append(shaping_arrays(who, sizes.singles, shape.named, self.vocab_size))
         fields: dict[str, Any] = beside(batches)
         column = beside(columns)
         arrays = ServePlan(
@@ -148,8 +179,8 @@ class Runner:
             targets=column.pop("targets"),
             how=Sampling(**column),
             singles=sizes.singles,
-            shaping=Shaping(**beside(shapings)) if rich else None,
-            top=min(MAX_TOP, self.vocab_size) if rich else 0,
+            shaping=Shaping(**beside(shapings)) if shape.rich else None,
+            top=min(MAX_TOP, self.vocab_size) if shape.rich else 0,
         )
         return arrays, parts
 
