@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,14 +30,16 @@ class Train:
 
 @dataclass(frozen=True)
 class Serve:
-    """Answer a file of requests over mixed adapters. Any field of the config may follow: --slots 8."""
+    """Answer requests over mixed adapters, of a file or by HTTP. Any field of the config may follow: --slots 8."""
 
     config: ConfigPath
     """A file in configs/ that makes a ServeConfig."""
-    requests: str
+    requests: str | None = None
     """JSONL, one request a line; or *.parquet, one a row."""
-    out: str
+    out: str | None = None
     """JSONL, or *.parquet: one answer a request; started again on the same files, it goes on where it was cut."""
+    http: str | None = None
+    """Instead of a file: where to listen, HOST:PORT. Beyond this machine only with keys (--http.keys FILE)."""
 
 
 @dataclass(frozen=True)
@@ -129,14 +131,7 @@ def run(command: Train | Serve | CatalogCommand | Plan | Convert | Bench, overri
             use_cores()
             return train(training)
     if isinstance(command, Serve):
-        serving = load_config(command.config, ServeConfig, overrides)
-        from pefx.distributed import job
-        from pefx.mesh import use_cores
-        from pefx.serving.run import serve_file
-
-        with job():
-            use_cores()
-            return serve_file(serving, command.requests, command.out)
+        return serve(command, load_config(command.config, ServeConfig, overrides))
     if isinstance(command, Plan):
         return show_plan(command, read_any(command.config, overrides))
     if overrides:
@@ -149,6 +144,37 @@ def run(command: Train | Serve | CatalogCommand | Plan | Convert | Bench, overri
         convert(command.source, command.target, command.precision)
         return 0
     return bench(command.name)
+
+
+def serve(command: Serve, config: ServeConfig) -> int:
+    requests, out, http = command.requests, command.out, command.http
+    if http is None and (requests is None or out is None):
+        raise PefxError("pefx serve: give --requests IN and --out OUT, or --http HOST:PORT")
+    if http is not None and (requests is not None or out is not None):
+        raise PefxError("pefx serve: --http answers no file; leave --requests and --out away, or --http")
+    from pefx.distributed import job
+    from pefx.mesh import use_cores
+
+    with job():
+        use_cores()
+        if http is not None:
+            from pefx.http.run import serve_config
+
+            return serve_config(listening(config, http))
+        from pefx.serving.run import serve_file
+
+        assert requests is not None
+        assert out is not None
+        return serve_file(config, requests, out)
+
+
+def listening(config: ServeConfig, where: str) -> ServeConfig:
+    """`config` with the HOST:PORT that the command line names; an IPv6 address stands in brackets."""
+    host, _, port = where.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or int(port) >= 1 << 16:
+        raise PefxError(f"pefx serve: --http {where!r} is no HOST:PORT, as in 127.0.0.1:8000")
+    return replace(config, http=replace(config.http, host=host, port=int(port)))
 
 
 def show_plan(command: Plan, config: TrainConfig | ServeConfig | PlanConfig) -> int:

@@ -262,8 +262,33 @@ class PlanConfig:
 
 
 @dataclass(frozen=True)
+class HttpConfig:
+    """A server: where, for whom, and within which bounds. Times are seconds.
+
+    `keys` is a file that `pefx keys` writes; without one everybody on this machine may do everything, and nobody else
+    anything. `queue` answers may be in flight. `tracked` policies keep the revision that they resolve to; every `poll`
+    the catalog is asked for newer ones. One in `check_every` answers is computed again, as a prompt, and compared in
+    bits (0: none). With `warm` the server compiles its steps before it takes requests.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    keys: str | None = None
+    queue: int = 1024
+    timeout: float = 600.0
+    drain: float = 30.0
+    poll: float = 5.0
+    catalog_timeout: float = 5.0
+    tracked: int = 10_000
+    body_bytes: int = 4 << 20
+    buffer: int = 4096
+    check_every: int = 100
+    warm: bool = True
+
+
+@dataclass(frozen=True)
 class ServeConfig:
-    """`serve.py`: batch inference over mixed adapters. `catalog=None` serves the base alone.
+    """`serve.py`: inference over mixed adapters, of a file or by HTTP. `catalog=None` serves the base alone.
 
     `slots` adapters are resident at once, `sequences` run at once, a step takes in `step_tokens` tokens of prompts,
     `pages` of `page_size` tokens hold keys and values (0: enough for `sequences` full contexts).
@@ -289,3 +314,4 @@ class ServeConfig:
     precision: Precision = "float32"
     base_weights: Weights = "plain"
     seed: int = 0
+    http: HttpConfig = field(default_factory=HttpConfig)

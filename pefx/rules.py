@@ -9,6 +9,7 @@ from pefx.config import (
     AdapterSpec,
     CheckpointConfig,
     DataConfig,
+    HttpConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
@@ -50,9 +51,18 @@ def serve_rules(config: ServeConfig) -> Broken:
     yield from positive(config, "", "slots", "host_cache_mb", "sequences", "step_tokens", "page_size", "max_rank")
     yield from not_negative(config, "", "pages", "seed")
     yield from mesh_rules(config.mesh)
+    yield from http_rules(config.http)
     yield from target_rules(config.targets, "")
     if config.catalog == "":
         yield "catalog", "is empty; name a folder, or None to serve the base alone"
+
+
+def http_rules(http: HttpConfig) -> Broken:
+    yield from texts(http, "http.", "host")
+    yield from positive(http, "http.", "queue", "timeout", "poll", "catalog_timeout", "tracked", "body_bytes", "buffer")
+    yield from not_negative(http, "http.", "drain", "check_every")
+    if not 0 <= http.port < 1 << 16:
+        yield "http.port", f"must be 0 (any free one) to 65535, got {http.port}"
 
 
 def train_rules(config: TrainConfig) -> Broken:

@@ -125,6 +125,9 @@ class FakeDevice:
             outcomes.append(Outcome(token, self.logprob(context, adapter, token), top))
         return outcomes
 
+    def warm(self) -> None:
+        self.warmed = True
+
     def _place(self, span: Any, position: int) -> tuple[int, int]:
         return span.pages[position // self.page_size], position % self.page_size
 

@@ -57,6 +57,8 @@ class Device(Protocol):
 
     def run(self, plan: StepPlan) -> list[Outcome]: ...
 
+    def warm(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Way:
@@ -232,6 +234,10 @@ class Engine:
         answered = self._answered(plan, over)
         self._done.host_seconds += perf_counter() - begun - (self._device.seconds - before)
         return answered
+
+    def warm(self) -> None:
+        """Compile what most steps need, before there are any."""
+        self._device.warm()
 
     def wait(self, seconds: float) -> None:
         """Where nothing can be done but wait for weights: until some have arrived, or so long. Else not at all."""

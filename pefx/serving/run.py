@@ -33,7 +33,7 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
     requests, out = Path(requests), Path(out)
     run: dict[str, Any] = {
         "requests": read_fingerprint(requests),
-        "config": dataclasses.asdict(config),
+        "config": {name: value for name, value in dataclasses.asdict(config).items() if name != "http"},
         # Other versions may give other bits.
         "software": {name: version(name) for name in ("jax", "jaxlib")} | writer_version(out),
     }
