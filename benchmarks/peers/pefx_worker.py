@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from case import Case, vocab_size
-from protocol import serve  # isort: split
+from protocol import serve
+from traffic import Traffic  # isort: split
 
 import jax
 import numpy as np
+from pefx_serving import serving
 
 from pefx import steps
 from pefx.adapters.bank import Bank, by_slot, empty_bank, load_adapter
@@ -159,10 +161,16 @@ def main() -> None:
     """Serves the commands on standard input."""
     use_cores()
     model_dir = Path(sys.argv[1])
-    base, _ = load_base(model_dir, "float32")
-    assert base.config.vocab_size == vocab_size(model_dir)
     kinds = {"train": training, "generate": generation}
-    serve(lambda case: kinds[case.kind](base, case))
+
+    def prepare(case: Case | Traffic) -> Callable[[], float]:
+        if isinstance(case, Traffic):
+            return serving(model_dir, case)
+        base, _ = load_base(model_dir, "float32")
+        assert base.config.vocab_size == vocab_size(model_dir)
+        return kinds[case.kind](base, case)
+
+    serve(prepare)
 
 
 if __name__ == "__main__":
