@@ -28,19 +28,21 @@ from pefx.adapters.bank import Bank, empty_bank, load_adapter, read_adapter
 from pefx.adapters.checkpoint_merge import merge_checkpoint
 from pefx.adapters.methods import Adapter
 from pefx.adapters.sites import factor_shapes
-from pefx.config import AdapterSpec, ModelConfig, ServeConfig
+from pefx.config import AdapterSpec, MeshConfig, ModelConfig, ServeConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.huggingface import save_base
 from pefx.loading import load_base
 from pefx.model import Base
-from pefx.serving.engine import Engine
+from pefx.serving.assembly import Parts, bank_room, build_engine
+from pefx.serving.engine import Engine, Way
+from pefx.serving.local_queue import LocalQueue
 from pefx.serving.policies import Policies
 from pefx.serving.requests import Request
-from pefx.serving.run import bank_room, build_engine
 from pefx.store.catalog import Catalog
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = ROOT / "assets" / "base"
+ALONE = MeshConfig(data=1)
 LARGE = ModelConfig(
     vocab_size=4096, hidden=1024, layers=8, heads=16, kv_heads=4, head_size=64, dense_hidden=2816, expert_hidden=512,
     experts=36, experts_per_token=4, dense_layers=(0,), tied_embedding=False,
@@ -88,6 +90,10 @@ class World:
             engine.step()
 
 
+def engine_of(config: ServeConfig, parts: Parts) -> Engine:
+    return build_engine(config, parts, LocalQueue(), Way())[0]
+
+
 def world(directory: Path, place: Path) -> World:
     """Everything that runs before a step is done."""
     base, digest = load_base(directory, "float32")
@@ -96,7 +102,7 @@ def world(directory: Path, place: Path) -> World:
     tokenizer = Tokenizer.load(SHIPPED)
     reader = Catalog.open(place / "catalog", read_only=True)
     policies = Policies(reader, digest, bank_room(config))
-    engine = build_engine(config, base, tokenizer, policies, 1)
+    engine = engine_of(config, Parts(base, digest, tokenizer, policies, ALONE))
     banks = empty_bank(base.config, SPEC, 1), empty_bank(base.config, SPEC, 4)
     return World(directory, base, digest, banks[0], catalog, reader, policies, banks[1], engine, place)
 
@@ -126,7 +132,8 @@ def as_checkpoint(now: World) -> tuple[float, float]:
     jax.block_until_ready(jax.tree.leaves(base))
     ready = time.perf_counter() - start
     config = ServeConfig("handoff", str(target), slots=4, sequences=4)
-    engine = build_engine(config, base, Tokenizer.load(SHIPPED), Policies(None, digest, bank_room(config)), 1)
+    policies = Policies(None, digest, bank_room(config))
+    engine = engine_of(config, Parts(base, digest, Tokenizer.load(SHIPPED), policies, ALONE))
     now.token(engine, None)
     return ready, time.perf_counter() - start
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.population.people import BASE, SPEC
-from benchmarks.served.engines import Line, commit_adapters, loaded, name_of
+from benchmarks.served.engines import Line, commit_adapters, engine_of, loaded, name_of
 from pefx.config import ServeConfig
 from pefx.families.config_json import read_config
 from pefx.mesh import use_cores
@@ -127,7 +127,7 @@ def main(options: Options) -> None:
             sequences=options.sequences,
             max_rank=SPEC.rank,
         )
-        line = stack.enter_context(stack.enter_context(loaded(config)).engine(config))
+        line = stack.enter_context(engine_of(config, stack.enter_context(loaded(config))))
         start(line, options, 0)
         finish(line)  # all is compiled
         start(line, options, 1)

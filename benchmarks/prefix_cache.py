@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.population.people import BASE, SPEC
-from benchmarks.served.engines import Line, commit_adapters, loaded, name_of
+from benchmarks.served.engines import Line, commit_adapters, engine_of, loaded, name_of
 from pefx.config import ServeConfig
 from pefx.families.config_json import read_config
 from pefx.mesh import use_cores
@@ -71,10 +71,10 @@ def main(options: Options) -> None:
         catalog = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "catalog"
         commit_adapters(catalog, BASE, SPEC, range(options.policies))
         config = ServeConfig("prefix", str(BASE), str(catalog), slots=2 * options.policies, max_rank=SPEC.rank)
-        served = stack.enter_context(loaded(config))
+        parts = stack.enter_context(loaded(config))
         lines = {
-            "with": stack.enter_context(served.engine(config)),
-            "without": stack.enter_context(served.engine(replace(config, prefix_cache=False))),
+            "with": stack.enter_context(engine_of(config, parts)),
+            "without": stack.enter_context(engine_of(replace(config, prefix_cache=False), parts)),
         }
         prompts = Prompts(options, read_config(BASE).vocab_size)
         for turn in range(options.rounds + 1):

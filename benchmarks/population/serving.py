@@ -7,25 +7,25 @@ turns, and prints one line of JSON. A step is warm where it decodes, and no adap
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from benchmarks.population.people import BASE, name_of
 from pefx.config import ServeConfig
-from pefx.data.tokenizer import Tokenizer
-from pefx.loading import load_base
-from pefx.mesh import on_mesh, placement, resolved
-from pefx.serving.engine import Engine
+from pefx.mesh import on_mesh
+from pefx.serving.assembly import bank_room, build_engine, read_parts
+from pefx.serving.engine import Engine, Way
+from pefx.serving.local_queue import LocalQueue
 from pefx.serving.policies import Policies
 from pefx.serving.requests import Request
-from pefx.serving.run import bank_room, build_engine
 from pefx.store.catalog import Catalog
 
 REQUESTS, ROUNDS = 2000, 3
 PROMPT, ANSWER = 24, 32  # tokens
 ZIPF = 1.1
+AHEAD = 128  # requests that wait
 
 
 @dataclass
@@ -41,6 +41,14 @@ class Timed:
     @property
     def vocab_size(self) -> int:
         return self.device.vocab_size
+
+    @property
+    def seconds(self) -> float:
+        return self.device.seconds
+
+    @property
+    def rows(self) -> int:
+        return self.device.rows
 
     @property
     def context(self) -> int:
@@ -81,7 +89,7 @@ def serve(engine: Engine, timed: Timed, policies: Policies, todo: list[Request])
     steps, host, drawn, lookups, at = [], 0.0, 0, [], 0
     begun = time.perf_counter()
     while at < len(todo) or not engine.idle:
-        while at < len(todo) and engine.room:
+        while at < len(todo) and engine.waiting < AHEAD:
             start = time.perf_counter()
             revision = policies.resolve(str(todo[at].policy), None)
             lookups.append(time.perf_counter() - start)
@@ -107,19 +115,18 @@ def serve(engine: Engine, timed: Timed, policies: Policies, todo: list[Request])
 def main(words: list[str]) -> None:
     """Serve both catalogs in turn."""
     places = {words[0]: int(words[1]), words[2]: int(words[3])}
-    tokenizer = Tokenizer.load(BASE)
     found: dict[str, list[dict[str, float]]] = {place: [] for place in places}
     configs = {
         place: ServeConfig("population", str(BASE), catalog=place, slots=64, sequences=64, max_rank=1)
         for place in places
     }
-    mesh = resolved(next(iter(configs.values())).mesh, 64)
-    with on_mesh(mesh):
-        base, digest = load_base(BASE, "float32", placement())
+    catalogs = {place: Catalog.open(place, read_only=True) for place in places}
+    parts = read_parts(next(iter(configs.values())), None)
+    with on_mesh(parts.mesh):
         for round in range(ROUNDS + 1):  # the first compiles
             for place, config in configs.items():
-                policies = Policies(Catalog.open(place, read_only=True), digest, bank_room(config))
-                engine = build_engine(config, base, tokenizer, policies, mesh.rows)
+                policies = Policies(catalogs[place], parts.digest, bank_room(config))
+                engine, _ = build_engine(config, replace(parts, policies=policies), LocalQueue(), Way())
                 timed = Timed(engine._device)
                 engine._device = timed  # type: ignore[assignment]
                 measured = serve(engine, timed, policies, requests(places[place], round))

@@ -9,17 +9,16 @@ import numpy as np
 
 from pefx.adapters.sites import factor_shapes
 from pefx.config import AdapterSpec, ServeConfig
-from pefx.data.tokenizer import Tokenizer
 from pefx.families.config_json import read_config
 from pefx.huggingface import base_digest
-from pefx.loading import load_base
-from pefx.mesh import on_mesh, placement, resolved
-from pefx.model import Base
+from pefx.mesh import on_mesh
 from pefx.safetensors_files import read_headers
-from pefx.serving.engine import Answered, Engine
+from pefx.serving.assembly import Parts, build_engine, read_parts
+from pefx.serving.engine import Engine, Way
+from pefx.serving.fair_queue import FairQueue, Queue
+from pefx.serving.jobs import Answered
 from pefx.serving.policies import Policies
 from pefx.serving.requests import Request
-from pefx.serving.run import bank_room, build_engine
 from pefx.store.catalog import Catalog
 from pefx.store.commits import Draft
 
@@ -62,31 +61,21 @@ def commit_adapters(place: Path, base: Path, spec: AdapterSpec, indices: Sequenc
         pass
 
 
-@dataclass(frozen=True)
-class Served:
-    """A base in memory and what the engines of a process share."""
-
-    base: Base
-    digest: str
-    tokenizer: Tokenizer
-    shards: int
-
-    @contextmanager
-    def engine(self, config: ServeConfig) -> Iterator["Line"]:
-        """An engine for `config`, whose base is this one."""
-        catalog = None if config.catalog is None else Catalog.open(config.catalog, read_only=True)
-        policies = Policies(catalog, self.digest, bank_room(config))
-        with closing(build_engine(config, self.base, self.tokenizer, policies, self.shards)) as engine:
-            yield Line(engine, policies)
+@contextmanager
+def loaded(config: ServeConfig) -> Iterator[Parts]:
+    """The parts that engines of `config` share; they are built and run within."""
+    catalog = None if config.catalog is None else Catalog.open(config.catalog, read_only=True)
+    parts = read_parts(config, catalog)
+    with on_mesh(parts.mesh):
+        yield parts
 
 
 @contextmanager
-def loaded(config: ServeConfig) -> Iterator[Served]:
-    """The base of `config` on the mesh that `config` asks for. Engines are built and run within."""
-    mesh = resolved(config.mesh, config.sequences)
-    with on_mesh(mesh):
-        base, digest = load_base(config.base, config.precision, placement(), config.base_weights)
-        yield Served(base, digest, Tokenizer.load(config.base), mesh.rows)
+def engine_of(config: ServeConfig, parts: Parts, queue: Queue | None = None) -> Iterator["Line"]:
+    """An engine for `config`, as the server has it, or with another `queue`."""
+    engine, _ = build_engine(config, parts, queue or FairQueue(), Way(seed=config.seed))
+    with closing(engine):
+        yield Line(engine, parts.policies)
 
 
 @dataclass
