@@ -37,7 +37,7 @@ bench: $(DEVELOP)
 studies: $(DEVELOP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
 	@for study in $(or $(wildcard studies/*.py),$(error there is no study yet)); do \
-	  echo "== $$study"; $(BIN)/python "$$study" || exit 1; done
+	  name=$$(basename $$study .py); echo "== $$name"; $(BIN)/python -m studies.$$name || exit 1; done
 
 # uv, itself a wheel, installs everything in seconds where pip takes a minute of a newcomer's five.
 $(RUNTIME): pyproject.toml constraints.txt

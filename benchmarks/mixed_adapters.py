@@ -76,7 +76,7 @@ def measure(comparison: Comparison, pythons: dict[str, Path], options: Options, 
     return found
 
 
-def about(options: Options) -> dict[str, Any]:
+def about(repeats: int) -> dict[str, Any]:
     """What a reader must know to judge the numbers."""
     model = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     name = model[0].split(": ", 1)[1] if model else platform.processor()
@@ -87,7 +87,7 @@ def about(options: Options) -> dict[str, Any]:
         "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
         "machine": f"{os.cpu_count()} cores of {name}",
-        "repeats": options.repeats,
+        "repeats": repeats,
     }
 
 
@@ -108,7 +108,7 @@ def main(options: Options) -> None:
         console.print(f"{comparison.name}: {comparison.title}")
         results[comparison.name] = measure(comparison, pythons, options, model)
         kept.write_text(json.dumps(results, indent=1))
-        table = markdown(results, about(options))
+        table = markdown(results, about(options.repeats))
         (options.out / "table.md").write_text(table)
     draw(results, options.out)
     Console().print(Markdown(table))

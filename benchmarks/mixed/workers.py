@@ -3,17 +3,32 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol, runtime_checkable
 
-from benchmarks.mixed.comparisons import PEFX, Entry
+from benchmarks.mixed.comparisons import PEFX
 from pefx.errors import PefxError
 
 PEERS = Path(__file__).parent.parent / "peers"
+
+
+@runtime_checkable
+class Entry(Protocol):
+    """What is asked of an entry: whose program runs it, what it measures (a dataclass), and its name for people."""
+
+    @property
+    def peer(self) -> str: ...
+
+    @property
+    def case(self) -> Any: ...
+
+    @property
+    def name(self) -> str: ...
 
 
 def python_of(peer: str, builds: Path) -> Path:
@@ -49,6 +64,8 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            # Others must not find this checkout's packages: one of theirs may have the same name.
+            env={**os.environ, "PYTHONPATH": str(PEERS.parents[1])} if entry.peer == PEFX else None,
         )
 
     def prepare(self) -> None:
@@ -78,7 +95,7 @@ class Worker:
 
 
 @contextlib.contextmanager
-def workers(entries: tuple[Entry, ...], pythons: dict[str, Path], model: Path, logs: Path) -> Iterator[list[Worker]]:
+def workers(entries: Sequence[Entry], pythons: dict[str, Path], model: Path, logs: Path) -> Iterator[list[Worker]]:
     """A program for each entry, prepared one after another; what they print goes to a file for each peer in `logs`."""
     with contextlib.ExitStack() as stack:
         started = []

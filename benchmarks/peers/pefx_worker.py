@@ -1,21 +1,22 @@
 """The worker that is not a peer: pefx itself. `python pefx_worker.py MODEL_DIR`; commands in protocol.py.
 
-Training is the step that `train.py` runs, every core a shard with adapters of its own; generation is `serve.py`'s
-scheduler and runner, from prompts to tokens. LoRA sits on attention and on every expert, at full rank.
+Training is the step that `train.py` runs, every core a shard with adapters of its own; generation and serving are
+`serve.py`'s engine, from requests to answers. LoRA sits on attention and on every expert, at full rank.
 """
 
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from case import Case, vocab_size
-from protocol import serve  # isort: split
+from protocol import serve
+from traffic import Traffic  # isort: split
 
 import jax
 import numpy as np
+from pefx_serving import TARGETS, generation, serving
 
 from pefx import steps
 from pefx.adapters.bank import Bank, by_slot, empty_bank, load_adapter
@@ -25,28 +26,10 @@ from pefx.loading import load_base
 from pefx.mesh import of_base, on_mesh, place, resolved, use_cores
 from pefx.model import Base
 from pefx.optim import init_opt
-from pefx.packing import TILE, whole_pages
-from pefx.serving.generation import Generation
-from pefx.serving.pages import PageAllocator
-from pefx.serving.runner import Room, Runner
-from pefx.serving.scheduler import Sampling, Scheduler, Sequence, Shard
-from pefx.store.residency import Residency
 from pefx.training.heldout import device_batch
 from pefx.training.planner import Layout, Lesson, lay_out
 
-PAGE, STEP_TILES = 32, 16
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "experts.gate_proj", "experts.up_proj", "experts.down_proj")
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the scheduler asks of a revision: its name, which says which adapter it is."""
-
-    index: int
-
-    @property
-    def key(self) -> str:
-        return str(self.index)
+PAGE = 32
 
 
 def filled_bank(base: Base, case: Case, slots: int) -> Bank:
@@ -103,66 +86,21 @@ def training(base: Base, case: Case) -> Callable[[], float]:
     return run
 
 
-def generation(base: Base, case: Case) -> Callable[[], float]:
-    """Greedy continuation of all prompts from one running batch, sequence i with adapter i % adapters."""
-    mesh = resolved(MeshConfig(), case.sequences)
-    shards = mesh.rows
-    sequences = -(-case.sequences // shards)
-    pages = sequences * whole_pages(case.prompt + case.new, PAGE)
-    slots = -(-case.slots // shards)
-    prompts = case.draw(base.config.vocab_size)
-    with on_mesh(mesh):
-        bank = filled_bank(base, case, shards * slots) if case.adapters else None
-        runner = Runner(base, bank, Room(shards, pages, PAGE, sequences, STEP_TILES, TILE))
-
-    def fresh() -> tuple[Scheduler, list[Sequence]]:
-        residencies = [Residency(slots) if case.adapters else None for _ in range(shards)]
-        for adapter in range(case.adapters):  # resident already, as they are in the bank
-            residency = residencies[adapter % shards]
-            assert residency is not None
-            residency.acquire(str(adapter))
-            residency.release(str(adapter))
-        scheduler = Scheduler(
-            shards=[Shard(PageAllocator(pages), residency) for residency in residencies],
-            sequences=sequences,
-            tiles=STEP_TILES,
-            tile=TILE,
-            page_size=PAGE,
-        )
-        asked = []
-        for index, prompt in enumerate(prompts):
-            policy = Policy(index % case.adapters) if case.adapters else None
-            answer = Generation(lambda ids: "", case.new, (), frozenset())
-            asked.append(Sequence(index, prompt, policy, Sampling(0, 1, 0, 0), answer, case.new, score_prompt=False))
-        return scheduler, asked
-
-    def run() -> float:
-        scheduler, asked = fresh()
-        with on_mesh(mesh):
-            start = time.perf_counter()
-            for sequence in asked:
-                scheduler.submit(sequence)
-            while not scheduler.idle:
-                assert not scheduler.admit(), "every adapter is in its slot already"
-                plan = scheduler.plan()
-                assert plan is not None
-                scheduler.commit(plan, *runner.run(plan))
-            seconds = time.perf_counter() - start
-        if any(len(sequence.generation.tokens) != case.new for sequence in asked):
-            raise RuntimeError("a sequence ended early")
-        return seconds
-
-    return run
-
-
 def main() -> None:
     """Serves the commands on standard input."""
     use_cores()
     model_dir = Path(sys.argv[1])
-    base, _ = load_base(model_dir, "float32")
-    assert base.config.vocab_size == vocab_size(model_dir)
-    kinds = {"train": training, "generate": generation}
-    serve(lambda case: kinds[case.kind](base, case))
+
+    def prepare(case: Case | Traffic) -> Callable[[], float]:
+        if isinstance(case, Traffic):
+            return serving(model_dir, case)
+        if case.kind == "generate":
+            return generation(model_dir, case)
+        base, _ = load_base(model_dir, "float32")
+        assert base.config.vocab_size == vocab_size(model_dir)
+        return training(base, case)
+
+    serve(prepare)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from case import Case
+from traffic import Traffic
 
 ANSWERS = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
 
-WARM_RUNS = 2  # the first compiles what a case needs, the second shows that nothing is left to compile
+CASES = {"train": Case, "generate": Case, "serve": Traffic}
 # A repetition takes at least so long: the first step after a rest, in another's caches, is not what a run is made of.
 LEAST_SECONDS = 1.0
 
 
-def serve(prepare: Callable[[Case], Callable[[], float]]) -> None:
+def serve(prepare: Callable[[Any], Callable[[], float]]) -> None:
     """Answers commands until `quit` or the end of the input.
 
     `prepare` builds what a case needs and returns a function that does one repetition and says its seconds.
@@ -33,9 +34,9 @@ def serve(prepare: Callable[[Case], Callable[[], float]]) -> None:
             match command["op"]:
                 case "prepare":
                     run = None
-                    case = Case(**command["case"])
+                    case = CASES[command["case"]["kind"]](**command["case"])
                     prepared = prepare(case)
-                    for _ in range(WARM_RUNS):
+                    for _ in range(case.warm_runs):
                         prepared()
                     run, tokens = prepared, case.tokens
                     answer: dict[str, Any] = {"ok": True}

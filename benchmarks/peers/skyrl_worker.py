@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from case import Case, vocab_size
-from protocol import serve  # isort: split
+from protocol import serve
+from traffic import Asked, Traffic, longest_first  # isort: split
 
 import jax
 import typing_extensions
@@ -45,39 +46,49 @@ class Engine:
     size: tuple[int, int] = (0, 0)  # slots, rank
     backend: JaxBackend | None = field(default=None, repr=False)
 
-    def resized(self, case: Case) -> JaxBackend:
-        """A backend with the slots of the case and none of the adapters of the case before."""
-        if case.adapters >= case.slots:
-            raise ValueError(f"{case.adapters} adapters need {case.adapters + 1} slots: slot 0 is the base's")
+    def resized(self, slots: int, rank: int, batch: int) -> JaxBackend:
+        """A backend of that size that samples `batch` sequences at once, without the adapters of the case before."""
         backend = self.backend
-        if backend is None or self.size != (case.slots, case.rank):
+        if backend is None or self.size != (slots, rank):
             backend = self.backend = None
             gc.collect()
             # A training batch is one micro-batch: 8 sequences made 157 tokens/s; 145, 123 and 74 in fours, twos and
             # ones. The loss is not cut in chunks: one would be padded to 1024 tokens. Gradient checkpoints are off.
-            config = JaxBackendConfig(max_lora_adapters=case.slots, max_lora_rank=case.rank, loss_chunk_size=0)
+            config = JaxBackendConfig(max_lora_adapters=slots, max_lora_rank=rank, loss_chunk_size=0)
             backend = self.backend = JaxBackend(str(self.model_dir), config)
-            self.size = (case.slots, case.rank)
-        # A batch below the limit would be padded up to it.
-        backend.config.sample_max_num_sequences = min(case.sequences, SAMPLE_BATCH)
+            self.size = (slots, rank)
+        backend.config.sample_max_num_sequences = batch
         for name in list(backend.models):
             backend.delete_model(name)
         return backend
 
-    def prepare(self, case: Case) -> Callable[[], float]:
+    def prepare(self, case: Case | Traffic) -> Callable[[], float]:
         """What `serve` asks for."""
-        backend = self.resized(case)
+        if isinstance(case, Traffic):
+            backend = self.resized(case.adapters + 1, case.rank, case.batch)
+            names = adapters(backend, case.adapters, case.rank, sampled=True)
+            return sampling(backend, names, longest_first(case.draw(vocab_size(self.model_dir))))
+        if case.adapters >= case.slots:
+            raise ValueError(f"{case.adapters} adapters need {case.adapters + 1} slots: slot 0 is the base's")
+        # A batch below the limit would be padded up to it.
+        backend = self.resized(case.slots, case.rank, min(case.sequences, SAMPLE_BATCH))
         words = case.draw(vocab_size(self.model_dir))
-        names = [f"adapter{i}" for i in range(case.adapters)]
-        for i, name in enumerate(names):
-            backend.create_model(name, types.LoraConfig(rank=case.rank, alpha=case.rank, seed=i))
-            if case.kind == "generate":
-                # Sampling needs no moments, and those of each adapter are as large as the bank: 64 would not fit.
-                backend.optimizers[name] = None
-                backend.models[name].loaded_checkpoint_id = RESIDENT
+        names = adapters(backend, case.adapters, case.rank, sampled=case.kind == "generate")
         if case.kind == "train":
             return training(backend, names, words)
-        return generation(backend, names, words, case.new)
+        return sampling(backend, names, [Asked(row, case.new, i % max(len(names), 1)) for i, row in enumerate(words)])
+
+
+def adapters(backend: JaxBackend, count: int, rank: int, sampled: bool) -> list[str]:
+    """Makes fresh adapters; returns their names."""
+    names = [f"adapter{i}" for i in range(count)]
+    for i, name in enumerate(names):
+        backend.create_model(name, types.LoraConfig(rank=rank, alpha=rank, seed=i))
+        if sampled:
+            # Sampling needs no moments, and those of each adapter are as large as the bank: 64 would not fit.
+            backend.optimizers[name] = None
+            backend.models[name].loaded_checkpoint_id = RESIDENT
+    return names
 
 
 def model_input(words: list[int]) -> types.ModelInput:
@@ -117,16 +128,17 @@ def training(backend: JaxBackend, names: list[str], words: list[list[int]]) -> C
     return run
 
 
-def generation(backend: JaxBackend, names: list[str], words: list[list[int]], new: int) -> Callable[[], float]:
-    """Greedy continuation of all prompts in one batch, sequence i with adapter i % adapters."""
-    owners = [names[i % len(names)] if names else "" for i in range(len(words))]
+def sampling(backend: JaxBackend, names: list[str], asked: list[Asked]) -> Callable[[], float]:
+    """Greedy continuation of all prompts, which the backend cuts into batches; without `names`, by the base."""
+    owners = [names[one.adapter] if names else "" for one in asked]
+    params = {new: types.SamplingParams(temperature=0.0, max_tokens=new, seed=0) for new in {one.new for one in asked}}
     batch = types.PreparedSampleBatch(
-        all_model_inputs=[model_input(row) for row in words],
-        all_sampling_params=[types.SamplingParams(temperature=0.0, max_tokens=new, seed=0)] * len(words),
+        all_model_inputs=[model_input(one.prompt) for one in asked],
+        all_sampling_params=[params[one.new] for one in asked],
         all_model_ids=owners,
         all_checkpoint_ids=[RESIDENT if owner else "" for owner in owners],
-        all_checkpoint_paths=[""] * len(words),
-        all_session_ids=[None] * len(words),
+        all_checkpoint_paths=[""] * len(asked),
+        all_session_ids=[None] * len(asked),
         needs_prompt_logprobs=False,
         request_batch_slices=[(str(i), owner, i, i + 1, False) for i, owner in enumerate(owners)],
     )
@@ -135,9 +147,10 @@ def generation(backend: JaxBackend, names: list[str], words: list[list[int]], ne
         start = time.perf_counter()
         outputs = backend.sample(batch)
         seconds = time.perf_counter() - start
-        lengths = {len(sequence.tokens) for output in outputs.values() for sequence in output.sequences}
-        if lengths != {new}:
-            raise RuntimeError(f"generated sequences of lengths {sorted(lengths)}")
+        for i, one in enumerate(asked):
+            (sequence,) = outputs[str(i)].sequences
+            if len(sequence.tokens) != one.new:
+                raise RuntimeError(f"generated {len(sequence.tokens)} tokens of {one.new}")
         return seconds
 
     return run

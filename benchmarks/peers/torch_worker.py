@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from case import Case, vocab_size
-from protocol import serve  # isort: split
+from protocol import serve
+from traffic import Asked, Traffic, longest_first  # isort: split
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -39,7 +40,7 @@ def load_base(model_dir: Path) -> PreTrainedModel:
     return base.eval()
 
 
-def load_adapters(base: PreTrainedModel, case: Case) -> tuple[PeftModel, list[str]]:
+def load_adapters(base: PreTrainedModel, case: Case | Traffic) -> tuple[PeftModel, list[str]]:
     """The base with `case.adapters` fresh adapters, and their names."""
     projections = ["q_proj", "k_proj", "v_proj", "o_proj"]
     config = LoraConfig(r=case.rank, lora_alpha=case.rank, target_modules=projections, task_type="CAUSAL_LM")
@@ -103,12 +104,53 @@ def generation(model_dir: Path, case: Case) -> Callable[[], float]:
     return run
 
 
+def serving(model_dir: Path, traffic: Traffic) -> Callable[[], float]:
+    """Greedy answers to all requests, in padded batches whose longest answer ends them.
+
+    Way "grouped": the requests of one adapter after those of another. "mixed": batches of `batch` requests with answers
+    of about one length, each row with its adapter, which is what `adapter_names` is for.
+    """
+    model, names = load_adapters(load_base(model_dir), traffic)
+    model.eval()
+    asked = longest_first(traffic.draw(vocab_size(model_dir)))
+    batches = [asked[i : i + traffic.batch] for i in range(0, len(asked), traffic.batch)]
+    if traffic.way == "grouped":
+        groups = [[one for one in asked if one.adapter == index] for index in range(traffic.adapters)]
+        batches = [group[i : i + traffic.batch] for group in groups for i in range(0, len(group), traffic.batch)]
+
+    @torch.inference_mode()
+    def run() -> float:
+        start = time.perf_counter()
+        for batch in batches:
+            extra = {}
+            if traffic.way == "grouped":
+                model.set_adapter(names[batch[0].adapter])
+            else:
+                extra["adapter_names"] = [names[one.adapter] for one in batch]
+            answer(model, batch, extra)
+        return time.perf_counter() - start
+
+    return run
+
+
+def answer(model: PeftModel, batch: list[Asked], extra: dict[str, list[str]]) -> list[list[int]]:
+    """New tokens of each request of a batch: prompts padded on the left, what is over an answer's length cut off."""
+    width, new = max(len(one.prompt) for one in batch), max(one.new for one in batch)
+    prompts = torch.tensor([[0] * (width - len(one.prompt)) + one.prompt for one in batch])
+    mask = torch.tensor([[0] * (width - len(one.prompt)) + [1] * len(one.prompt) for one in batch])
+    config = GenerationConfig(max_new_tokens=new, do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0)
+    out = model.generate(input_ids=prompts, attention_mask=mask, generation_config=config, **extra)
+    if out.shape != (len(batch), width + new):
+        raise RuntimeError(f"generated a batch of shape {tuple(out.shape)}")
+    return [row[width : width + one.new].tolist() for row, one in zip(out, batch)]
+
+
 def main() -> None:
     """Serves the commands on standard input."""
     model_dir = Path(sys.argv[1])
     torch.set_num_threads(THREADS)
     torch.manual_seed(0)
-    kinds = {"train": training, "generate": generation}
+    kinds = {"train": training, "generate": generation, "serve": serving}
     serve(lambda case: kinds[case.kind](model_dir, case))
 
 

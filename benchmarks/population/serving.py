@@ -17,15 +17,15 @@ from pefx.config import ServeConfig
 from pefx.mesh import on_mesh
 from pefx.serving.assembly import bank_room, build_engine, read_parts
 from pefx.serving.engine import Engine, Way
-from pefx.serving.fair_queue import FairQueue
+from pefx.serving.local_queue import LocalQueue
 from pefx.serving.policies import Policies
 from pefx.serving.requests import Request
 from pefx.store.catalog import Catalog
 
 REQUESTS, ROUNDS = 2000, 3
 PROMPT, ANSWER = 24, 32  # tokens
-AT_ONCE = 64
 ZIPF = 1.1
+AHEAD = 128  # requests that wait
 
 
 @dataclass
@@ -38,8 +38,21 @@ class Timed:
     drawn: int = 0  # tokens of the last step
     decoding: bool = False  # whether it took in no prompt
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.device, name)
+    @property
+    def vocab_size(self) -> int:
+        return self.device.vocab_size
+
+    @property
+    def seconds(self) -> float:
+        return self.device.seconds
+
+    @property
+    def rows(self) -> int:
+        return self.device.rows
+
+    @property
+    def context(self) -> int:
+        return self.device.context
 
     def load(self, *arguments: Any) -> None:
         start = time.perf_counter()
@@ -76,7 +89,7 @@ def serve(engine: Engine, timed: Timed, policies: Policies, todo: list[Request])
     steps, host, drawn, lookups, at = [], 0.0, 0, [], 0
     begun = time.perf_counter()
     while at < len(todo) or not engine.idle:
-        while at < len(todo) and engine.waiting < 2 * AT_ONCE:
+        while at < len(todo) and engine.waiting < AHEAD:
             start = time.perf_counter()
             revision = policies.resolve(str(todo[at].policy), None)
             lookups.append(time.perf_counter() - start)
@@ -84,7 +97,6 @@ def serve(engine: Engine, timed: Timed, policies: Policies, todo: list[Request])
             at += 1
         start, loaded, ran = time.perf_counter(), len(timed.loads), len(timed.steps)
         engine.step()
-        engine.wait(1.0)
         took = time.perf_counter() - start
         if len(timed.loads) == loaded and len(timed.steps) > ran and timed.decoding:
             steps.append(timed.steps[-1])
@@ -105,15 +117,16 @@ def main(words: list[str]) -> None:
     places = {words[0]: int(words[1]), words[2]: int(words[3])}
     found: dict[str, list[dict[str, float]]] = {place: [] for place in places}
     configs = {
-        place: ServeConfig("population", str(BASE), catalog=place, slots=AT_ONCE, sequences=AT_ONCE, max_rank=1)
+        place: ServeConfig("population", str(BASE), catalog=place, slots=64, sequences=64, max_rank=1)
         for place in places
     }
-    shared = read_parts(next(iter(configs.values())), None)
-    with on_mesh(shared.mesh):
+    catalogs = {place: Catalog.open(place, read_only=True) for place in places}
+    parts = read_parts(next(iter(configs.values())), None)
+    with on_mesh(parts.mesh):
         for round in range(ROUNDS + 1):  # the first compiles
             for place, config in configs.items():
-                policies = Policies(Catalog.open(place, read_only=True), shared.digest, bank_room(config))
-                engine, _ = build_engine(config, replace(shared, policies=policies), FairQueue(), Way())
+                policies = Policies(catalogs[place], parts.digest, bank_room(config))
+                engine, _ = build_engine(config, replace(parts, policies=policies), LocalQueue(), Way())
                 timed = Timed(engine._device)
                 engine._device = timed  # type: ignore[assignment]
                 measured = serve(engine, timed, policies, requests(places[place], round))

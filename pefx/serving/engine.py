@@ -44,14 +44,10 @@ class Grammars(Protocol):
 class Device(Protocol):
     """What is asked of the device: `pefx.serving.runner.Runner`, or a stand-in. `seconds` and `rows`: of all steps."""
 
+    vocab_size: int
+    context: int
     seconds: float
     rows: int
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def context(self) -> int: ...
 
     def load(self, shard: int, slot: int, adapter: Weights, spec: AdapterSpec) -> None: ...
 

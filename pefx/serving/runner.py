@@ -77,6 +77,7 @@ class Runner:
 
     def __init__(self, base: Base, bank: Bank | None, room: Room):
         config = base.config
+        self.vocab_size, self.context = config.vocab_size, config.context
         self._base, self._bank, self._room = place(of_base, base), place(by_slot, bank), room
         pages = room.shards * room.pages
         self._state = made(by_page, lambda: ServeState(KVPool.zeros(config, pages, room.page_size)))
@@ -85,14 +86,6 @@ class Runner:
         self._singles, self._tiles = buckets(room.sequences, SMALLEST, 4), buckets(room.tiles, 1, 2)
         self._named = [NAMED, config.vocab_size]
         self.seconds, self.rows = 0.0, 0  # in steps, and of them, so far
-
-    @property
-    def vocab_size(self) -> int:
-        return self._base.config.vocab_size
-
-    @property
-    def context(self) -> int:
-        return self._base.config.context
 
     def load(self, shard: int, slot: int, adapter: Adapter, spec: AdapterSpec) -> None:
         """Put `adapter` into a shard's `slot`. Raises PefxError if it does not fit; then the bank is as it was."""
