@@ -47,6 +47,19 @@ class Device(Protocol):
 
 
 @dataclass(frozen=True)
+class Piece:
+    """What a streamed request has got in one step, of one choice."""
+
+    handle: int
+    choice: int
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top: tuple[tuple[tuple[int, float], ...], ...]
+    finish_reason: str | None
+
+
+@dataclass(frozen=True)
 class Answered:
     """`row` answers the request submitted as `handle`; counts are tokens of its prompt and of its answer."""
 
@@ -54,6 +67,33 @@ class Answered:
     row: dict[str, Any]
     prompt_tokens: int
     tokens: int
+    cached_tokens: int = 0
+    waited: float = 0.0
+    seconds: float = 0.0
+    where: str = "base"
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """Numbers of an engine, for metrics."""
+
+    waiting: int = 0
+    running: int = 0
+    seats: int = 0
+    pages_used: int = 0
+    pages_cached: int = 0
+    pages: int = 0
+    steps: int = 0
+    step_seconds: float = 0.0
+    host_seconds: float = 0.0
+    batch_tokens: int = 0
+    batch_rows: int = 0
+    cached_tokens: int = 0
+    prompt_tokens: int = 0
+    tokens: int = 0
+    preemptions: int = 0
+    mismatches: int = 0
+    audited: int = 0
 
 
 class Engine:
