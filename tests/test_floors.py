@@ -27,6 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.loading",),
     ("pefx.conversion",),
     ("pefx.training", "pefx.serving"),
+    ("pefx.http",),
     ("pefx.rules",),
     ("pefx.settings", "pefx.sizing", "pefx.planning", "pefx.exchange"),
     ("pefx.commands",),
@@ -45,6 +46,7 @@ HOST = (
     "pefx.training",
     "pefx.serving",
     "pefx.web",
+    "pefx.http",
 )
 # ... except the few files of the two loops that hand plans to the device or save its state.
 DEVICE_FACING = {
