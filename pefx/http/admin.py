@@ -24,7 +24,7 @@ def tracks_of(asked: Asked) -> Tracks:
 async def revision_of(asked: Asked, model: str) -> Revision:
     """The revision that the catalog has under `model`, if it can be served here."""
     policy, which = asked.api.resolver.split(model)
-    return await asked.api.resolver.beside(lambda: asked.api.served.policies.resolve(policy, which), model)
+    return await asked.api.resolver.beside(lambda: asked.api.served.policies.resolve(policy, which))
 
 
 def standing(tracks: Tracks, revision: Revision) -> Response:
@@ -101,8 +101,8 @@ async def _renamed(asked: Asked, policy: str, alias: str, change: Callable[[Any]
     """Change an alias; what this server serves under `latest` follows at once."""
     tracks_of(asked)
     api, catalog = asked.api, asked.api.served.catalog
-    found = await api.resolver.beside(lambda: change(catalog), policy)
+    found = await api.resolver.beside(lambda: change(catalog))
     api.resolver.forget(policy, alias)
     if alias == LATEST and api.follower is not None:
-        await api.resolver.beside(api.follower.look, policy)
+        await api.resolver.beside(api.follower.look)
     return as_json(AliasAnswer(found.name, found.aliases))

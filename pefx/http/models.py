@@ -36,7 +36,7 @@ async def models(asked: Asked) -> Response:
     catalog = api.served.catalog
     if catalog is not None:
         behind = None if not after or after == api.served.name else after
-        policies = await api.resolver.beside(lambda: visible(catalog, key, prefix, behind, limit + 1), "")
+        policies = await api.resolver.beside(lambda: visible(catalog, key, prefix, behind, limit + 1))
         found += [policy_model(api, policy) for policy in policies]
     page = found[:limit]
     return as_json(ModelList(data=page, has_more=len(found) > limit, last_id=page[-1].id if page else None))

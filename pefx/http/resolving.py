@@ -83,15 +83,15 @@ class Resolver:
             raise hidden(model)
         return await self.beside(lambda: catalog.policy(name), model)
 
-    async def beside(self, call: Callable[[], Result], model: str) -> Result:
-        """`call` in a thread, with its trouble in words that say nothing of where the catalog is."""
+    async def beside(self, call: Callable[[], Result], model: str | None = None) -> Result:
+        """`call` in a thread. Where `model` is not in the catalog, no more is told than that."""
         work = asyncio.get_running_loop().run_in_executor(self._pool, call)
         try:
             return await asyncio.wait_for(work, self._timeout)
         except TimeoutError:
             raise PefxError(f"the catalog did not answer within {self._timeout:g} s", "storage") from None
         except PefxError as error:
-            if error.kind in ("unknown_policy", "unknown_revision", "bad_name"):
+            if model is not None and error.kind in ("unknown_policy", "unknown_revision", "bad_name"):
                 raise hidden(model) from error
             raise
 
