@@ -32,7 +32,9 @@ def test_pages(tmp_path: Path) -> None:
         assert [model["id"] for model in some["data"]] == ["users/10", "users/11"]
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "limit=-1", "after=%C3%A9", "prefix=" + "a" * 200])
+@pytest.mark.parametrize(
+    "query", ["limit=0", "limit=1001", "limit=x", "limit=-1", "after=%C3%A9", "prefix=" + "a" * 200]
+)
 def test_what_is_no_page(query: str) -> None:
     with live() as server:
         answer = server.client.get(f"/v1/models?{query}")

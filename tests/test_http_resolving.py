@@ -106,9 +106,7 @@ def gone(*_: Any) -> Any:
     raise PefxError("/somewhere: cannot be read", "storage")
 
 
-def test_while_the_catalog_is_gone_what_is_known_is_served(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_while_the_catalog_is_gone_what_is_known_is_served(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     made = resolver(catalog, fresh=0.0)
     for model in ("users/ann", "users/ann@1"):
         found(made, model)

@@ -1,5 +1,6 @@
 """`pefx keys`: who may use a server, in a file that the server reads again when it changes."""
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +100,7 @@ class List:
     def run(self) -> int:
         keys = read_keys(self.path).keys
         if self.json:
-            say(True, [shown(key) for key in keys], "")
+            print(json.dumps([shown(key) for key in keys], indent=2))
             return 0
         table = Table("id", "name", "sees", "may", "limits", "created", title=f"keys in {self.path}")
         for key in keys:

@@ -92,9 +92,10 @@ async def alias(asked: Asked) -> Response:
 async def roll_back(asked: Asked) -> Response:
     """`POST /admin/rollback`: an alias of the catalog names an older revision."""
     body = asked.body
-    return await _renamed(
-        asked, body.policy, body.alias, lambda catalog: rollback(catalog, body.policy, body.alias, body.to)
-    )
+    policy, which = asked.api.resolver.split(body.policy)
+    if which is not None:
+        raise PefxError(f"field 'policy': {body.policy!r} names a revision, and 'to' is for that", "invalid_request")
+    return await _renamed(asked, policy, body.alias, lambda catalog: rollback(catalog, policy, body.alias, body.to))
 
 
 async def _renamed(asked: Asked, policy: str, alias: str, change: Callable[[Any], Policy]) -> Response:

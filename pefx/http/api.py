@@ -1,5 +1,6 @@
 """What all endpoints share, and how one is run: who asks, may they, what do they ask, and what went wrong."""
 
+import logging
 import sys
 import traceback
 from collections.abc import Awaitable, Callable
@@ -12,12 +13,13 @@ from starlette.responses import Response
 
 from pefx.errors import PefxError
 from pefx.http.bodies import decode
-from pefx.http.errors import refusal, status_of
-from pefx.http.exchange import LOG, Exchange, exchange_of
+from pefx.http.errors import STATUS, TOLD, refusal
+from pefx.http.exchange import Exchange, exchange_of
 from pefx.http.follow import Follower
 from pefx.http.jobs import Jobs
 from pefx.http.keys import Keys
 from pefx.http.limits import Limits
+from pefx.http.log import tell
 from pefx.http.metrics import Metrics
 from pefx.http.resolving import Resolver
 from pefx.http.service import Service
@@ -122,8 +124,8 @@ def refused(exchange: Exchange, error: Exception) -> Response:
     """The answer where an endpoint raised `error`; what the client is not told is logged."""
     if isinstance(error, PefxError):
         exchange.error = error.kind
-        if status_of(error) >= 500:
-            LOG.error("%s: %s", exchange.endpoint, error)
+        if error.kind in TOLD or error.kind not in STATUS:
+            tell("refused", logging.ERROR, endpoint=exchange.endpoint, why=str(error))
     else:
         exchange.error = "internal"
         traceback.print_exception(error, file=sys.stderr)

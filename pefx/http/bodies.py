@@ -18,7 +18,14 @@ Body = TypeVar("Body", bound=Struct)
 MAX_PROMPTS = 128
 MAX_STOPS = 16
 MAX_TIMEOUT = 86_400.0
-TOKEN = {"type": "integer", "minimum": 0, "maximum": MAX_SEED}
+TEXT = {"type": "string", "minLength": 1}
+TOKENS = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": MAX_SEED}, "minItems": 1}
+
+
+def several(prompt: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a list of prompts."""
+    return {"type": "array", "items": prompt, "minItems": 1, "maxItems": MAX_PROMPTS}
+
 
 Text = Annotated[str, Meta(min_length=1)]
 Token = Annotated[int, Meta(ge=0, le=MAX_SEED)]
@@ -35,19 +42,7 @@ Prompt = Annotated[
     str | list[str | int | list[int]],
     Meta(
         description="a text, several texts, token ids, or several lists of token ids",
-        extra_json_schema={
-            "anyOf": [
-                {"type": "string", "minLength": 1},
-                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_PROMPTS},
-                {"type": "array", "items": TOKEN, "minItems": 1},
-                {
-                    "type": "array",
-                    "items": {"type": "array", "items": TOKEN, "minItems": 1},
-                    "minItems": 1,
-                    "maxItems": MAX_PROMPTS,
-                },
-            ]
-        },
+        extra_json_schema={"allOf": [{"anyOf": [TEXT, several(TEXT), TOKENS, several(TOKENS)]}]},
     ),
 ]
 
@@ -152,6 +147,9 @@ class ChatBody(Generating, kw_only=True, forbid_unknown_fields=True):
     top_logprobs: TopCount | None = None
 
 
+Alias = Annotated[str, Meta(pattern="^(?![0-9]+$)[A-Za-z0-9._:=+-]{1,64}$", description="a label that is no number")]
+
+
 class RevisionBody(Struct, forbid_unknown_fields=True):
     """A revision: `policy@number`, `policy@alias`, or `policy` for its latest."""
 
@@ -162,14 +160,14 @@ class AliasBody(Struct, forbid_unknown_fields=True):
     """Let `alias` name the revision `model`."""
 
     model: ModelName
-    alias: Annotated[str, Meta(min_length=1, max_length=64)]
+    alias: Alias
 
 
 class RollbackBody(Struct, forbid_unknown_fields=True):
     """Let `alias` of `policy` name an older revision: `to`, or the newest before."""
 
     policy: ModelName
-    alias: Annotated[str, Meta(min_length=1, max_length=64)] = "latest"
+    alias: Alias = "latest"
     to: Annotated[int, Meta(ge=1, le=MAX_SEED)] | None = None
 
 

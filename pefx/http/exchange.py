@@ -1,12 +1,9 @@
 """One request and its answer, from the first byte to the last: what is logged and counted of it, and its headers."""
 
-import json
-import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,10 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pefx.errors import PefxError
 from pefx.http.errors import refusal
 from pefx.http.keys import EVERYONE, Key
+from pefx.http.log import tell
 from pefx.serving.engine import Answered
 from pefx.web.app import OWN_NAMES, host_name
 
-LOG = logging.getLogger("pefx.http")
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -51,23 +48,22 @@ class Exchange:
         self.cached_tokens += answered.cached_tokens
         self.waited = max(self.waited or 0.0, answered.waited)
 
-    def line(self) -> str:
-        """For the log: numbers and names, nothing of what was asked or answered."""
-        row = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "key": self.key.name,
-            "endpoint": self.endpoint,
-            "model": self.model,
-            "status": self.status,
-            "error": self.error,
-            "stream": self.stream,
-            "prompt_tokens": self.prompt_tokens,
-            "cached_tokens": self.cached_tokens,
-            "tokens": self.tokens,
-            "ttft": None if self.waited is None else round(self.waited, 4),
-            "seconds": round(time.monotonic() - self.began, 4),
-        }
-        return json.dumps({name: value for name, value in row.items() if value not in (None, False)})
+    def log(self) -> None:
+        """One line: numbers and names."""
+        tell(
+            "request",
+            key=self.key.name,
+            endpoint=self.endpoint,
+            model=self.model,
+            status=self.status,
+            error=self.error,
+            stream=self.stream,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            tokens=self.tokens,
+            ttft=None if self.waited is None else round(self.waited, 4),
+            seconds=round(time.monotonic() - self.began, 4),
+        )
 
 
 def exchange_of(scope: Scope) -> Exchange:
@@ -107,4 +103,4 @@ class Exchanges:
         finally:
             exchange.leave.close()
             self.over(exchange)
-            LOG.info("%s", exchange.line())
+            exchange.log()

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from threading import Event, Lock, Thread
 
 from pefx.errors import PefxError
+from pefx.http.log import tell
 from pefx.http.tracks import Track, Tracks
 from pefx.serving.policies import UNAVAILABLE, Policies
 from pefx.store.catalog import Catalog
@@ -16,7 +17,6 @@ from pefx.store.lookup import check_alive, checked
 from pefx.store.names import policy_key
 from pefx.store.records import LATEST, Policy, Revision
 
-LOG = logging.getLogger("pefx.http")
 BATCH = 1000  # records that are read at once
 
 
@@ -41,8 +41,8 @@ class Follower:
         while not self._stop.wait(self._poll):
             try:
                 self.look()
-            except Exception:
-                LOG.exception("following the catalog failed; it goes on")
+            except Exception as error:  # noqa: BLE001 (whatever it is, the next look may do better)
+                tell("following failed, and goes on", logging.ERROR, why=f"{type(error).__name__}: {error}")
 
     def look(self) -> None:
         """Look at every tracked policy once, and begin what is to be done."""
@@ -60,7 +60,8 @@ class Follower:
 
     def _told(self, reachable: bool, why: str) -> None:
         if reachable != self.reachable:
-            LOG.warning("the catalog can be read again" if reachable else f"the catalog cannot be read: {why}")
+            what = "the catalog can be read again" if reachable else "the catalog cannot be read"
+            tell(what, logging.WARNING, why=why or None)
         self.reachable = reachable
 
     def _look_at(self, tracks: list[Track]) -> None:
@@ -88,10 +89,14 @@ class Follower:
             return False
         if error.kind in ("retired", "unknown_policy"):
             self._tracks.forget(track.revision.policy)
-            LOG.warning("not served any more: %s", error)
+            tell("not served any more", logging.WARNING, policy=track.revision.policy, why=str(error))
         else:
-            LOG.error("%s stays: %s", track.revision.key, error)
+            self._stays(track, error)
         return True
+
+    @staticmethod
+    def _stays(track: Track, error: BaseException) -> None:
+        tell("the one before stays", logging.ERROR, revision=track.revision.key, why=str(error))
 
     def _follow(self, track: Track, policy: Policy) -> bool:
         """Bring the policy to its latest revision, if that is another than at the last look. Whether that is done."""
@@ -117,7 +122,7 @@ class Follower:
 
     def _moved(self, track: Track, revision: Revision) -> None:
         track.latest = revision.number
-        LOG.info('{"event":"follow","revision":"%s"}', revision.key)
+        tell("follow", revision=revision.key)
 
     def _warm(self, track: Track, revision: Revision) -> None:
         """Begin to load the weights of `revision`; it is exposed when they are there."""
@@ -139,13 +144,13 @@ class Follower:
         if error is None:
             self._expose(track, revision)
         elif not (isinstance(error, PefxError) and (error.retryable or error.kind in UNAVAILABLE)):
-            LOG.error("%s stays: %s", track.revision.key, error)
+            self._stays(track, error)
             track.latest = revision.number  # not tried again before the next one comes
 
     def _expose(self, track: Track, revision: Revision) -> None:
         try:
             self._tracks.expose(revision)
         except PefxError as error:  # withdrawn meanwhile
-            LOG.error("%s stays: %s", track.revision.key, error)
+            self._stays(track, error)
         else:
             self._moved(track, revision)

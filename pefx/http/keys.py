@@ -19,8 +19,8 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pefx.errors import PefxError
+from pefx.http.log import tell
 
-LOG = logging.getLogger("pefx.http")
 PREFIX = "pefx-"
 LOOK = 1.0  # seconds between looks at the file
 Limit = Annotated[int, Meta(ge=1)]
@@ -142,9 +142,9 @@ class Keys:
         try:
             if _stamp(path) != self._stamp:
                 self._read(path)
-                LOG.info('{"event":"keys read","keys":%d}', len(self._by_hash))
+                tell("keys read", keys=len(self._by_hash))
         except (PefxError, OSError) as error:
-            LOG.error("the keys stay as they were: %s", error)
+            tell("the keys stay as they were", logging.ERROR, why=str(error))
 
     def _read(self, path: Path) -> None:
         try:

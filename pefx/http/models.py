@@ -19,9 +19,28 @@ from pefx.store.records import LATEST, Policy
 
 LONGEST_PAGE = 1000
 PAGE = 100
+ASCII = "^[ -~]*$"
 QUERY: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("after", {"type": "string", "maxLength": NAME_LENGTH, "description": "the last name of the page before"}),
-    ("prefix", {"type": "string", "maxLength": NAME_LENGTH, "description": "what names begin with"}),
+    (
+        "after",
+        {
+            "type": "string",
+            "pattern": ASCII,
+            "maxLength": NAME_LENGTH,
+            "default": "",
+            "description": "the last name of the page before",
+        },
+    ),
+    (
+        "prefix",
+        {
+            "type": "string",
+            "pattern": ASCII,
+            "maxLength": NAME_LENGTH,
+            "default": "",
+            "description": "what names begin with",
+        },
+    ),
     ("limit", {"type": "integer", "minimum": 1, "maximum": LONGEST_PAGE, "default": PAGE}),
 )
 

@@ -40,7 +40,10 @@ def _described(operation: Operation, named: dict[Any, dict[str, Any]]) -> dict[s
         "operationId": "_".join(operation.path.strip("/").translate(str.maketrans("/{}", "_  ")).split()),
         "responses": _responses(operation, named),
     }
-    parameters = [{"name": name, "in": "query", "schema": schema} for name, schema in operation.query]
+    parameters = [
+        {"name": name, "in": "query", "required": "default" not in schema, "schema": schema}
+        for name, schema in operation.query
+    ]
     if "{model}" in operation.path:
         schema = {"type": "string", "minLength": 1}
         parameters.append({"name": "model", "in": "path", "required": True, "schema": schema})
@@ -57,7 +60,13 @@ def _responses(operation: Operation, named: dict[Any, dict[str, Any]]) -> dict[s
     answer = {"schema": named[operation.answer]} if operation.answer is not None else {"schema": {"type": "string"}}
     content = {operation.media: answer}
     if operation.event is not None:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-event": named[operation.event]}
+        data = {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": named[operation.event],
+        }
+        event = {"type": "object", "properties": {"data": {"anyOf": [data, {"const": "[DONE]"}]}}, "required": ["data"]}
+        content["text/event-stream"] = {"schema": event}
     responses: dict[str, Any] = {"200": {"description": "Done.", "content": content}}
     statuses = set(ALWAYS)
     if operation.keyed:

@@ -1,19 +1,17 @@
 """The server on a port, until a signal ends it: what is in flight then is finished first."""
 
 import asyncio
-import logging
 import signal
-import sys
 
 import uvicorn
 
 from pefx.errors import PefxError
 from pefx.http.api import Api
 from pefx.http.app import build_app
+from pefx.http.log import tell, to_stderr
 from pefx.http.settings import HttpSettings, Served
 from pefx.web.server import Server, listen, loopback
 
-LOG = logging.getLogger("pefx.http")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANG_UP = 5  # seconds after the drain for connections that are still open
 
@@ -65,21 +63,12 @@ class HttpServer(Server):
         if self._ending is not None:
             self.should_exit = self.force_exit = True
             return
-        LOG.info('{"event":"draining","in_flight":%d}', self.api.service.in_flight)
+        tell("draining", in_flight=self.api.service.in_flight)
         self._ending = asyncio.ensure_future(self._end())
 
     async def _end(self) -> None:
         await self.api.end(self.api.settings.drain)
         self.should_exit = True
-
-
-def log_to_stderr() -> None:
-    """One line for each event, as it is."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    LOG.addHandler(handler)
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False
 
 
 def serve_http(served: Served, settings: HttpSettings) -> int:
@@ -94,7 +83,7 @@ def serve_http(served: Served, settings: HttpSettings) -> int:
     except BaseException:
         served.engine.close()
         raise
-    log_to_stderr()
+    to_stderr()
     with bound:
         name = f"[{address}]" if ":" in address else address
         print(f"http://{name}:{bound.getsockname()[1]} serves {served.name}; Ctrl-C ends it", flush=True)
