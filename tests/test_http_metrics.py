@@ -1,10 +1,14 @@
 """Numbers for Prometheus."""
 
+import json
+import re
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.http_fakes import Live, live, small_catalog
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def numbers(server: Live) -> dict[str, float]:
@@ -54,3 +58,20 @@ def test_an_engine_that_died(capfd) -> None:
         server.complete()
         assert numbers(server)["pefx_engine_up"] == 0
     capfd.readouterr()
+
+
+def test_the_dashboard_shows_what_there_is(tmp_path: Path) -> None:
+    board = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    asked = {
+        name
+        for panel in board["panels"]
+        for target in panel.get("targets", [])
+        for name in re.findall(r"pefx_\w+", target["expr"])
+    }
+    with live(catalog=small_catalog(tmp_path, "ann")) as server:
+        server.complete(model="ann", max_tokens=3, ignore_eos=True)
+        server.until(lambda: server.api.service.adapters is not None)
+        there = {name.split("{")[0] for name in numbers(server)}
+    assert asked <= there
+    unshown = {name for name in there - asked if not name.endswith(("_created", "_count", "_sum"))}
+    assert unshown == {"pefx_host_loads_total", "pefx_request_seconds_bucket"}
