@@ -15,7 +15,8 @@ def test_a_server_that_ends_takes_nothing_new() -> None:
 def test_more_prompts_than_will_ever_fit() -> None:
     with live(queue=2) as server:
         answer = server.complete(prompt=["a", "b", "c"])
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "prompt")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "n")
+        assert server.complete(n=3).status_code == 400
         assert server.complete(prompt=["a", "b"]).status_code == 200
 
 

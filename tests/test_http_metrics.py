@@ -38,7 +38,7 @@ def test_what_was_done(tmp_path: Path) -> None:
     assert found["pefx_prompt_tokens_total"] == 6
     assert found["pefx_seats"] == 64
     assert found["pefx_engine_up"] == 1
-    assert found["pefx_requests_in_flight"] == 0
+    assert found["pefx_answers_in_flight"] == 0
 
 
 def test_no_label_names_a_policy_or_a_key(tmp_path: Path) -> None:

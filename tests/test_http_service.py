@@ -78,6 +78,10 @@ def test_over_the_queue_is_refused_at_once_and_nothing_of_it_begins() -> None:
         await call.answers()
         assert service.in_flight == 0
         await service.submit(work(4), None, False).answers()
+        with pytest.raises(PefxError) as caught:
+            service.submit(work(2, n=3), None, False)  # what counts are answers
+        assert kind_of(caught) == "invalid_request"
+        await service.submit(work(2, n=2), None, False).answers()
 
     run(body)
 

@@ -80,8 +80,8 @@ class EngineNumbers(Collector):
 
     def collect(self) -> Iterator[Metric]:
         service, state = self._service, self._service.state
-        yield GaugeMetricFamily("pefx_requests_in_flight", "Requests that are not answered yet.", service.in_flight)
-        yield GaugeMetricFamily("pefx_requests_most", "Requests that may be in flight.", service.queue)
+        yield GaugeMetricFamily("pefx_answers_in_flight", "Answers that are not complete yet.", service.in_flight)
+        yield GaugeMetricFamily("pefx_answers_most", "Answers that may be in flight.", service.queue)
         yield GaugeMetricFamily("pefx_engine_up", "1 while the engine runs.", float(service.alive))
         for name, field, what in GAUGES:
             yield GaugeMetricFamily(name, what, getattr(state, field))

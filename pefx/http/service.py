@@ -77,7 +77,7 @@ class Call:
 
 
 class Service:
-    """`queue`: most requests that are in flight. `buffer`: most pieces that a slow reader may leave unread."""
+    """`queue`: most answers that are in flight, each of `n` or `best_of` counted. `buffer`: most unread pieces."""
 
     def __init__(self, engine: Any, *, queue: int, buffer: int = 4096):
         self.engine, self.queue, self.buffer = engine, queue, buffer
@@ -85,7 +85,8 @@ class Service:
         self.failure: BaseException | None = None
         self.state = EngineState()
         self.adapters: TierCounts | None = None
-        self._calls: dict[int, Call] = {}  # by handle: all in flight
+        self.in_flight = 0  # answers
+        self._calls: dict[int, tuple[Call, int]] = {}  # by handle, with the answers it is to get
         self._handles = itertools.count()
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._outbox: list[tuple[int, Event | PefxError]] = []  # of the thread
@@ -93,10 +94,6 @@ class Service:
         self._watched = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = Thread(target=self._run, name="pefx-engine", daemon=True)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._calls)
 
     @property
     def alive(self) -> bool:
@@ -107,33 +104,35 @@ class Service:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    def check(self, requests: int = 1) -> None:
-        """Raise PefxError where so many more requests would be refused: "engine_down", "draining" or "busy"."""
+    def check(self, answers: int = 1) -> None:
+        """Raise PefxError where so many more answers would be refused: "engine_down", "draining" or "busy"."""
         if not self.alive:
             raise PefxError("the engine is not running", "engine_down")
         if self.draining:
             raise PefxError("this server is about to end and takes no new requests", "draining")
-        if requests > self.queue:
-            raise PefxError(f"field 'prompt': {requests} prompts, at most {self.queue} fit", "invalid_request")
-        if self.in_flight + requests > self.queue:
-            raise Later(f"{self.in_flight} requests are in flight, at most {self.queue} may be", "busy", 1.0)
+        if answers > self.queue:
+            message = f"field 'n': {answers} answers are asked for at once, at most {self.queue} may be"
+            raise PefxError(message, "invalid_request")
+        if self.in_flight + answers > self.queue:
+            raise Later(f"{self.in_flight} answers are in flight, at most {self.queue} may be", "busy", 1.0)
 
     def submit(self, work: Work, deadline: float | None, stream: bool) -> Call:
         """Hand requests over, all or none. `deadline` is a time of `time.monotonic`. Raises PefxError as `check`."""
-        self.check(len(work))
+        self.check(sum(request.choices for request, _ in work))
         first = next(self._handles)
         for _ in work[1:]:
             next(self._handles)
         call = Call(range(first, first + len(work)))
         for handle, (request, revision) in zip(call.handles, work, strict=True):
-            self._calls[handle] = call
+            self._calls[handle] = call, request.choices
+            self.in_flight += request.choices
             self._inbox.put(partial(self._submit, handle, request, revision, deadline, stream))
         return call
 
     def cancel(self, call: Call) -> None:
         """Nobody wants the answers any more. Of a call that is over: nothing."""
         for handle in call.handles:
-            if self._calls.pop(handle, None) is not None:
+            if self._close(handle):
                 self._inbox.put(partial(self.engine.cancel, handle))
 
     async def drain(self, seconds: float) -> None:
@@ -142,10 +141,19 @@ class Service:
         end = time.monotonic() + seconds
         while self._calls and time.monotonic() < end:
             await asyncio.sleep(0.02)
-        for call in set(self._calls.values()):
+        for call in self._open():
             self._fail(call, PefxError("this server has ended before the answer was complete", "draining"))
         self._inbox.put(self._stop)
         await asyncio.to_thread(self._thread.join)
+
+    def _open(self) -> set[Call]:
+        return {call for call, _ in self._calls.values()}
+
+    def _close(self, handle: int) -> bool:
+        """The request is not in flight any more; whether it was."""
+        _, answers = self._calls.pop(handle, (None, 0))
+        self.in_flight -= answers
+        return answers > 0
 
     def _fail(self, call: Call, error: PefxError) -> None:
         self.cancel(call)
@@ -154,11 +162,11 @@ class Service:
     def _take(self, events: list[tuple[int, Event | PefxError]]) -> None:
         """What the thread sent. Of calls that were cancelled meanwhile: nothing."""
         for handle, event in events:
-            call = self._calls.get(handle)
+            call, _ = self._calls.get(handle, (None, 0))
             if call is None:
                 continue
             if isinstance(event, Answered):
-                del self._calls[handle]
+                self._close(handle)
                 error = event.row.get("error")
                 event = event if error is None else PefxError(error["message"], error["type"])
             if isinstance(event, PefxError):
@@ -172,9 +180,10 @@ class Service:
 
     def _died(self, error: BaseException) -> None:
         self.failure = error
-        for call in set(self._calls.values()):
+        for call in self._open():
             call.fail(PefxError(f"the engine failed: {error}", "engine_failed"))
-        self._calls.clear()
+        for handle in list(self._calls):
+            self._close(handle)
 
     # What follows runs in the thread.
 

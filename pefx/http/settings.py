@@ -45,7 +45,7 @@ class HttpSettings:
     """Where, for whom, and within which bounds. Times are seconds.
 
     `keys` is a file that `pefx keys` writes; without one everybody on this machine may do everything, and nobody else
-    anything. `queue` requests may be in flight. `tracked` policies keep the revision that they resolve to.
+    anything. `queue` answers may be in flight. `tracked` policies keep the revision that they resolve to.
     """
 
     host: str = "127.0.0.1"
