@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg, subcommand
 
+from pefx.commands import keys
 from pefx.commands.catalog import Action
 from pefx.config import PlanConfig, Precision, ServeConfig, TrainConfig
 from pefx.errors import PefxError
@@ -47,6 +48,13 @@ class CatalogCommand:
     """Look into a catalog of revisions, and look after it."""
 
     action: Annotated[Action, arg(name="")]
+
+
+@dataclass(frozen=True)
+class KeysCommand:
+    """Make, list and revoke the keys of a server."""
+
+    action: Annotated[keys.Action, arg(name="")]
 
 
 @dataclass(frozen=True)
@@ -91,6 +99,7 @@ Command = (
     Annotated[Train, subcommand("train")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[CatalogCommand, subcommand("catalog")]
+    | Annotated[KeysCommand, subcommand("keys")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Bench, subcommand("bench")]
@@ -119,7 +128,9 @@ def wants_fields(words: Sequence[str]) -> bool:
     return named and not {"-h", "--help"}.isdisjoint(words)
 
 
-def run(command: Train | Serve | CatalogCommand | Plan | Convert | Bench, overrides: Sequence[str]) -> int:
+def run(
+    command: Train | Serve | CatalogCommand | KeysCommand | Plan | Convert | Bench, overrides: Sequence[str]
+) -> int:
     """Each command imports what it runs, so that looking into a catalog does not wait for jax."""
     if isinstance(command, Train):
         training = load_config(command.config, TrainConfig, overrides)
@@ -136,7 +147,7 @@ def run(command: Train | Serve | CatalogCommand | Plan | Convert | Bench, overri
         return show_plan(command, read_any(command.config, overrides))
     if overrides:
         raise PefxError(f"pefx: unrecognized options: {' '.join(overrides)}; see pefx --help")
-    if isinstance(command, CatalogCommand):
+    if isinstance(command, CatalogCommand | KeysCommand):
         return command.action.run()
     if isinstance(command, Convert):
         from pefx.conversion import convert

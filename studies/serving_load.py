@@ -178,7 +178,7 @@ def main(options: Options) -> int:
     # Answers of adapters that are not there yet: from a catalog that has them already.
     right |= right_answers(*_later(config, options), asked.new)
     path = write_config(options.out / "server.py", config)
-    with serving(path, options.out / "server.log", "--queue", str(QUEUE)) as server:
+    with serving(path, options.out / "server.log", "--http.queue", str(QUEUE)) as server:
         seen = asyncio.run(study(server, right, asked, options))
     found = numbers(seen)
     table = Table("what", title=f"{options.seconds:.0f} s, {options.connections} connections", title_justify="left")

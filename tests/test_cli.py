@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import pefx.conversion
+import pefx.http.run
 import pefx.serving.run
 import pefx.training.run
 from pefx import cli
@@ -55,13 +56,22 @@ def test_serve_passes_its_files_wherever_they_stand(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "error: pefx: Expected one of {train, serve, catalog, plan, convert, bench}."),
+        (["trian"], "error: pefx: Expected one of {train, serve, catalog, keys, plan, convert, bench}."),
         (["train"], "error: pefx: Missing from pefx train: CONFIG"),
         (["train", "absent.py"], "error: absent.py: no such config file"),
         (["train", "train_few.py", "--stepz", "1"], "error: train_few.py: Unrecognized options: --stepz, 1"),
         (["train", "train_few.py", "--steps", "x"], "error: train_few.py: Error parsing --steps: "),
         (["train", "serve_few.py"], "error: serve_few.py: config is a ServeConfig; this command needs a TrainConfig"),
-        (["serve", "serve_few.py", "--requests", "in"], "error: pefx: Missing from pefx serve: --out"),
+        (
+            ["serve", "serve_few.py", "--requests", "in"],
+            "error: pefx serve: give --requests IN and --out OUT, or --http ",
+        ),
+        (["serve", "serve_few.py", "--http", "host"], "error: pefx serve: --http 'host' is no HOST:PORT"),
+        (["serve", "serve_few.py", "--http", "::1:8", "--out", "o"], "error: pefx serve: --http answers no file"),
+        (
+            ["serve", "serve_few.py", "--http", "[::1]:8", "--http.queue", "0"],
+            "error: serve_few.py with --http.queue 0",
+        ),
         (["plan", "train_few.py"], "error: b/config.json: "),
         (["plan", "train_few.py", "--steps", "x"], "error: train_few.py: Error parsing --steps: "),
         (["catalog"], "error: pefx: Expected one of {ls, show, log, diff, tag, "),
@@ -104,7 +114,7 @@ def test_a_defect_is_not_taken_for_bad_input(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "{train,serve,catalog,plan,convert,bench}"),
+        ([], "{train,serve,catalog,keys,plan,convert,bench}"),
         (["train", "--help"], "A file in configs/ that makes a TrainConfig."),
         (["train", "train_few.py", "--help"], "--data.tokens-per-user"),
         (["serve", "serve_few.py", "--help"], "--step-tokens"),
@@ -177,3 +187,12 @@ def test_the_root_scripts_are_the_same_commands(folder, script):
     done = start("absent.py", "--requests=a", "--out=b", script=(str(ROOT / script),), cwd=folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: absent.py: no such config file\n"
+
+
+def test_where_to_listen_is_taken_from_the_command_line(folder, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pefx.http.run, "serve_config", lambda config: seen.append(config.http) or 0)
+    assert cli.main(["serve", "serve_few.py", "--http", "[::1]:8001", "--http.queue", "7"]) == 0
+    assert cli.main(["serve", "serve_few.py", "--http", "localhost:0"]) == 0
+    assert [(http.host, http.port) for http in seen] == [("::1", 8001), ("localhost", 0)]
+    assert seen[0].queue == 7

@@ -27,6 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.loading",),
     ("pefx.conversion",),
     ("pefx.training", "pefx.serving"),
+    ("pefx.http",),
     ("pefx.rules",),
     ("pefx.settings", "pefx.sizing", "pefx.planning", "pefx.exchange"),
     ("pefx.commands",),
@@ -46,6 +47,7 @@ HOST = (
     "pefx.training",
     "pefx.serving",
     "pefx.web",
+    "pefx.http",
 )
 # ... except the few files of the two loops that hand plans to the device or save its state.
 DEVICE_FACING = {
@@ -57,6 +59,7 @@ DEVICE_FACING = {
     "pefx.training.run",
     "pefx.training.schedule",  # optax's schedules, made into a numpy table
     "pefx.training.sessions",  # ... and its reader
+    "pefx.http.run",
     "pefx.serving.assembly",
     "pefx.serving.run",
     "pefx.serving.runner",

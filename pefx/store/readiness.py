@@ -118,6 +118,7 @@ class Readiness:
             known = self._find(revision)
             known.stage = next_stage("withdraw", known.stage, revision.key)
             ticket, known.ticket = known.ticket, None
+            self._known.pop(revision.key, None)  # of millions of revisions, only those that are here are remembered
             current = self._current.get(revision.policy)
             if current is not None and current.key == revision.key:
                 del self._current[revision.policy]

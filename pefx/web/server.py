@@ -80,7 +80,9 @@ def listen(address: str, port: int) -> socket.socket:
     """A socket that listens there; port 0: a free one. PefxError where it cannot."""
     if not 0 <= port < 1 << 16:
         raise PefxError(f"--port {port} is none: ports are 0 (any free one) to 65535")
-    bound = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # Named as TCP, or asyncio would not send small parts at once, and each answer would wait for the one before.
+    bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((address, port))

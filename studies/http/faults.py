@@ -18,7 +18,7 @@ from studies.http.fuzz import bodies, framings
 from studies.http.server import Server
 from studies.http.world import Question
 
-HELD = ("pefx_requests_in_flight", "pefx_sequences_running", "pefx_sequences_waiting", "pefx_kv_pages_used")
+HELD = ("pefx_answers_in_flight", "pefx_sequences_running", "pefx_sequences_waiting", "pefx_kv_pages_used")
 WIDTH = 16  # connections of the fuzzer
 
 

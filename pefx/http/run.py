@@ -1,0 +1,52 @@
+"""`serve.py CONFIG --http HOST:PORT` without its command line: the engine of a config, served by HTTP."""
+
+from functools import partial
+from pathlib import Path
+
+from pefx.config import ServeConfig
+from pefx.distributed import several
+from pefx.errors import PefxError
+from pefx.http.served import Served
+from pefx.http.server import serve_http
+from pefx.mesh import on_mesh
+from pefx.serving.assembly import build_engine, read_parts
+from pefx.serving.engine import Way
+from pefx.serving.fair_queue import FairQueue
+from pefx.store.catalog import Catalog
+from pefx.store.readiness import Readiness
+
+
+def serve_config(config: ServeConfig) -> int:
+    """Serve until a signal; returns an exit code. PefxError where it cannot begin."""
+    if several():
+        raise PefxError("a server is one process; to serve from several hosts, start one on each")
+    catalog = None if config.catalog is None else open_catalog(config.catalog)
+    parts = read_parts(config, catalog)
+    way = Way(seed=config.seed, unavailable=frozenset(), check_every=config.http.check_every)
+    with on_mesh(parts.mesh):
+        engine, tiers = build_engine(config, parts, FairQueue(), way)
+        if config.http.warm:
+            print(f"{config.name}: compiling steps", flush=True)
+            engine.warm()
+    served = Served(
+        name=Path(config.base).name,
+        digest=parts.digest,
+        context=parts.base.config.context,
+        engine=engine,
+        tokenizer=parts.tokenizer,
+        policies=parts.policies,
+        within=partial(on_mesh, parts.mesh),
+        catalog=catalog,
+        readiness=None if catalog is None else Readiness(tiers, parts.policies.check),
+    )
+    return serve_http(served, config.http)
+
+
+def open_catalog(path: str) -> Catalog:
+    """The catalog to serve from: for writing, so that aliases can be moved, or where that may not be, for reading."""
+    try:
+        return Catalog.open(path)
+    except PefxError as error:
+        if error.kind not in ("read_only", "no_permission"):
+            raise
+        return Catalog.open(path, read_only=True)
