@@ -74,6 +74,7 @@ def entries(options: Options) -> list[Entry]:
     return [
         Entry(CONTINUOUS, PEFX, "continuous batching", own),
         Entry("static", PEFX, fixed, replace(own, way="static")),
+        Entry("padded", PEFX, f"{fixed}, kept whole", replace(own, way="padded")),
         Entry("sorted", PEFX, f"{fixed}, sorted", replace(own, way="sorted")),
         Entry("skyrl", SKYRL, f"batches of {options.skyrl_batch}, sorted, the first {first}", skyrl),
         Entry("peft-grouped", TORCH, "adapter by adapter", replace(own, batch=options.requests, way="grouped")),
@@ -82,7 +83,8 @@ def entries(options: Options) -> list[Entry]:
 
 
 RATIOS = {  # over the best of these
-    "pefx's fixed batches": ("static",),
+    "pefx's fixed batches, whose rows are kept until the last is over": ("padded",),
+    "pefx's fixed batches, which shrink": ("static",),
     "pefx's fixed batches, lengths known": ("sorted",),
     "SkyRL tx": ("skyrl",),
     "transformers + PEFT, the better way": ("peft-grouped", "peft-mixed"),

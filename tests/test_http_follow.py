@@ -193,3 +193,14 @@ def test_in_a_server_that_runs(tmp_path: Path) -> None:
         commit(catalog, "ann", 7)
         server.until(lambda: server.complete(model="ann").json()["model"] == "ann@2")
         assert server.complete(model="ann@1").json()["model"] == "ann@1"
+
+
+def test_a_catalog_that_was_moved_away_is_gone_and_not_empty(world: World) -> None:
+    place = Path(world.catalog.location)
+    aside = place.rename(place.with_name("aside"))
+    world.follower.look()
+    assert (world.follower.reachable, world.now("ann"), world.now("bob")) == (False, "ann@1", "bob@1")
+    aside.rename(place)
+    commit(world.catalog, "ann", seed=5)
+    world.look(until="ann@2")
+    assert world.follower.reachable

@@ -77,11 +77,22 @@ def generation(model_dir: Path, case: Case) -> Callable[[], float]:
     return run
 
 
+def as_long_as_the_longest(requests: list[Request], batch: int) -> list[Request]:
+    """Every request asks for as many tokens as the longest of its batch."""
+    made = []
+    for start in range(0, len(requests), batch):
+        together = requests[start : start + batch]
+        most = max(request.max_tokens for request in together)
+        made += [replace(request, max_tokens=most) for request in together]
+    return made
+
+
 def serving(model_dir: Path, traffic: Traffic) -> Callable[[], float]:
     """Greedy answers to all requests.
 
     Way "continuous": all requests are queued, and enter as others leave. "static": `batch` at a time, in their order,
-    and the next when all of them are over. "sorted": the same, with answers of about one length in a batch.
+    and the next when all of them are over. "sorted": the same, with answers of about one length in a batch. "padded":
+    as "static", but rows that are over go on until the last of their batch is, as where a batch keeps its shape.
     """
     line = line_of(model_dir, traffic, traffic.batch, slots=0)
     vocabulary, turn = read_config(model_dir).vocab_size, 0
@@ -91,6 +102,8 @@ def serving(model_dir: Path, traffic: Traffic) -> Callable[[], float]:
         asked = traffic.draw(vocabulary, turn)
         turn += 1
         requests = requests_of(longest_first(asked) if traffic.way == "sorted" else asked, traffic.adapters)
+        if traffic.way == "padded":
+            requests = as_long_as_the_longest(requests, traffic.batch)
         return timed(line, requests, 0 if traffic.way == "continuous" else traffic.batch)
 
     return run

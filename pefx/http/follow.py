@@ -49,8 +49,7 @@ class Follower:
         with self._lock:
             tracks = self._tracks.all()
             try:
-                if not tracks:  # whether the catalog is there is asked all the same
-                    self._catalog.space.read_many([policy_key("-")])
+                self._catalog.check_present()
                 for start in range(0, len(tracks), BATCH):
                     self._look_at(tracks[start : start + BATCH])
             except PefxError as error:
@@ -72,6 +71,7 @@ class Follower:
                 continue
             try:
                 if entry.value is None:
+                    self._catalog.check_present()
                     raise PefxError(f"policy '{name}' is not in the catalog any more", "unknown_policy")
                 policy = checked(self._catalog.space, Policy, entry.value, name)
                 check_alive(policy)

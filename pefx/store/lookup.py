@@ -35,7 +35,7 @@ def checked_at(space: Keyspace, cls: type[Record], value: bytes, key: str) -> Re
 
 
 def find_policy(space: Keyspace, name: str) -> Policy:
-    """The policy `name`. PefxError kind "unknown_policy"."""
+    """The policy `name`. PefxError kind "unknown_policy", or "no_catalog" where the whole catalog is gone."""
     return read_policy(space, name)[0]
 
 
@@ -44,6 +44,7 @@ def read_policy(space: Keyspace, name: str) -> tuple[Policy, Entry]:
     check_name(name)
     entry = space.read(policy_key(name))
     if entry.value is None:
+        space.check_present()
         raise PefxError(f"policy '{name}' is not in catalog '{space.location}'", "unknown_policy")
     return checked(space, Policy, entry.value, name), entry
 
