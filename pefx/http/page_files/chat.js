@@ -224,7 +224,7 @@ at("policy").addEventListener("keydown", (event) => {
   } else if (event.key === "Escape") open(false);
 });
 at("key").addEventListener("change", find_base);
-at("settings").addEventListener("submit", (event) => event.preventDefault());
+for (const name of ["settings", "who"]) at(name).addEventListener("submit", (event) => event.preventDefault());
 at("say").addEventListener("submit", (event) => { event.preventDefault(); send(); });
 at("text").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
