@@ -116,7 +116,11 @@ async def study(server: Server, right: dict[int, list[int]], asked: Asked, optio
     capacity = free.verdicts["right"] / free.seconds
     console.print(f"capacity {capacity:.1f} requests/s")
     alone = await quiet(server, crowd, asked.quiet, EVERY, options.part)
-    console.print("a tenant beside another's flood")
+    console.print("a tenant beside everybody, and beside another's flood")
+    usual, among = await asyncio.gather(
+        crowd.arrivals(asked.all, 0.8 * capacity, options.part + 2),
+        quiet(server, crowd, asked.quiet, EVERY, options.part),
+    )
     # As many as fit: the server refuses by what is in flight, whoever asks.
     flood, beside = await asyncio.gather(
         crowd.flood(asked.flood, min(QUEUE - 8, options.connections), options.part + 2),
@@ -131,7 +135,8 @@ async def study(server: Server, right: dict[int, list[int]], asked: Asked, optio
         over = await crowd.arrivals(asked.all, 2 * capacity, options.seconds)
     client = (time.process_time() - busy) / over.seconds
     crowd.close()
-    parts = {"capacity": free, "alone": alone, "flood": flood, "beside": beside, "overload": over}
+    parts = {"capacity": free, "alone": alone, "usual": usual, "among": among, "flood": flood, "beside": beside}
+    parts["overload"] = over
     parts |= dict(zip(("before", "adding", "after"), coming["tallies"])) | {"first": coming["first"]}
     return Seen(parts, memory.samples, capacity, client, coming["cold"])
 
@@ -147,6 +152,7 @@ def numbers(seen: Seen) -> list[tuple[str, float, str, bool]]:
     wrong, lost = (sum(getattr(tally, name) for tally in parts.values()) for name in ("wrong", "lost"))
     refusal, slope = 1e3 * p("overload", "refusals", 99), seen.slope()
     adding = p("adding", "each", 95) / np.mean([p(name, "each", 95) for name in ("before", "after")])
+    ratio = p("beside", "first", 99) / p("among", "first", 99)
     right = sum(tally.verdicts["right"] for tally in parts.values())
     return [
         ("answers that were right", right, "all", True),
@@ -158,7 +164,10 @@ def numbers(seen: Seen) -> list[tuple[str, float, str, bool]]:
         ("memory at the end, MiB", seen.memory[-1][1] if seen.memory else float("nan"), "", True),
         ("memory, MiB a minute", slope, "about 0", slope < 1),
         ("the quiet tenant's first token, p99 ms", 1e3 * p("alone", "first", 99), "", True),
+        ("the same beside everybody, at 0.8 of the capacity", 1e3 * p("among", "first", 99), "", True),
         ("the same beside another's flood", 1e3 * p("beside", "first", 99), "", True),
+        ("that over an idle server's", p("beside", "first", 99) / p("alone", "first", 99), "", True),
+        ("that over everybody's", ratio, "<= 2", bool(ratio <= 2)),
         ("that flood's own", 1e3 * p("flood", "first", 99), "", True),
         ("time per token p95 while adapters come, of before and after", float(adding), "<= 1.10", bool(adding <= 1.1)),
         ("reads for the first requests of those adapters", seen.cold, "0", seen.cold == 0),

@@ -129,7 +129,8 @@ def test_answers_are_counted_by_what_they_are() -> None:
 
 
 def test_the_report_and_its_picture(tmp_path) -> None:
-    names = ("capacity", "alone", "flood", "beside", "overload", "before", "adding", "after", "first")
+    names = ("capacity", "alone", "usual", "among", "flood", "beside", "overload")
+    names += ("before", "adding", "after", "first")
     parts = {name: Tally(first=[0.1, 0.2], each=[0.01, 0.02], refusals=[0.001]) for name in names}
     memory = [(float(second), 100 + second / 30) for second in range(60)]
     seen = Seen(parts, memory, capacity=10, client=0.1, cold=1)

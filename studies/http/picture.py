@@ -47,7 +47,12 @@ def draw(seen: Seen, path: Path) -> None:
         memory.plot(seconds / 60, mib, color="#1b6ca8")
     memory.set(title=f"Memory at twice the capacity: {seen.slope():+.2f} MiB a minute", xlabel="minutes", ylabel="MiB")
     memory.set_ylim(0, 1.2 * max((mib for _, mib in seen.memory), default=1))
-    for name, label in (("alone", "alone"), ("beside", "beside another's flood"), ("flood", "who floods")):
+    for name, label in (
+        ("alone", "alone"),
+        ("among", "beside everybody"),
+        ("beside", "beside another's flood"),
+        ("flood", "who floods"),
+    ):
         distribution(first, seen.parts[name].first, label)
     first.set(title="Time to the first token", xlabel="ms", ylabel="share of requests", xscale="log")
     distribution(refused, seen.parts["overload"].refusals, "refused (429)")
