@@ -1,5 +1,6 @@
 """`serve.py CONFIG --http HOST:PORT` without its command line: the engine of a config, served by HTTP."""
 
+import gc
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,9 @@ def serve_config(config: ServeConfig) -> int:
         if config.http.warm:
             print(f"{config.name}: compiling steps", flush=True)
             engine.warm()
+    # What is there now stays: a collection that looked through all of it would hold every answer up.
+    gc.collect()
+    gc.freeze()
     served = Served(
         name=Path(config.base).name,
         digest=parts.digest,
