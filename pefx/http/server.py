@@ -3,15 +3,13 @@
 import asyncio
 import signal
 
-import uvicorn
-
 from pefx.config import HttpConfig
 from pefx.errors import PefxError
 from pefx.http.api import Api
 from pefx.http.app import build_app
 from pefx.http.log import tell, to_stderr
 from pefx.http.served import Served
-from pefx.web.server import Server, listen, loopback
+from pefx.web.server import Server, listen, loopback, plain_config
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 HANG_UP = 5  # seconds after the drain for connections that are still open
@@ -25,8 +23,8 @@ def address_of(settings: HttpConfig) -> str:
         if settings.keys is not None:
             return settings.host
     raise PefxError(
-        f"--host {settings.host!r} may be reached by others, and without keys anybody may do anything: make some with "
-        "`pefx keys create` and name their file, or use 127.0.0.1, ::1 or localhost"
+        f"--http {settings.host!r} may be reached by others, and without keys anybody may do anything: make some with "
+        "`pefx keys create` and name their file with --http.keys, or use 127.0.0.1, ::1 or localhost"
     )
 
 
@@ -36,20 +34,8 @@ class HttpServer(Server):
     def __init__(self, api: Api):
         self.api = api
         self._ending: asyncio.Task[None] | None = None
-        config = uvicorn.Config(
-            build_app(api, self._begin),
-            loop="asyncio",
-            http="h11",
-            ws="none",
-            lifespan="on",
-            log_level="critical",
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=HANG_UP,
-            h11_max_incomplete_event_size=64 << 10,
-        )
-        super().__init__(config)
+        more = {"timeout_graceful_shutdown": HANG_UP, "h11_max_incomplete_event_size": 64 << 10}
+        super().__init__(plain_config(build_app(api, self._begin), lifespan="on", log_level="critical", **more))
 
     def _begin(self) -> None:
         loop = asyncio.get_running_loop()
@@ -80,7 +66,7 @@ def serve_http(served: Served, settings: HttpConfig) -> int:
     try:
         address = address_of(settings)
         api = Api(served, settings)
-        bound = listen(address, settings.port)
+        bound = listen(address, settings.port, "--http")
     except BaseException:
         served.engine.close()
         raise

@@ -13,7 +13,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -244,8 +243,7 @@ class Service:
     def _watch(self) -> None:
         now = time.monotonic()
         if now - self._watched > WATCH or self.engine.idle:
-            # A copy: the engine goes on with its own.
-            self._watched, self.state, self.adapters = now, replace(self.engine.state()), self.engine.adapters()
+            self._watched, self.state, self.adapters = now, self.engine.state(), self.engine.adapters()
 
     def _send(self) -> None:
         if self._outbox:

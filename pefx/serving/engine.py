@@ -1,7 +1,7 @@
 """Requests in, answers out, a step at a time: ties the scheduler to the device and to the tiers of adapters."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from time import monotonic, perf_counter
 from typing import Protocol, runtime_checkable
@@ -241,15 +241,20 @@ class Engine:
             self._loading.wait(seconds)
 
     def state(self) -> EngineState:
-        """The numbers of now; the caller must not keep it, it changes with every step."""
-        done, shards = self._done, self._scheduler.shards
-        done.waiting, done.running = len(self._scheduler.waiting), len(self._scheduler.running)
-        done.pages_cached = sum(shard.pages.kept for shard in shards)
-        done.pages_used = done.pages - sum(shard.pages.free for shard in shards)
-        done.step_seconds, done.batch_rows = self._device.seconds, self._device.rows
-        done.preemptions = self._scheduler.preemptions
-        done.audited, done.mismatches = self._checks.checked, self._checks.mismatches
-        return done
+        """The numbers of now."""
+        shards = self._scheduler.shards
+        return replace(
+            self._done,
+            waiting=len(self._scheduler.waiting),
+            running=len(self._scheduler.running),
+            pages_cached=sum(shard.pages.kept for shard in shards),
+            pages_used=self._done.pages - sum(shard.pages.free for shard in shards),
+            step_seconds=self._device.seconds,
+            batch_rows=self._device.rows,
+            preemptions=self._scheduler.preemptions,
+            audited=self._checks.checked,
+            mismatches=self._checks.mismatches,
+        )
 
     def adapters(self) -> TierCounts:
         """What became of the adapters that requests needed, so far."""

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from types import FrameType
+from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
@@ -28,18 +30,21 @@ class Server(uvicorn.Server):
 
 def make_server(catalog: Catalog) -> Server:
     """A server of the pages of `catalog`; `run(sockets=[...])` serves."""
-    config = uvicorn.Config(
-        build_app(catalog),
+    return Server(plain_config(build_app(catalog), lifespan="off", log_level="error"))
+
+
+def plain_config(app: ASGIApp, **more: Any) -> uvicorn.Config:
+    """HTTP and nothing else, which tells nobody what it is; `more` as uvicorn has it."""
+    return uvicorn.Config(
+        app,
         loop="asyncio",
         http="h11",
         ws="none",
-        lifespan="off",
-        log_level="error",
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        **more,
     )
-    return Server(config)
 
 
 def serve_pages(path: str, host: str, port: int) -> int:
@@ -76,10 +81,10 @@ def loopback(host: str) -> str:
     )
 
 
-def listen(address: str, port: int) -> socket.socket:
+def listen(address: str, port: int, flag: str = "--port") -> socket.socket:
     """A socket that listens there; port 0: a free one. PefxError where it cannot."""
     if not 0 <= port < 1 << 16:
-        raise PefxError(f"--port {port} is none: ports are 0 (any free one) to 65535")
+        raise PefxError(f"{flag} {port} is none: ports are 0 (any free one) to 65535")
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     # Named as TCP, or asyncio would not send small parts at once, and each answer would wait for the one before.
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -90,6 +95,6 @@ def listen(address: str, port: int) -> socket.socket:
     except OSError as error:
         bound.close()
         if error.errno == errno.EADDRINUSE:
-            raise PefxError(f"port {port} of {address} is in use: choose another one with --port, or 0") from error
+            raise PefxError(f"port {port} of {address} is in use: choose another one with {flag}, or 0") from error
         raise PefxError(f"port {port} of {address} cannot be listened on: {error.strerror}") from error
     return bound
