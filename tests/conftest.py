@@ -21,12 +21,14 @@ os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"
 os.environ["TPU_WORKER_HOSTNAMES"] = "localhost"
 
 import functools  # noqa: E402
+import gc  # noqa: E402
 import inspect  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Iterator  # noqa: E402
 from typing import Any  # noqa: E402
 
 import hypothesis  # noqa: E402
+import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
@@ -77,3 +79,18 @@ def _bits_are_of_what_ships(request: pytest.FixtureRequest) -> Iterator[None]:
             for name, value in SHIPPED.items():
                 patch.setitem(compiler.CPU_OPTIONS, name, value)
         yield
+
+
+# Every compiled program holds mappings of memory, of which Linux gives a process 65,530: a worker that has met most of
+# the suite would die of one more.
+MAPPINGS = 30_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_do_not_pile_up() -> Iterator[None]:
+    """Between two modules a process with too many compiled programs forgets them."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
