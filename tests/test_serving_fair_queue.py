@@ -22,8 +22,12 @@ def anything(revision: Any) -> bool:
     return True
 
 
+def room() -> bool:
+    return False
+
+
 def order(queue: FairQueue) -> list[int]:
-    return [sequence.arrival for sequence in queue.turns(anything)]
+    return [sequence.arrival for sequence in queue.turns(anything, room)]
 
 
 def test_tenants_take_turns_by_what_they_got():
@@ -31,7 +35,7 @@ def test_tenants_take_turns_by_what_they_got():
     for arrival in range(6):
         queue.push(sequence(arrival, "flood"))
     queue.push(sequence(6, "quiet"))
-    for one in queue.turns(anything):
+    for one in queue.turns(anything, room):
         queue.enter(one, 10)
         served.append(one.arrival)
     assert served == [0, 6, 1, 2, 3, 4, 5]
@@ -68,7 +72,7 @@ def test_who_was_away_has_no_credit():
         queue.push(sequence(arrival, "late"))
         queue.push(sequence(10 + arrival, "steady"))
     entered = []
-    for one in queue.turns(anything):
+    for one in queue.turns(anything, room):
         queue.enter(one, 10)
         entered.append(one.tenant)
     assert entered[:4] in (["late", "steady", "late", "steady"], ["steady", "late", "steady", "late"])
@@ -92,7 +96,7 @@ def test_all_have_a_turn_and_tenants_without_sequences_are_forgotten(asked):
     for one in pushed:
         queue.push(one)
     seen, left = [], []
-    for one in queue.turns(anything):
+    for one in queue.turns(anything, room):
         seen.append(one.arrival)
         fate = asked[one.arrival][2]
         if fate == "enter":
@@ -108,3 +112,28 @@ def test_all_have_a_turn_and_tenants_without_sequences_are_forgotten(asked):
     assert len(queue) == 0
     assert order(queue) == []
     assert queue._tenants == {}
+
+
+def test_in_a_crowd_only_newcomers_have_turns():
+    queue = FairQueue()
+    running = sequence(0, "flood")
+    queue.push(running)
+    queue.enter(running, 10)
+    for arrival, policy in ((1, "flood"), (2, "flood"), (3, "quiet"), (4, "quiet")):
+        queue.push(sequence(arrival, policy))
+    crowd: list[int] = []
+    for one in queue.turns(anything, lambda: True):
+        assert queue.newcomer(one)
+        queue.enter(one, 1)
+        crowd.append(one.arrival)
+    assert crowd == [3]
+    assert (queue.kept(64), queue.kept(15)) == (4, 0)
+
+
+def test_who_got_least_has_its_prompt_computed_first():
+    queue = FairQueue()
+    running = [sequence(0, "flood"), sequence(1, "flood"), sequence(2, "quiet"), sequence(3, "flood", priority=1)]
+    for one in running:
+        queue.push(one)
+        queue.enter(one, 1 if one.arrival == 2 else 5)
+    assert [one.arrival for one in queue.order(running)] == [3, 2, 0, 1]

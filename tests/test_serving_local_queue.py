@@ -35,7 +35,7 @@ def resident(*names: str) -> Callable[[Adapter], bool]:
 
 
 def order(queue: LocalQueue, *slots: str) -> list[int]:
-    return [sequence.name for sequence in queue.turns(resident(*slots))]
+    return [sequence.name for sequence in queue.turns(resident(*slots), lambda: False)]
 
 
 def filled(*adapters: str | None) -> LocalQueue:
@@ -99,7 +99,7 @@ def test_all_come_out_once_in_order_whatever_enters_meanwhile(
         pushed.append(Waiting(name, adapter, priority))
         (queue.push_back if back else queue.push)(pushed[-1])
     given_: list[Waiting] = []
-    for sequence in queue.turns(resident(*slots)):
+    for sequence in queue.turns(resident(*slots), lambda: False):
         given_.append(sequence)
         if sequence.name in entering:
             queue.enter(sequence, 1)
@@ -130,7 +130,7 @@ class Fifo:
     def push(self, sequence: Any) -> None:
         self._waiting[sequence] = None
 
-    def turns(self, resident: Callable[[Any], bool]) -> Iterator[Any]:
+    def turns(self, resident: Callable[[Any], bool], crowded: Callable[[], bool]) -> Iterator[Any]:
         return iter(list(self._waiting))
 
     def enter(self, sequence: Any, tokens: int) -> None:
@@ -144,7 +144,7 @@ def loads(queue: Any, asked: list[str], window: int, seats: int = 16, slots: int
     while ahead or len(queue) or running:
         while ahead and len(queue) < window:
             queue.push(ahead.popleft())
-        for sequence in queue.turns(lambda revision: slots_of.slot(revision.content_hash) is not None):
+        for sequence in queue.turns(lambda revision: slots_of.slot(revision.content_hash) is not None, lambda: False):
             if len(running) >= seats:
                 break
             if slots_of.acquire(sequence.adapter) is not None:

@@ -123,7 +123,7 @@ def test_what_is_warmed_up_is_not_compiled_later(base: Base):
         runner.warm()
         plain = [asked(i, 3 + 11 * i, 2 + i, None, 0.5) for i in range(5)]
         for sequence in plain:
-            sequence.score_prompt, sequence.top = False, 3 * (sequence.handle % 2)
+            sequence.score_prompt, sequence.top = sequence.handle > 2, 3 * (sequence.handle % 2)
         with compilations() as found:
             serve(runner, 32, plain)
     assert not found

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from pefx.serving.sequence import Sequence
 
+KEPT = 16  # one in so many places is kept for newcomers
 PROMPT, ANSWER = 1.0, 2.0  # what a token of a prompt and one of an answer count (section 3.1)
 
 
@@ -24,7 +25,13 @@ class Queue(Protocol):
 
     def remove(self, sequence: Sequence) -> None: ...
 
-    def turns(self, resident: Callable[[Any], bool]) -> Iterator[Sequence]: ...
+    def turns(self, resident: Callable[[Any], bool], crowded: Callable[[], bool]) -> Iterator[Sequence]: ...
+
+    def newcomer(self, sequence: Sequence) -> bool: ...
+
+    def kept(self, places: int) -> int: ...
+
+    def order(self, running: list[Sequence]) -> list[Sequence]: ...
 
     def enter(self, sequence: Sequence, tokens: int) -> None: ...
 
@@ -76,17 +83,33 @@ class FairQueue:
         self._count -= 1
         self._tidy(sequence.tenant, tenant)
 
-    def turns(self, resident: Callable[[Any], bool]) -> Iterator[Sequence]:
-        """The waiting in the order of their turns, as what enters meanwhile changes it."""
+    def turns(self, resident: Callable[[Any], bool], crowded: Callable[[], bool]) -> Iterator[Sequence]:
+        """The waiting in the order of their turns, as what enters meanwhile changes it; while it is `crowded`, of
+        newcomers only.
+        """
         left = {name: iter(list(tenant.waiting)) for name, tenant in self._tenants.items() if tenant.waiting}
         heap = [self._turn(next(own), name) for name, own in left.items()]
         heapify(heap)
         while heap:
             *_, name, sequence = heappop(heap)
+            if crowded() and not self.newcomer(sequence):
+                continue
             yield sequence
             following = next(left[name], None)
             if following is not None:
                 heappush(heap, self._turn(following, name))
+
+    def newcomer(self, sequence: Sequence) -> bool:
+        """Whether nothing of its tenant runs."""
+        return not self._tenants[sequence.tenant].running
+
+    def kept(self, places: int) -> int:
+        """How many of a shard's places only newcomers take."""
+        return places // KEPT
+
+    def order(self, running: list[Sequence]) -> list[Sequence]:
+        """Those that run in the order in which their prompts are computed: who got least comes first."""
+        return sorted(running, key=lambda s: (-s.priority, self._tenants[s.tenant].service, s.arrival))
 
     def _turn(self, sequence: Sequence, name: str) -> tuple[int, float, int, str, Sequence]:
         return -sequence.priority, self._tenants[name].service, sequence.arrival, name, sequence

@@ -5,6 +5,7 @@ a slot (the bare base needs none); then adapter by adapter, in the order in whic
 """
 
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -61,19 +62,32 @@ class LocalQueue:
                 del self._groups[priority]
         self._count -= 1
 
-    def turns(self, resident: Callable[[Any], bool]) -> Iterator[Any]:
+    def turns(self, resident: Callable[[Any], bool], crowded: Callable[[], bool]) -> Iterator[Any]:
         """The waiting in the order of their turns. `resident` says whether a revision (not None) is in a slot.
 
-        What has been given may `enter` or be removed before the next is asked for.
+        What has been given may `enter` or be removed before the next is asked for. Where it is `crowded` they end.
         """
         for priority in sorted({*self._groups, *self._back}, reverse=True):
-            yield from reversed(list(self._back.get(priority, ())))
+            back = reversed(list(self._back.get(priority, ())))
             groups = list(self._groups.get(priority, {}).values())
             here = [_needs_no_load(next(iter(group)), resident) for group in groups]
-            for wanted in (True, False):
-                for group, found in zip(groups, here, strict=True):
-                    if found is wanted:
-                        yield from list(group)
+            ordered = [list(group) for wanted in (True, False) for group, found in zip(groups, here) if found is wanted]
+            for sequence in chain(back, *ordered):
+                if crowded():
+                    return
+                yield sequence
+
+    def newcomer(self, sequence: Waiting) -> bool:
+        """All are alike."""
+        return False
+
+    def kept(self, places: int) -> int:
+        """No place waits for who may come."""
+        return 0
+
+    def order(self, running: list[Any]) -> list[Any]:
+        """Prompts are computed in the order in which they entered."""
+        return running
 
     def enter(self, sequence: Waiting, tokens: int) -> None:
         """It has a place now."""

@@ -1,7 +1,7 @@
 """The one file of serving that touches the device: plans become arrays of a few shapes, results numpy."""
 
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -101,12 +101,13 @@ class Runner:
         return _outcomes(plan, drawn, parts)
 
     def warm(self) -> None:
-        """Compile what most steps need, so that none of them waits for it: those that score prompts come later."""
-        sizes = [self._size(singles, 0) for singles in self._singles]
-        sizes += [self._size(self._singles[-1], tiles) for tiles in self._tiles]
-        for size in sizes:
+        """Compile all that steps need but for rows shaped by more than `NAMED` tokens, so that none waits for it."""
+        shapes = [Shape(self._size(singles, 0)) for singles in self._singles]
+        prompts = [self._size(self._singles[-1], tiles) for tiles in self._tiles]
+        shapes += [Shape(size, scoring) for size in prompts for scoring in (False, True)]
+        for shape in shapes:
             for rich in (False, True):
-                self._step(self._arrays(StepPlan((), (), ()), Shape(size, rich=rich))[0])
+                self._step(self._arrays(StepPlan((), (), ()), replace(shape, rich=rich))[0])
 
     def _step(self, arrays: ServePlan) -> Drawn:
         # An array that a step has to send to the shards itself costs more than the step's own start.

@@ -61,7 +61,8 @@ class StepSize:
 
 
 class Scheduler:
-    """Sequences that wait in `queue` enter `shards` in the order of their turns.
+    """Sequences that wait in `queue` enter `shards` in the order of their turns. A few places of a shard are kept for
+    newcomers, whose prompts are computed before those of who has had more: nobody waits behind another's flood.
 
     One whose pages or slot are not free is passed by later ones that fit: by at most `patience` of them, then all wait
     for it. One whose adapter is not `ready` is passed by any number.
@@ -157,9 +158,8 @@ class Scheduler:
         blocked: list[Sequence] = []
         for shard in self.shards:
             shard.spoken_for = sum(whole_pages(s.left, self.size.tile) for s in shard.running if s.left > 1)
-        for sequence in self.waiting.turns(self.resident) if len(self.waiting) else ():
-            full = all(self._full(shard) for shard in self.shards)
-            if full or any(other.passed >= self.patience for other in blocked):
+        for sequence in self.waiting.turns(self.resident, self._crowded) if len(self.waiting) else ():
+            if self._full() or any(other.passed >= self.patience for other in blocked):
                 break
             revision = sequence.revision
             if _behind(sequence) or not (revision is None or self.resident(revision) or ready(revision)):
@@ -171,9 +171,20 @@ class Scheduler:
                 other.passed += 1
         return loads
 
-    def _full(self, shard: Shard) -> bool:
-        """Whether nobody can enter, or would only wait there: what its next step holds of prompts is spoken for."""
-        return len(shard.running) >= self.size.sequences or shard.spoken_for >= self.size.tiles
+    def _full(self) -> bool:
+        """Whether nobody at all can enter."""
+        return all(len(shard.running) >= self.size.sequences for shard in self.shards)
+
+    def _crowded(self) -> bool:
+        """Whether only newcomers can enter."""
+        return not any(self._open(shard, newcomer=False) for shard in self.shards)
+
+    def _open(self, shard: Shard, newcomer: bool) -> bool:
+        """Whether one more can enter, and would not only wait there: a newcomer's prompt is computed before others'."""
+        if newcomer:
+            return len(shard.running) < self.size.sequences
+        places = self.size.sequences - self.waiting.kept(self.size.sequences)
+        return len(shard.running) < places and shard.spoken_for < self.size.tiles
 
     def _preferred(self, sequence: Sequence) -> list[int]:
         """Shards to try, best first: one that holds the adapter, then the one with the fewest sequences."""
@@ -191,7 +202,7 @@ class Scheduler:
     def _enter(self, sequence: Sequence, index: int, loads: list[Load]) -> bool:
         """Let the sequence into a shard, if there is room."""
         shard, need = self.shards[index], self._pages(sequence.known)
-        if self._full(shard) or not self._take_pages(sequence, shard, need):
+        if not self._open(shard, self.waiting.newcomer(sequence)) or not self._take_pages(sequence, shard, need):
             return False
         if sequence.revision is not None:
             assert shard.residency is not None
@@ -259,13 +270,13 @@ class Scheduler:
         return StepPlan(tuple(sequence for sequence, _ in sizes), spans, tuple(wanted))
 
     def _shard_plan(self, shard: Shard) -> list[tuple[Sequence, int]]:
-        """A shard's sequences in its next step, each with its tokens' count: all that decode, then prompts by age."""
+        """A shard's sequences in its next step, each with its tokens' count: all that decode, then prompts in turn."""
         for sequence in list(shard.running):
             self._grow(sequence, shard)
         sizes = [(sequence, 1) for sequence in shard.running if sequence.left == 1]
         tiles = self.size.tiles
-        for sequence in shard.running:
-            if sequence.left > 1 and tiles:
+        for sequence in self.waiting.order([sequence for sequence in shard.running if sequence.left > 1]):
+            if tiles:
                 size = min(sequence.left, tiles * self.size.tile)
                 sizes.append((sequence, size))
                 tiles -= whole_pages(size, self.size.tile)
