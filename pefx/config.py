@@ -15,6 +15,8 @@ Method = Literal["lora", "rslora"]
 RouterScores = Literal["softmax", "sigmoid"]
 # What a backward pass computes again instead of keeping it: nothing, or every layer from its input.
 Remat = Literal["none", "full"]
+# Which experts training takes: as its routers say, as they said when the batch was drawn (R2), as the sampler's did (R3).
+Replay = Literal["live", "trainer", "sampler"]
 
 
 @dataclass(frozen=True)
@@ -148,12 +150,76 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class RolloutConfig:
+    """What a policy draws: for each update `group` answers to each of `prompts` problems, of up to `max_tokens` tokens
+    a turn. Answers for `updates` updates are drawn at once, and learned from one after another.
+
+    On `heldout` problems that are never trained on, its answers at temperature 0 are what it is measured by.
+    """
+
+    prompts: int = 8
+    group: int = 8
+    max_tokens: int = 24
+    temperature: float = 1.0
+    top_p: float = 1.0
+    updates: int = 1
+    heldout: int = 64
+
+
+@dataclass(frozen=True)
+class PolicyLossConfig:
+    """The loss of rewarded answers, a row of `pefx.losses.rows` (None: its own numbers), and what goes with it.
+
+    `kl` and `entropy` weigh the divergence from the base and the entropy. `correction`, a row of
+    `pefx.rl.corrections` with bounds of its own where they are None, weighs tokens by how far the trainer is from the
+    sampler. Tokens without recorded routes, where `replay` needs them, are routed live, or with `drop_unrouted` not
+    learned from. `drop_even` leaves out prompts whose answers are all rewarded alike, and draws others, `redraw` times
+    at most. Answers longer than the last `overlong` tokens of the room they have lose reward.
+    """
+
+    name: str = "grpo"
+    clip_low: float | None = None
+    clip_high: float | None = None
+    beta: float | None = None
+    kl: float = 0.0
+    entropy: float = 0.0
+    correction: str = "none"
+    correction_low: float | None = None
+    correction_high: float | None = None
+    replay: Replay = "live"
+    drop_unrouted: bool = False
+    drop_even: bool = False
+    redraw: int = 3
+    overlong: int = 0
+
+
+@dataclass(frozen=True)
+class SamplerConfig:
+    """How answers are drawn while policies train: `sequences` at once, `step_tokens` tokens of prompts in a step.
+
+    For studies of what goes wrong the sampler may have the base in other `weights`, or policies as they were `stale`
+    updates ago.
+    """
+
+    sequences: int = 64
+    step_tokens: int = 256
+    weights: Weights | None = None
+    stale: int = 0
+
+
+@dataclass(frozen=True)
 class UserConfig:
-    """One personal model to train: a policy name, its JSONL files, and what differs from the run's defaults."""
+    """One personal model to train: a policy name, what it learns from, and what differs from the run's defaults.
+
+    It learns from JSONL files, or from the rewards of a `task`.
+    """
 
     name: str
-    train: str
+    train: str | None = None
     heldout: str | None = None
+    task: TaskConfig | None = None
+    rollout: RolloutConfig | None = None
+    policy_loss: PolicyLossConfig | None = None
     adapter: AdapterSpec | None = None
     optimizer: OptimizerConfig | None = None
     seed: int | None = None
@@ -211,6 +277,9 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     pretrain: "PretrainConfig | None" = None
     steps: int = 40
     accumulate: int = 1

@@ -1,7 +1,7 @@
-"""Training of many adapters at once over one frozen base: sessions, their data, their slots, their commits."""
+"""Training of many adapters at once over one frozen base: sessions, their lessons, their slots, their commits."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ from pefx import steps
 from pefx.adapters.bank import bank_spec, by_slot, empty_bank, load_adapter, put_slots, read_adapter, take_slots
 from pefx.adapters.methods import init_adapter
 from pefx.compiler import jit
-from pefx.config import DataConfig, MeshConfig, TrainConfig, UserConfig
-from pefx.data.pipeline import heldout_set, train_stream
+from pefx.config import MeshConfig, TrainConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.distributed import owner
 from pefx.errors import PefxError
 from pefx.families.config_json import read_config
 from pefx.loading import load_base
+from pefx.losses.policy import PolicyNumbers
 from pefx.mesh import by_row, check_divides, fetch, made, of_base, place, placement, share, whole
 from pefx.optim import init_opt
 from pefx.packing import beside
@@ -25,24 +25,35 @@ from pefx.store.catalog import Catalog
 from pefx.store.commits import Draft
 from pefx.store.names import check_name
 from pefx.store.sessions import Wanted
+from pefx.training.curriculum import Curriculum, Texts
 from pefx.training.heldout import Exam, device_batch, nats_per_token
 from pefx.training.loop import Outcome, StepReport
-from pefx.training.planner import Layout, Lesson, lay_out, lesson
+from pefx.training.planner import Layout, Lesson, lay_out
 from pefx.training.schedule import learning_rates
-from pefx.training.sessions import HyperTable, Progress, Session, make_sessions, take_turns
+from pefx.training.sessions import (
+    LOSS_FIELDS,
+    HyperTable,
+    Progress,
+    Session,
+    loss_fields,
+    make_sessions,
+    take_turns,
+)
 from pefx.training.tenure import Tenure
 
 ALONE = MeshConfig(data=1)
+MakeCurriculum = Callable[[TrainConfig, Sequence[Session], Tokenizer], Curriculum]
 
 
 class AdapterTraining:
     """A `Trainee` of one session per user. Device state: the bank and its optimizer; host state: positions.
 
     Built within the mesh it runs on: sessions are dealt out to its shards of rows, which have slots of their own.
+    `curriculum` makes what they learn from.
     """
 
-    def __init__(self, config: TrainConfig, mesh: MeshConfig = ALONE):
-        self.config, shards = config, mesh.rows
+    def __init__(self, config: TrainConfig, mesh: MeshConfig = ALONE, curriculum: MakeCurriculum = Texts):
+        self.config, self.mesh, shards = config, mesh, mesh.rows
         self.sessions = make_sessions(config, shards)
         for session in self.sessions:
             check_name(session.policy)
@@ -53,9 +64,9 @@ class AdapterTraining:
         length = config.data.sequence_length
         if length > shape.context:
             raise PefxError(f"data.sequence_length is {length}, longer than the base's context of {shape.context}")
-        tokenizer = Tokenizer.load(directory)
-        self.streams = [train_stream(session.user, config.data, tokenizer) for session in self.sessions]
-        self.heldout = [heldout_lessons(session.user, config.data, tokenizer) for session in self.sessions]
+        self.curriculum = curriculum(config, self.sessions, Tokenizer.load(directory))
+        self.layout = replace(self.layout, terms=self.curriculum.terms, routes=self.curriculum.routes)
+        self._taken: dict[int, list[Taken]] = {}
         rates = [learning_rates(session.optimizer, session.steps) for session in self.sessions]
         self.slots = -(-len(self.sessions) // shards)  # of each shard
         self.hypers = HyperTable(self.sessions, rates, self.slots)
@@ -88,51 +99,75 @@ class AdapterTraining:
 
     def advance(self, step: int) -> Any:
         self.tenure.begin(Wanted(session.policy, self.digest, session.spec) for session in self.sessions)
-        lessons: list[list[list[Lesson]]] = []
-        hypers: list[dict[str, Any]] = []
-        for active in self.turns[step]:
-            hypers.append(self.hypers.fields(active, self.progress, self.layout.shares))
-            lessons.append([self._lessons(index, row) for row, index in enumerate(active)])
-        batch, hyper = share(by_row, device_batch(lay_out(lessons, self.layout))), beside(hypers)
-        numbers = share(by_row, steps.TrainHyper(**hyper))
+        active = self.turns[step]
+        self.curriculum.prepare([index for indices in active for index in indices], self)
+        before = list(self.progress)
+        taken = [[self._take(index, row) for row, index in enumerate(indices)] for indices in active]
+        hypers = [self._hyper(indices, own, before) for indices, own in zip(active, taken, strict=True)]
+        lessons = [[one.lessons for one in own] for own in taken]
+        batch, hyper = share(by_row, device_batch(lay_out(lessons, self.layout))), share(by_row, train_hyper(hypers))
         self.bank, self.opt, metrics = steps.train_step(
-            self.base, self.bank, self.opt, batch, numbers, remat=self.config.remat
+            self.base, self.bank, self.opt, batch, hyper, remat=self.config.remat
         )
         self.done = step + 1
-        # The log-probabilities of every token stay behind: nothing reads them here.
-        return *whole((metrics.loss, metrics.tokens, metrics.gradient_norm)), hyper["learning_rate"]
+        self._taken[step] = [one for own in taken for one in own]
+        # Where nothing reads them, the numbers of every token stay behind.
+        of_tokens = (metrics.logprobs, metrics.entropies) if self.layout.terms else ()
+        return *whole((metrics.loss, metrics.tokens, metrics.gradient_norm)), whole(of_tokens)
 
-    def _lessons(self, index: int, row: int) -> list[Lesson]:
-        """The next examples of a session, active row `row` of its shard's step; its position moves on."""
-        layout = self.layout
-        examples, position = self.streams[index].take(self.progress[index].position, layout.share, layout.page_size)
-        self.progress[index] = self.progress[index].after(position)
-        return [lesson(example.tokens, example.loss, row) for example in examples]
+    def _take(self, index: int, row: int) -> "Taken":
+        """The next lessons of a session, active row `row` of its shard's step; its position moves on."""
+        before = self.progress[index]
+        lessons, position = self.curriculum.take(index, before.position, row)
+        self.progress[index] = before.after(position)
+        place = self.sessions[index].shard * self.layout.shares + row
+        return Taken(index, place, self.hypers.rate(index, before.micro), lessons)
+
+    def _hyper(self, indices: Sequence[int], taken: Sequence["Taken"], before: Sequence[Progress]) -> dict[str, Any]:
+        """Fields of one shard's `TrainHyper`, of sessions that stood at `before`."""
+        width = self.layout.shares
+        fields: dict[str, Any] = self.hypers.fields(indices, before, width)
+        if self.layout.terms:
+            numbers = [self.curriculum.numbers(one.index, one.lessons) for one in taken]
+            fields |= loss_fields(numbers, width)
+        return fields
 
     def report(self, step: int, pending: Any) -> StepReport:
-        losses, tokens, norms, rates = (np.asarray(values, np.float64) for values in fetch(pending))
+        *sums, of_tokens = fetch(pending)
+        losses, tokens, norms = (np.asarray(values, np.float64) for values in sums)
         by_name: dict[str, dict[str, float]] = {}
-        active = {
-            shard * self.layout.shares + row: index
-            for shard, indices in enumerate(self.turns[step])
-            for row, index in enumerate(indices)
-        }
-        for row, index in active.items():
-            by_name[self.sessions[index].policy] = {
-                "loss": float(losses[row]),
-                "tokens": float(tokens[row]),
-                "gradient_norm": float(norms[row]),
-                "learning_rate": float(rates[row]),
+        taken = self._taken.pop(step)
+        for one in taken:
+            by_name[self.sessions[one.index].policy] = {
+                "loss": float(losses[one.place]),
+                "tokens": float(tokens[one.place]),
+                "gradient_norm": float(norms[one.place]),
+                "learning_rate": one.rate,
+                **self.curriculum.report(one.index, one.lessons, self._seen(one, of_tokens)),
             }
-        rows = list(active)
+        rows = [one.place for one in taken]
         total = float(tokens[rows].sum())
         return StepReport(float((losses * tokens)[rows].sum()) / max(total, 1e-30), total, by_name)
 
+    def _seen(self, one: "Taken", of_tokens: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Log-probabilities and entropies of each lesson's targets; none where they stayed behind."""
+        if not of_tokens:
+            return []
+        shard, row = divmod(one.place, self.layout.shares)
+        at, found = shard * self.layout.tokens + row * self.layout.share, []
+        for item in one.lessons:
+            here = slice(at, at + len(item.tokens))
+            found.append((of_tokens[0][here], of_tokens[1][here]))
+            at += item.pages(self.layout.page_size) * self.layout.page_size
+        return found
+
     def evaluate(self) -> dict[str, float]:
-        chosen = [index for index, lessons in enumerate(self.heldout) if lessons]
-        exams = [Exam(self.heldout[i], self.sessions[i].slot, self.sessions[i].shard) for i in chosen]
-        scores = nats_per_token(self.base, self.bank, exams, self.layout) if exams else []
-        return {self.sessions[index].policy: value for index, value in zip(chosen, scores, strict=True)}
+        texts = {session: self.curriculum.heldout(index) for index, session in enumerate(self.sessions)}
+        exams = {session: Exam(own, session.slot, session.shard) for session, own in texts.items() if own}
+        layout = replace(self.layout, terms=False, routes=None)
+        scores = nats_per_token(self.base, self.bank, list(exams.values()), layout) if exams else []
+        found = {session.policy: score for session, score in zip(exams, scores, strict=True)}
+        return found | self.curriculum.evaluate(self)
 
     def state(self) -> Any:
         # In the order of the sessions, not of slots: a run may go on with another number of shards.
@@ -143,8 +178,13 @@ class AdapterTraining:
 
     def host(self) -> dict[str, Any]:
         users = {
-            session.policy: {"micro": done.micro, "position": done.position, "data": stream.fingerprint}
-            for session, done, stream in zip(self.sessions, self.progress, self.streams, strict=True)
+            session.policy: {
+                "micro": done.micro,
+                "position": done.position,
+                "data": self.curriculum.fingerprint(index),
+                "left": self.curriculum.host(index),
+            }
+            for index, (session, done) in enumerate(zip(self.sessions, self.progress, strict=True))
         }
         return {"base": self.digest, "step": self.done, "users": users, "sessions": self.tenure.numbers}
 
@@ -156,11 +196,12 @@ class AdapterTraining:
         progress: list[Progress] = []
         for index, session in enumerate(self.sessions):
             saved = host["users"][session.policy]
-            if saved["data"] != self.streams[index].fingerprint:
+            if saved["data"] != self.curriculum.fingerprint(index):
                 raise PefxError(
-                    f"{session.user.train}: the data of user '{session.policy}' changed since the run in "
+                    f"{session.user.train or 'task'}: the data of user '{session.policy}' changed since the run in "
                     f"{self.config.output} began; restore it, or choose another output directory"
                 )
+            self.curriculum.restore(index, saved.get("left"))
             progress.append(Progress(saved["micro"], saved["position"]))
         self.tenure.go_on(host.get("sessions", {}))
         self._go_on_from(host["step"], progress)
@@ -188,7 +229,7 @@ class AdapterTraining:
 
     def _drafts(self, outcome: Outcome) -> Iterator[Draft]:
         """The adapters as they are now; reading one is the work of all processes."""
-        for session, stream in zip(self.sessions, self.streams, strict=True):
+        for index, session in enumerate(self.sessions):
             yield Draft(
                 policy=session.policy,
                 adapter=read_adapter(self.bank, self._place(session), self.model, session.spec),
@@ -197,15 +238,27 @@ class AdapterTraining:
                 step=session.steps,
                 seeds={"run": session.seed, "data": self.config.data.seed},
                 config=session.provenance(self.config),
-                data_fingerprint=stream.fingerprint,
+                data_fingerprint=self.curriculum.fingerprint(index),
                 metrics=metrics_of(session, outcome.evaluations, self.steps),
                 session=self.tenure.numbers.get(session.policy, 0),
             )
 
 
-def heldout_lessons(user: UserConfig, data: DataConfig, tokenizer: Tokenizer) -> tuple[Lesson, ...]:
-    """A user's held-out examples, none when it has no file; raises PefxError naming user, file and line."""
-    return tuple(lesson(example.tokens, example.loss, -1) for example in heldout_set(user, data, tokenizer))
+@dataclass(frozen=True)
+class Taken:
+    """The lessons of session `index` in a step, active row `place` of all shards', and the rate of their update."""
+
+    index: int
+    place: int
+    rate: float
+    lessons: list[Lesson]
+
+
+def train_hyper(shards: Sequence[dict[str, Any]]) -> steps.TrainHyper:
+    """A step's numbers, of those of all shards."""
+    fields = beside(shards)
+    policy = {name: fields.pop(name) for name in ("loss", *LOSS_FIELDS) if name in fields}
+    return steps.TrainHyper(**fields, policy=PolicyNumbers(**policy) if policy else None)
 
 
 def step_layout(config: TrainConfig, users: int, shards: int) -> Layout:

@@ -14,7 +14,21 @@ from pefx.errors import PefxError
 from pefx.packing import Sizes, Span, beside, pack, tile_of, whole_pages
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What losses of the table read of each target beside its weight: float32[n] advantage, log-probability under the
+    old policy and under the base (nats). `routes` are int32[n, Lm, k], of the tokens that are read (-1: live).
+    `partner` is the lesson that it is paired with, by its place among those of the share.
+    """
+
+    advantages: np.ndarray
+    old_logprobs: np.ndarray
+    reference_logprobs: np.ndarray
+    routes: np.ndarray | None = None
+    partner: int = -1
+
+
+@dataclass(frozen=True, eq=False)
 class Lesson:
     """One sequence to learn from: int32[n] tokens, int32[n] targets (the token after each), float32[n] weights.
 
@@ -25,6 +39,7 @@ class Lesson:
     targets: np.ndarray
     weights: np.ndarray
     slot: int
+    terms: Terms | None = None
 
     def pages(self, page_size: int) -> int:
         """Pages that the sequence occupies."""
@@ -46,7 +61,8 @@ def lesson(tokens: Sequence[int] | np.ndarray, weights: Sequence[float] | np.nda
 class Layout:
     """The shape of a training step: on each of `shards` shards `shares` shares of `share` tokens.
 
-    Sequences have at most `length` tokens and begin on a page.
+    Sequences have at most `length` tokens and begin on a page. `terms`: losses of the table are learned from; `routes`
+    are the layers with experts and the experts of a token, where recorded ones are taken again.
     """
 
     shares: int
@@ -54,6 +70,8 @@ class Layout:
     length: int
     page_size: int
     shards: int = 1
+    terms: bool = False
+    routes: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         tile_of(self.page_size)
@@ -82,32 +100,62 @@ class Layout:
 
 
 def lay_out(shards: Sequence[Sequence[Sequence[Lesson]]], layout: Layout) -> dict[str, Any]:
-    """Fields of a `TrainBatch`: `tokens` (those of a `TokenBatch`), `targets` int32[T], `weights` float32[T].
+    """Fields of a `TrainBatch`: `tokens` (those of a `TokenBatch`), `targets` int32[T], `weights` float32[T]; where the
+    layout says so, `policy` (those of a `PolicyTerms`) and `routes` int32[T, Lm, k].
 
     `shards[s][i]` is laid into rows `i * share ..` of shard s, what it does not fill stays empty. Raises PefxError when
     the lessons of a share do not fit it.
     """
     parts = [_shard(shares, layout) for shares in shards]
-    columns = beside([{name: part[name] for name in ("targets", "weights")} for part in parts])
-    return {"tokens": beside([part["tokens"] for part in parts]), **columns}
+    fields = {"tokens": beside([tokens for tokens, _ in parts]), **beside([columns for _, columns in parts])}
+    if layout.terms:
+        fields["policy"] = {name: fields.pop(name) for name in ("partners", *TERMS)}
+    return fields
 
 
-def _shard(shares: Sequence[Sequence[Lesson]], layout: Layout) -> dict[str, Any]:
-    """One shard's part of `lay_out`."""
+TERMS = ("advantages", "old_logprobs", "reference_logprobs")
+
+
+def _shard(shares: Sequence[Sequence[Lesson]], layout: Layout) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """One shard's part of `lay_out`: its tokens, and its columns."""
     spans: list[Span] = []
     rows: list[int] = []
-    targets = np.full(layout.tokens, -1, np.int32)
-    weights = np.zeros(layout.tokens, np.float32)
+    columns = _empty(layout)
     for index, lessons in enumerate(shares):
-        row, end = index * layout.share, (index + 1) * layout.share
+        row, end, first = index * layout.share, (index + 1) * layout.share, len(spans)
         for item in lessons:
             pages = item.pages(layout.page_size)
             if row + pages * layout.page_size > end:
                 raise PefxError(f"share {index}: {len(lessons)} sequences do not fit {layout.share} tokens")
             first_page = row // layout.page_size
+            if layout.terms and item.terms is not None and item.terms.partner >= 0:
+                columns["partners"][len(spans)] = first + item.terms.partner
             spans.append(Span(item.tokens, 0, item.slot, range(first_page, first_page + pages)))
             rows.append(row)
-            targets[row : row + len(item.tokens)] = np.where(item.weights > 0, item.targets, -1)
-            weights[row : row + len(item.tokens)] = item.weights
+            _put(columns, slice(row, row + len(item.tokens)), item)
             row += pages * layout.page_size
-    return {"tokens": pack(spans, layout.sizes, rows), "targets": targets, "weights": weights}
+    return pack(spans, layout.sizes, rows), columns
+
+
+def _empty(layout: Layout) -> dict[str, np.ndarray]:
+    """Columns of rows that hold nothing."""
+    columns = {"targets": np.full(layout.tokens, -1, np.int32), "weights": np.zeros(layout.tokens, np.float32)}
+    if layout.terms:
+        columns["partners"] = np.full(layout.sizes.sequences, -1, np.int32)
+        columns |= {name: np.zeros(layout.tokens, np.float32) for name in TERMS}
+    if layout.routes is not None:
+        columns["routes"] = np.full((layout.tokens, *layout.routes), -1, np.int32)
+    return columns
+
+
+def _put(columns: dict[str, np.ndarray], here: slice, item: Lesson) -> None:
+    """A lesson's numbers into its rows."""
+    columns["targets"][here] = np.where(item.weights > 0, item.targets, -1)
+    columns["weights"][here] = item.weights
+    if item.terms is None:
+        return
+    for name in TERMS:
+        if name in columns:
+            columns[name][here] = getattr(item.terms, name)
+    if "routes" in columns and item.terms.routes is not None:
+        columns["routes"][here] = item.terms.routes

@@ -5,7 +5,7 @@ step, and in which share, changes no number of a session: its trajectory is a fu
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
@@ -14,6 +14,8 @@ import numpy as np
 
 from pefx.config import AdapterSpec, OptimizerConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
+
+LOSS_FIELDS = ("clip_low", "clip_high", "beta", "kl", "entropy", "denominator")
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class HyperTable:
         """The learning rate of the update that micro-batch `micro` of session `index` belongs to."""
         return float(self._rates[index][micro // self._sessions[index].accumulate])
 
-    def fields(self, active: Sequence[int], progress: Sequence[Progress], width: int) -> dict[str, np.ndarray]:
+    def fields(self, active: Sequence[int], progress: Sequence[Progress], width: int) -> dict[str, Any]:
         """Fields of a `TrainHyper` of `width` active adapters: sessions `active`, then padding (slot N, no update)."""
         fields = {"slots": np.full(width, self._slots, np.int32), "apply": np.zeros(width, np.bool_)}
         names = ("learning_rate", "weight_decay", "clip", "beta1", "beta2", "epsilon")
@@ -162,3 +164,12 @@ class HyperTable:
                 fields[name][place] = getattr(session.optimizer, name)
             fields["learning_rate"][place] = self.rate(index, micro)
         return fields
+
+
+def loss_fields(numbers: Sequence[Mapping[str, float]], width: int) -> dict[str, np.ndarray]:
+    """Fields of a `PolicyNumbers` of `width` active adapters: those of `numbers`, then padding; what is not named: 0."""
+    fields = {name: np.zeros(width, np.float32) for name in LOSS_FIELDS} | {"loss": np.zeros(width, np.int32)}
+    for place, own in enumerate(numbers):
+        for name, value in own.items():
+            fields[name][place] = value
+    return fields
