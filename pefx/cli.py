@@ -136,11 +136,11 @@ def run(
         training = load_config(command.config, TrainConfig, overrides)
         from pefx.distributed import job
         from pefx.mesh import use_cores
-        from pefx.training.run import train
+        from pefx.rl.run import learn
 
         with job():
             use_cores()
-            return train(training)
+            return learn(training)
     if isinstance(command, Serve):
         return serve(command, load_config(command.config, ServeConfig, overrides))
     if isinstance(command, Plan):

@@ -32,7 +32,8 @@ class Terms:
 class Lesson:
     """One sequence to learn from: int32[n] tokens, int32[n] targets (the token after each), float32[n] weights.
 
-    A weight of 0 leaves a target out of the loss. `slot` is the index of its adapter among those of the step.
+    A weight of 0 leaves a target out of the loss; a target of -1 is none. `slot` is its adapter's index among those of
+    the step.
     """
 
     tokens: np.ndarray
@@ -150,10 +151,11 @@ def _empty(layout: Layout) -> dict[str, np.ndarray]:
 
 def _put(columns: dict[str, np.ndarray], here: slice, item: Lesson) -> None:
     """A lesson's numbers into its rows."""
-    columns["targets"][here] = np.where(item.weights > 0, item.targets, -1)
     columns["weights"][here] = item.weights
     if item.terms is None:
+        columns["targets"][here] = np.where(item.weights > 0, item.targets, -1)
         return
+    columns["targets"][here] = item.targets
     for name in TERMS:
         if name in columns:
             columns[name][here] = getattr(item.terms, name)

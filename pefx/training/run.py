@@ -5,13 +5,15 @@ from pefx.distributed import owner
 from pefx.errors import PefxError
 from pefx.invariance import check_row_invariance
 from pefx.mesh import on_mesh, resolved
-from pefx.training.adapters import AdapterTraining
+from pefx.training.adapters import AdapterTraining, MakeCurriculum
+from pefx.training.curriculum import Texts
 from pefx.training.loop import drive, finished, mark_finished
 from pefx.training.pretrain import pretrain
 
 
-def train(config: TrainConfig) -> int:
-    """Run a training config to its end: adapters over a base, or (`config.pretrain`) a base.
+def train(config: TrainConfig, curriculum: MakeCurriculum = Texts) -> int:
+    """Run a training config to its end: adapters over a base, by the lessons of a curriculum, or (`config.pretrain`) a
+    base.
 
     Returns the exit code: 0 when the run is complete (also when it already was), 143 after SIGTERM and 130 after
     Ctrl-C, with all state saved: the same call then goes on. Raises PefxError on bad input, before anything is trained.
@@ -28,7 +30,7 @@ def train(config: TrainConfig) -> int:
         return pretrain(config, config.pretrain)
     mesh = resolved(config.mesh, min(len(config.users), config.data.users_per_step))
     with on_mesh(mesh):
-        trainee, outcome = drive(lambda: AdapterTraining(config, mesh), config)
+        trainee, outcome = drive(lambda: AdapterTraining(config, mesh, curriculum), config)
         committed = trainee.commit(outcome) if outcome.exit_code == 0 else {}
     if outcome.exit_code == 0:
         for policy, revision in committed.items():

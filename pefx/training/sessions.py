@@ -167,7 +167,7 @@ class HyperTable:
 
 
 def loss_fields(numbers: Sequence[Mapping[str, float]], width: int) -> dict[str, np.ndarray]:
-    """Fields of a `PolicyNumbers` of `width` active adapters: those of `numbers`, then padding; what is not named: 0."""
+    """Fields of a `PolicyNumbers` of `width` active adapters: those of `numbers`, then padding; the rest 0."""
     fields = {name: np.zeros(width, np.float32) for name in LOSS_FIELDS} | {"loss": np.zeros(width, np.int32)}
     for place, own in enumerate(numbers):
         for name, value in own.items():
