@@ -15,7 +15,7 @@ Method = Literal["lora", "rslora"]
 RouterScores = Literal["softmax", "sigmoid"]
 # What a backward pass computes again instead of keeping it: nothing, or every layer from its input.
 Remat = Literal["none", "full"]
-# Which experts training takes: as its routers say, as they said when the batch was drawn (R2), as the sampler's did (R3).
+# Which experts training takes: as routers say now, as the trainer's said of the answers (R2), or the sampler's (R3).
 Replay = Literal["live", "trainer", "sampler"]
 
 
@@ -136,20 +136,6 @@ class AdapterSpec:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with warm-up and cosine decay to `final_fraction` of the peak rate; `clip` is the global gradient norm."""
-
-    learning_rate: float = 5e-3
-    warmup_steps: int = 5
-    final_fraction: float = 0.1
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
-
-
-@dataclass(frozen=True)
 class RolloutConfig:
     """What a policy draws: for each update `group` answers to each of `prompts` problems, of up to `max_tokens` tokens
     a turn. Answers for `updates` updates are drawn at once, and learned from one after another.
@@ -205,6 +191,20 @@ class SamplerConfig:
     step_tokens: int = 256
     weights: Weights | None = None
     stale: int = 0
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up and cosine decay to `final_fraction` of the peak rate; `clip` is the global gradient norm."""
+
+    learning_rate: float = 5e-3
+    warmup_steps: int = 5
+    final_fraction: float = 0.1
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
 
 
 @dataclass(frozen=True)

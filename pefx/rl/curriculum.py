@@ -39,8 +39,8 @@ FOLDER = "rollouts"
 
 
 class Drawing:
-    """Answers that one policy drew at once: `all` of them, and the `groups` that are learned from. `position` is that of
-    the next problem.
+    """Answers that one policy drew at once: `all` of them, and the `groups` that are learned from. `position` is the
+    next problem's.
     """
 
     def __init__(self, position: int):
@@ -106,7 +106,7 @@ class Rewarded(Texts):
             self._learn_from(drawings, training)
 
     def _draw(self, short: Sequence[int], training: AdapterTraining) -> dict[int, Drawing]:
-        """Answers for all of these, in rounds: who leaves out prompts that teach nothing draws others in their place."""
+        """Answers for all of these, in rounds: who leaves out prompts that teach nothing draws others instead."""
         drawings = {index: Drawing(training.progress[index].position) for index in short}
         wanted = {index: self._plan(index).groups for index in short}
         sampler, revisions = self._sampler.at(training)

@@ -1,4 +1,4 @@
-"""What reinforcement means for one session of a run: its task, what it draws, its loss with all numbers. Plain Python."""
+"""What reinforcement means for one session of a run: its task, what it draws, its loss with all numbers."""
 
 from dataclasses import dataclass
 
