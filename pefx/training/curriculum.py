@@ -63,7 +63,7 @@ class Texts:
     """Lessons from the users' files of text."""
 
     terms = False
-    routes = None
+    routes: tuple[int, int] | None = None
 
     def __init__(self, config: TrainConfig, sessions: Sequence[Session], tokenizer: Tokenizer):
         self._config = config
