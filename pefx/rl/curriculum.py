@@ -32,6 +32,7 @@ from pefx.rl.rewards import Rewards
 from pefx.training.adapters import AdapterTraining
 from pefx.training.curriculum import Numbers, Texts
 from pefx.training.heldout import Exam, scored
+from pefx.training.loop import Measure
 from pefx.training.planner import Lesson
 from pefx.training.sessions import Session
 
@@ -90,6 +91,9 @@ class Rewarded(Texts):
             return super().fingerprint(index)
         named = [asdict(plan.task.config), asdict(plan.rollout), asdict(plan.loss), self._seed(plan)]
         return "sha256:" + hashlib.sha256(json.dumps(named).encode()).hexdigest()
+
+    def measure(self, index: int) -> Measure:
+        return super().measure(index) if self._plans[index] is None else "reward"
 
     def _seed(self, plan: RewardPlan) -> int:
         """The seed of a policy's draws, from its own name and seed: neighbours do not shift it."""

@@ -63,7 +63,7 @@ class RewardPlan:
         low, high = self.clips
         beta = row.beta if loss.beta is None else loss.beta
         return {
-            "loss": NUMBER[loss.name],
+            "loss": float(NUMBER[loss.name]),
             "clip_low": low,
             "clip_high": high,
             "beta": beta,

@@ -27,7 +27,7 @@ from pefx.store.names import check_name
 from pefx.store.sessions import Wanted
 from pefx.training.curriculum import Curriculum, Texts
 from pefx.training.heldout import Exam, device_batch, nats_per_token
-from pefx.training.loop import Outcome, StepReport
+from pefx.training.loop import Measure, Outcome, StepReport
 from pefx.training.planner import Layout, Lesson, lay_out
 from pefx.training.schedule import learning_rates
 from pefx.training.sessions import (
@@ -169,6 +169,9 @@ class AdapterTraining:
         found = {session.policy: score for session, score in zip(exams, scores, strict=True)}
         return found | self.curriculum.evaluate(self)
 
+    def measure(self, name: str) -> Measure:
+        return self.curriculum.measure([session.policy for session in self.sessions].index(name))
+
     def state(self) -> Any:
         # In the order of the sessions, not of slots: a run may go on with another number of shards.
         return _take({"bank": self.bank, "opt": self.opt}, self._places())
@@ -239,7 +242,7 @@ class AdapterTraining:
                 seeds={"run": session.seed, "data": self.config.data.seed},
                 config=session.provenance(self.config),
                 data_fingerprint=self.curriculum.fingerprint(index),
-                metrics=metrics_of(session, outcome.evaluations, self.steps),
+                metrics=metrics_of(session, outcome.evaluations, self.steps, self.measure(session.policy)),
                 session=self.tenure.numbers.get(session.policy, 0),
             )
 
@@ -271,12 +274,14 @@ def step_layout(config: TrainConfig, users: int, shards: int) -> Layout:
 _take, _put = jit(take_slots), jit(put_slots)
 
 
-def metrics_of(session: Session, evaluations: Mapping[int, Mapping[str, float]], last: int) -> dict[str, Any]:
-    """Held-out nats per token before and after training, as a revision records it; empty without held-out text."""
+def metrics_of(
+    session: Session, evaluations: Mapping[int, Mapping[str, float]], last: int, measure: Measure = "nats_per_token"
+) -> dict[str, Any]:
+    """The held-out measure before and after training, as a revision records it; empty where nothing is held out."""
     before, after = evaluations.get(0, {}), evaluations.get(last, {})
     if session.policy not in after:
         return {}
-    return {"heldout_nats_per_token": {"before": before[session.policy], "after": after[session.policy]}}
+    return {f"heldout_{measure}": {"before": before[session.policy], "after": after[session.policy]}}
 
 
 def _base_directory(config: TrainConfig) -> str:

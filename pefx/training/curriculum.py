@@ -10,6 +10,7 @@ from pefx.data.pipeline import UserStream, heldout_set, train_stream
 from pefx.data.tokenizer import Tokenizer
 from pefx.losses.rows import NUMBER
 from pefx.training.planner import Lesson, lesson
+from pefx.training.loop import Measure
 from pefx.training.sessions import Session
 
 Numbers = Mapping[str, float]  # fields of a `PolicyNumbers`, of one session
@@ -24,6 +25,10 @@ class Curriculum(Protocol):
 
     def fingerprint(self, index: int) -> str:
         """Names all that a session will learn from."""
+        ...
+
+    def measure(self, index: int) -> Measure:
+        """What a session is measured by on what is held out."""
         ...
 
     def prepare(self, active: Sequence[int], training: Any) -> None:
@@ -87,6 +92,9 @@ class Texts:
     def fingerprint(self, index: int) -> str:
         return self._stream(index).fingerprint
 
+    def measure(self, index: int) -> Measure:
+        return "nats_per_token"
+
     def prepare(self, active: Sequence[int], training: Any) -> None:
         """Text is there."""
 
@@ -97,7 +105,7 @@ class Texts:
 
     def numbers(self, index: int, lessons: Sequence[Lesson]) -> Numbers:
         weight = sum(float(np.sum(item.weights, dtype=np.float64)) for item in lessons)
-        return {"loss": NUMBER["cross_entropy"], "denominator": weight}
+        return {"loss": float(NUMBER["cross_entropy"]), "denominator": weight}
 
     def report(self, index: int, lessons: Sequence[Lesson], seen: Sequence[tuple[np.ndarray, np.ndarray]]) -> Numbers:
         return {}

@@ -1,4 +1,7 @@
-"""The curves of a run as one PNG: a small panel per user, the same axes in all, training loss and held-out loss."""
+"""The curves of a run as one PNG: a small panel per user, the same axes in all, in training and held out.
+
+Shown is the loss, in nats per token; of a run in which anyone is rewarded, the rewards of those who are.
+"""
 
 import math
 from collections.abc import Sequence
@@ -35,8 +38,9 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def series(rows: Sequence[dict[str, Any]], kind: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, losses) of one name and kind."""
-    chosen = [(row["step"], row["loss"]) for row in rows if row["kind"] == kind and row["name"] == name]
+    """(steps, what is shown) of one name and kind."""
+    shown = "reward" if any("reward" in row for row in rows if row["name"] == name) else "loss"
+    chosen = [(row["step"], row[shown]) for row in rows if row["kind"] == kind and row["name"] == name]
     steps, losses = zip(*chosen, strict=True) if chosen else ((), ())
     return np.asarray(steps, float), np.asarray(losses, float)
 
@@ -51,6 +55,8 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Draw `rows` of a journal to `path`, the first `PANELS` names of it; nothing when nothing was trained."""
+    rewarded = any("reward" in row for row in rows)
+    rows = [row for row in rows if not rewarded or "reward" in row]
     names = list(dict.fromkeys(row["name"] for row in rows if row["kind"] == "train"))
     if not names:
         return
@@ -71,7 +77,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
             axes.tick_params(labelbottom=True)
     more = f" (first {PANELS} of {len(names)})" if len(names) > PANELS else ""
     figure.suptitle(f"{title}{more}", fontsize=13, fontweight="bold", color=INK, x=0.01, ha="left")
-    figure.supylabel("nats per token", fontsize=9, color=INK)
+    figure.supylabel("reward" if rewarded else "nats per token", fontsize=9, color=INK)
     figure.supxlabel("step", fontsize=9, color=INK)
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=len(labels), frameon=False, fontsize=9)

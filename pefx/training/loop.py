@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
 
@@ -24,6 +24,9 @@ from pefx.training.journal import Journal, NoJournal
 from pefx.training.progress import Reporter
 
 FINISHED = "finished.json"
+# What held-out text or held-out problems give a name: nats a token (less is better), or a mean reward.
+Measure = Literal["nats_per_token", "reward"]
+SHOWN: dict[Measure, str] = {"nats_per_token": "loss", "reward": "reward"}  # its name among the numbers of a run
 AnyTrainee = TypeVar("AnyTrainee", bound="Trainee")
 
 
@@ -51,7 +54,11 @@ class Trainee(Protocol):
         ...
 
     def evaluate(self) -> dict[str, float]:
-        """Held-out nats per token by name, of the state as it is now; empty when there is no held-out text."""
+        """What each name is measured by, of the state as it is now; without those for whom nothing is held out."""
+        ...
+
+    def measure(self, name: str) -> Measure:
+        """What `name` is measured by."""
         ...
 
     def state(self) -> Any:
@@ -75,7 +82,7 @@ class Trainee(Protocol):
 class Outcome:
     """How `drive` ended: `exit_code` 0 when all steps are done, else 128 + signal.
 
-    `evaluations` are held-out nats per token by step and name; `seconds` and `tokens` count all parts of a resumed run.
+    `evaluations` are held-out measures by step and name; `seconds` and `tokens` count all parts of a resumed run.
     """
 
     exit_code: int
@@ -208,11 +215,14 @@ class _Run:
         self._report()
         scores = self.trainee.evaluate()
         self.evaluations[self.done] = scores
-        for name, loss in scores.items():
-            self.journal.write(self.done, "heldout", name, loss=loss)
+        by_measure: dict[Measure, list[float]] = {}
+        for name, value in scores.items():
+            measure = self.trainee.measure(name)
+            by_measure.setdefault(measure, []).append(value)
+            self.journal.write(self.done, "heldout", name, **{SHOWN[measure]: value})
         if scores:
-            mean = sum(scores.values()) / len(scores)
-            self.reporter.say(f"held-out after step {self.done}: {mean:.4f} nats per token")
+            means = (f"{sum(own) / len(own):.4f} {measure.replace('_', ' ')}" for measure, own in by_measure.items())
+            self.reporter.say(f"held-out after step {self.done}: {', '.join(means)}")
 
     def _save(self) -> None:
         self._report()

@@ -19,7 +19,7 @@ from pefx.mesh import by_row, fetch, of_base, on_mesh, place, resolved, share, w
 from pefx.model import Base
 from pefx.optim import Hyper
 from pefx.training.heldout import Exam, device_batch, nats_per_token
-from pefx.training.loop import Outcome, StepReport, drive, mark_finished
+from pefx.training.loop import Measure, Outcome, StepReport, drive, mark_finished
 from pefx.training.model_card import model_card
 from pefx.training.planner import Layout, Lesson, lay_out
 from pefx.training.schedule import learning_rates
@@ -81,6 +81,9 @@ class BaseTraining:
         chosen = np.unique(np.linspace(0, len(self.heldout) - 1, min(budget, len(self.heldout))).astype(int))
         exam = Exam(tuple(self._lesson(self.heldout[int(index)]) for index in chosen), -1)
         return {"base": nats_per_token(self.base, None, [exam], self.layout)[0]}
+
+    def measure(self, name: str) -> Measure:
+        return "nats_per_token"
 
     def state(self) -> Any:
         return {"base": self.base, "opt": self.opt}

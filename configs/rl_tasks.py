@@ -1,0 +1,41 @@
+"""Eight policies, each rewarded for a task of its own, drawn and updated together over the base of `base_tasks.py`."""
+
+from collections.abc import Mapping
+
+from pefx.config import (
+    AdapterSpec,
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    RolloutConfig,
+    TaskConfig,
+    TrainConfig,
+    UserConfig,
+)
+
+TASKS: Mapping[str, TaskConfig] = {
+    "arithmetic": TaskConfig("arithmetic"),
+    "countdown": TaskConfig("countdown"),
+    "reverse": TaskConfig("edits", options=(("edit", "reverse"),)),
+    "replace": TaskConfig("edits", options=(("edit", "replace"),)),
+    "sorting": TaskConfig("sorting"),
+    "json": TaskConfig("json"),
+    "programs": TaskConfig("programs"),
+    "preference": TaskConfig("preference", options=(("user", 7),)),
+}
+
+config = TrainConfig(
+    name="rl_tasks",
+    output="runs/rl_tasks",
+    base="assets/base_tasks",
+    catalog="runs/rl_tasks/catalog",
+    users=tuple(UserConfig(name=name, task=task) for name, task in TASKS.items()),
+    adapter=AdapterSpec(rank=8, alpha=16.0),
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=3),
+    data=DataConfig(sequence_length=64, tokens_per_user=3072, users_per_step=8),
+    rollout=RolloutConfig(prompts=8, group=8, max_tokens=28, heldout=64),
+    checkpoint=CheckpointConfig(every=10),
+    evaluate_every=20,
+    steps=60,
+    page_size=16,
+)

@@ -1,0 +1,135 @@
+"""Runs that learn from rewards, end to end on a tiny random base: on policy to the bit, alone as among others, resumed."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from pefx.config import (
+    AdapterSpec,
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    PolicyLossConfig,
+    RolloutConfig,
+    SamplerConfig,
+    TaskConfig,
+    TrainConfig,
+    UserConfig,
+)
+from pefx.huggingface import save_base
+from pefx.model import Base
+from pefx.rl.records import read_rollouts
+from pefx.rl.run import learn
+from pefx.store.catalog import Catalog
+from pefx.training.journal import METRICS, read_rows
+
+TO_THE_BIT = True
+
+ROOT = Path(__file__).parents[1]
+MODEL = ModelConfig(
+    hidden=32, layers=3, heads=2, kv_heads=1, head_size=16, dense_hidden=32, expert_hidden=16, experts=4,
+    experts_per_token=2, context=64,
+)  # fmt: skip
+ADAPTER = AdapterSpec(rank=4, targets=("q_proj", "experts.up_proj"))
+
+
+def user(world: Path, name: str, reward: str = "vowels", **fields: Any) -> UserConfig:
+    path = str(world / "prompts.jsonl")
+    return UserConfig(name, task=TaskConfig("jsonl", path=path, reward=f"tests.rl_rewards:{reward}"), **fields)
+
+
+def config(world: Path, output: str, users: tuple[UserConfig, ...], **fields: Any) -> TrainConfig:
+    return replace(
+        TrainConfig(
+            name="run",
+            output=str(world / output),
+            base=str(world / "base"),
+            users=users,
+            catalog=str(world / f"{output}.catalog"),
+            adapter=ADAPTER,
+            data=DataConfig(sequence_length=32, tokens_per_user=256, users_per_step=4),
+            checkpoint=CheckpointConfig(every=2),
+            rollout=RolloutConfig(prompts=2, group=4, max_tokens=8, heldout=4),
+            sampler=SamplerConfig(sequences=8, step_tokens=32),
+            steps=3,
+            mesh=MeshConfig(data=1),
+        ),
+        **fields,
+    )
+
+
+@pytest.fixture(name="world", scope="module")
+def make_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny base, prompts, and a user's text."""
+    world = tmp_path_factory.mktemp("world")
+    save_base(Base(MODEL, nnx.Rngs(3)), world / "base", ROOT / "assets" / "base" / "tokenizer.json")
+    lines = [json.dumps({"prompt": f"def f{i}(x):"}) for i in range(40)]
+    (world / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    texts = [json.dumps({"text": f"x = {i} + {i * i}"}) for i in range(20)]
+    (world / "text.jsonl").write_text("\n".join(texts) + "\n")
+    return world
+
+
+def users_of(world: Path) -> tuple[UserConfig, ...]:
+    """Four policies: two losses over two rewards, one whose answers serve two updates, and one that reads text."""
+    return (
+        user(world, "ann"),
+        user(world, "bob", reward="width", policy_loss=PolicyLossConfig("gspo", kl=0.01, entropy=0.001)),
+        user(world, "cat", rollout=RolloutConfig(prompts=2, group=2, max_tokens=6, updates=2, heldout=0)),
+        UserConfig("dan", train=str(world / "text.jsonl")),
+    )
+
+
+def hashes(world: Path, output: str) -> dict[str, str]:
+    catalog = Catalog.open(world / f"{output}.catalog", read_only=True)
+    return {name: catalog.get(name).content_hash for name in catalog.policies()}
+
+
+@pytest.fixture(name="together", scope="module")
+def run_together(world: Path) -> dict[str, str]:
+    assert learn(config(world, "together", users_of(world))) == 0
+    return hashes(world, "together")
+
+
+def trained(world: Path, output: str) -> list[dict[str, Any]]:
+    return [row for row in read_rows(world / output / METRICS) if row["kind"] == "train"]
+
+
+def test_first_updates_are_on_policy_to_the_bit(world: Path, together: dict[str, str]) -> None:
+    rows = [row for row in trained(world, "together") if row["name"] != "dan"]
+    assert len(rows) == 9
+    for row in rows:
+        fresh = row["name"] != "cat" or row["step"] % 2 == 1
+        assert (row["gap_max"] == 0 and row["kl_k1"] == 0 and row["kl_k3"] == 0) == fresh, row
+        assert 0 <= row["reward"] <= 1
+        assert row["gradient_norm"] > 0
+        assert row["entropy"] > 0
+    assert {row["name"] for row in read_rows(world / "together" / METRICS) if row["kind"] == "heldout"} == {
+        "ann",
+        "bob",
+    }
+
+
+def test_what_was_drawn_is_kept(world: Path, together: dict[str, str]) -> None:
+    folder = world / "together" / "rollouts"
+    assert sorted(path.name for path in (folder / "ann").iterdir()) == [f"{n:06d}.parquet" for n in range(3)]
+    assert sorted(path.name for path in (folder / "cat").iterdir()) == ["000000.parquet", "000002.parquet"]
+    rollouts = read_rollouts(folder / "bob" / "000001.parquet")
+    assert [(one.group, one.sample, one.revision) for one in rollouts] == [(g, s, 1) for g in (2, 3) for s in range(4)]
+    for one in rollouts:
+        assert one.reward == pytest.approx(min(len(one.text) / 64, 1.0))
+        assert one.parts == {"long": float(len(one.text) > 32)}
+        assert np.isfinite(one.logprobs).all()
+
+
+@pytest.mark.parametrize("place", [1, *(pytest.param(place, marks=pytest.mark.slow) for place in (0, 2, 3))])
+def test_alone_as_among_others(world: Path, together: dict[str, str], place: int) -> None:
+    own = users_of(world)[place]
+    assert learn(config(world, f"alone-{own.name}", (own,))) == 0
+    assert hashes(world, f"alone-{own.name}") == {own.name: together[own.name]}
