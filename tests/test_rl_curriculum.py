@@ -1,4 +1,4 @@
-"""Runs that learn from rewards, end to end on a tiny random base: on policy to the bit, alone as among others, resumed."""
+"""Runs that learn from rewards, end to end on a tiny base: on policy to the bit, alone as among others, resumed."""
 
 import json
 from dataclasses import replace
