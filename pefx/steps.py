@@ -21,7 +21,7 @@ from pefx.batch import Array, KVPool, TokenBatch
 from pefx.collectives import over_model, over_rows, whole_width
 from pefx.compiler import jit
 from pefx.config import Remat
-from pefx.losses import balance, cross_entropy, token_logprobs
+from pefx.losses.token import balance, cross_entropy, token_logprobs
 from pefx.mesh import ROWS, RULES, by_page, by_row, of_base, sharded
 from pefx.model import AdapterBank, Base, Routes, forward, unembed
 from pefx.optim import Gradients, Hyper, OptState, adamw, update_slots
