@@ -208,6 +208,30 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class TaskConfig:
+    """Problems that a policy is rewarded for: a task of `pefx.rl.tasks.builtin` by its `name`, or "jsonl".
+
+    `level` makes problems harder, `seed` draws them, `options` are (name, value) pairs of the task. A wrong answer gets
+    `partial` times how close it is (None: as the task has it). After `turns` completions a problem is over.
+    With "jsonl" the prompts are lines of `path`; held out are those of `heldout_path`, or without one an eighth, by
+    hash. They are rewarded by `reward`, "module:function".
+    A reward that takes more than `timeout` seconds or allocates more than `memory_mb` MiB is an error, and is 0.
+    """
+
+    name: str
+    level: int = 1
+    seed: int = 0
+    options: tuple[tuple[str, int | str], ...] = ()
+    partial: float | None = None
+    path: str | None = None
+    heldout_path: str | None = None
+    reward: str | None = None
+    turns: int = 8
+    timeout: float = 5.0
+    memory_mb: int = 512
+
+
+@dataclass(frozen=True)
 class UserConfig:
     """One personal model to train: a policy name, what it learns from, and what differs from the run's defaults.
 
