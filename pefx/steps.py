@@ -21,7 +21,8 @@ from pefx.batch import Array, KVPool, TokenBatch
 from pefx.collectives import over_model, over_rows, whole_width
 from pefx.compiler import jit
 from pefx.config import Remat
-from pefx.losses import balance, cross_entropy, token_logprobs
+from pefx.losses.policy import PolicyNumbers, PolicyTerms, policy_losses
+from pefx.losses.token import balance, cross_entropy, entropies, sum_by_slot, token_logprobs
 from pefx.mesh import ROWS, RULES, by_page, by_row, of_base, sharded
 from pefx.model import AdapterBank, Base, Routes, forward, unembed
 from pefx.optim import Gradients, Hyper, OptState, adamw, update_slots
@@ -34,17 +35,25 @@ BALANCE = 0.01  # weight of the routers' load balance when a base trains (Fedus 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainBatch:
-    """A teacher-forced batch. `targets[t]` is the token after row t (-1: none), `weights[t]` its weight in the loss."""
+    """A teacher-forced batch. `targets[t]` is the token after row t (-1: none), `weights[t]` its weight in the loss.
+
+    `policy` is what losses of the table read beside it (None: every loss is cross entropy). `routes` are recorded
+    experts of each row and expert layer, to be chosen again (-1: as the router says now; None: everywhere).
+    """
 
     tokens: TokenBatch
     targets: Int32[Array, "T"]
     weights: Float[Array, "T"]
+    policy: PolicyTerms | None = None
+    routes: Int32[Array, "T Lm k"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainHyper:
-    """Numbers of the `A` active adapters: `slots` in the bank (N for padding), AdamW's, and whether to update now."""
+    """Numbers of the `A` active adapters: `slots` in the bank (N for padding), AdamW's, and whether to update now;
+    `policy`, their losses, where the batch has policy terms.
+    """
 
     slots: Int32[Array, "A"]
     learning_rate: Float[Array, "A"]
@@ -54,6 +63,7 @@ class TrainHyper:
     beta2: Float[Array, "A"]
     epsilon: Float[Array, "A"]
     apply: Bool[Array, "A"]
+    policy: PolicyNumbers | None = None
 
     def numbers(self) -> Hyper:
         return Hyper(self.learning_rate, self.weight_decay, self.clip, self.beta1, self.beta2, self.epsilon)
@@ -62,12 +72,16 @@ class TrainHyper:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainMetrics:
-    """Per active adapter: mean nats a token, weight of the tokens, norm of its mean gradient; and all `logprobs[t]`."""
+    """Per active adapter: mean nats a token, weight of the tokens, norm of its mean gradient; and all `logprobs[t]`.
+
+    Of losses of the table: the sum over the denominator, the denominator; and the `entropies[t]` of what rows predict.
+    """
 
     loss: Float[Array, "A"]
     tokens: Float[Array, "A"]
     gradient_norm: Float[Array, "A"]
     logprobs: Float[Array, "T"]
+    entropies: Float[Array, "T"] | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -128,10 +142,12 @@ def _fresh_pool(base: Base, batch: TokenBatch) -> KVPool:
 
 def _teacher_forced(
     base: Base, bank: AdapterBank | None, batch: TrainBatch, remat: Remat = "none"
-) -> tuple[Float[Array, "T"], Routes]:
-    hidden, _, routes = forward(base, bank, batch.tokens, _fresh_pool(base, batch.tokens), remat=remat)
+) -> tuple[Float[Array, "T"], Float[Array, "T V"], Routes]:
+    """Log-probabilities of the targets, logits of this shard's vocabulary, and routes taken."""
+    replay = None if batch.routes is None else jnp.swapaxes(batch.routes, 0, 1)
+    hidden, _, routes = forward(base, bank, batch.tokens, _fresh_pool(base, batch.tokens), replay, remat)
     logits = unembed(base, bank, hidden, batch.tokens.by_slot())
-    return token_logprobs(logits, batch.targets), routes
+    return token_logprobs(logits, batch.targets), logits, routes
 
 
 @jit
@@ -144,6 +160,19 @@ def score(base: Base, bank: Bank | None, batch: TrainBatch) -> Float[Array, "T"]
     return sharded(on_shard, (of_base, by_slot, by_row), lambda specs: ROWS)(base, bank, batch)
 
 
+@jit
+def score_with_routes(
+    base: Base, bank: Bank | None, batch: TrainBatch
+) -> tuple[Float[Array, "T"], Int32[Array, "T Lm k"]]:
+    """`score`, and the experts that each row took in each expert layer, in the form of `batch.routes`."""
+
+    def on_shard(base, bank, batch):
+        logprobs, _, routes = _teacher_forced(base, bank, batch)
+        return logprobs, jnp.swapaxes(routes.ids, 0, 1)
+
+    return sharded(on_shard, (of_base, by_slot, by_row), lambda specs: (ROWS, ROWS))(base, bank, batch)
+
+
 @partial(jit, donate_argnames=("bank", "opt"), static_argnames="remat")
 def train_step(
     base: Base, bank: Bank, opt: OptState, batch: TrainBatch, hyper: TrainHyper, *, remat: Remat = "none"
@@ -151,8 +180,9 @@ def train_step(
     """One step of every active adapter on its own rows, with its own loss, clip, rate and count.
 
     `batch.tokens.slots` index `hyper.slots`. Each adapter's gradient sum joins what its slot has accumulated; where
-    `hyper.apply`, the slot is updated by the mean over the accumulated weight. Other slots do not change by a bit.
-    On a mesh all slots are counted within their shard. `remat` trades time for memory: see `pefx.config.Remat`.
+    `hyper.apply`, the slot is updated by the mean over the accumulated weight (of losses of the table: denominators).
+    Other slots do not change by a bit. On a mesh all slots are counted within their shard. `remat` trades time for
+    memory: see `pefx.config.Remat`. Raises ValueError where only one of batch and hyper has policy fields.
     """
     run = sharded(
         partial(_train_shard, remat), (of_base, by_slot, by_slot, by_row, by_row), lambda specs: (*specs[1:3], ROWS)
@@ -163,18 +193,30 @@ def train_step(
 def _train_shard(remat: Remat, base: Base, bank: Bank, opt: OptState, batch: TrainBatch, hyper: TrainHyper):
     """`train_step` on one shard's slots and rows."""
     asked, hyper = hyper.slots.shape[0], _never_one(hyper, bank.slots)
-    active, count = bank.take(hyper.slots), hyper.slots.shape[0]
+    active = bank.take(hyper.slots)
 
     def loss(factors):
-        logprobs, _ = _teacher_forced(base, ActiveSlots(factors, active.scales), batch, remat)
-        sums, weight = cross_entropy(logprobs, batch.weights, batch.tokens.slots, count)
-        return jnp.sum(sums), (sums, weight, logprobs)
+        logprobs, logits, _ = _teacher_forced(base, ActiveSlots(factors, active.scales), batch, remat)
+        sums, weight, spread = _slot_losses(logprobs, logits, batch, hyper)
+        return jnp.sum(sums), (sums, weight, logprobs, spread)
 
-    sums, (losses, weight, logprobs) = jax.grad(loss, has_aux=True)(active.factors)
+    sums, (losses, weight, *of_tokens) = jax.grad(loss, has_aux=True)(active.factors)
     gradients = Gradients(_whole_gradient(sums), weight)
     factors, opt, norm = update_slots(bank.factors, opt, gradients, hyper.slots, hyper.numbers(), hyper.apply)
     means = losses / jnp.maximum(weight, 1e-30)
-    return replace(bank, factors=factors), opt, TrainMetrics(means[:asked], weight[:asked], norm[:asked], logprobs)
+    return replace(bank, factors=factors), opt, TrainMetrics(means[:asked], weight[:asked], norm[:asked], *of_tokens)
+
+
+def _slot_losses(logprobs, logits, batch: TrainBatch, hyper: TrainHyper):
+    """Each slot's summed loss, what it is divided by, and the tokens' entropies where losses of the table are asked."""
+    count, slots = hyper.slots.shape[0], batch.tokens.slots
+    if batch.policy is None and hyper.policy is None:
+        return *cross_entropy(logprobs, batch.weights, slots, count), None
+    if batch.policy is None or hyper.policy is None:
+        raise ValueError("a step has policy terms in its batch and policy numbers in its hyper, or neither")
+    spread = entropies(logits)
+    losses = policy_losses(logprobs, spread, batch.weights, batch.tokens, batch.policy, hyper.policy)
+    return sum_by_slot(losses, slots, count), hyper.policy.denominator, spread
 
 
 def _whole_gradient(sums: Any) -> Any:
@@ -213,7 +255,7 @@ def _pretrain_shard(remat: Remat, base: Base, batch: TrainBatch) -> tuple[Base, 
     shards = over_rows(jnp.ones((), jnp.float32))
 
     def loss(base):
-        logprobs, routes = _teacher_forced(base, None, batch, remat)
+        logprobs, _, routes = _teacher_forced(base, None, batch, remat)
         nats = -jnp.sum(logprobs * batch.weights) / total
         even = balance(routes.load, routes.ids, (batch.tokens.positions >= 0).astype(jnp.float32)) / shards
         return nats + BALANCE * even, (nats, even)

@@ -36,7 +36,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("train", "serve", "benchmarks"),
     ("studies",),
 ]
-STANDARD_LIBRARY_ONLY = ("pefx.config", "pefx.errors")
+STANDARD_LIBRARY_ONLY = ("pefx.config", "pefx.errors", "pefx.losses.rows")
 # Host logic: neither these nor anything of pefx that they import may import an array framework.
 HOST = (
     "pefx.packing",

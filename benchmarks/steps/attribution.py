@@ -16,7 +16,7 @@ PARTS = (
     ("matrices of dense layers", ("pefx/layers/mlp.py",)),
     ("unembedding", ("pefx/layers/linear.py",)),
     ("sampling", ("pefx/sampling.py",)),
-    ("loss", ("pefx/losses.py",)),
+    ("loss", ("pefx/losses/",)),
     ("optimizer", ("pefx/optim.py",)),
     ("bank", ("pefx/adapters/",)),
     ("norms, rotary embedding, residuals", ("pefx/layers/",)),

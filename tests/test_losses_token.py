@@ -3,11 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
 
 from pefx.compiler import jit
-from pefx.losses import balance, cross_entropy, token_logprobs
+from pefx.config import MeshConfig
+from pefx.losses.token import balance, cross_entropy, entropies, token_logprobs
+from pefx.mesh import MODEL, on_mesh, sharded
 
 ROWS, VOCABULARY, SLOTS = 11, 7, 3
 
@@ -39,6 +43,46 @@ def test_log_probabilities_and_their_gradient(targets, size):
     one_hot = np.eye(VOCABULARY)[targets]
     wanted = np.where(some, (one_hot - np.exp(every)) * cotangent[:, None], 0)
     np.testing.assert_allclose(gradient, wanted, atol=1e-5 if size < 100 else 1e-4)
+
+
+def _entropies(logits, cotangent):
+    y, pull = jax.vjp(entropies, logits)
+    return y, pull(cotangent)[0]
+
+
+_entropies_whole = jit(_entropies)
+
+
+def _entropies_of(logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In float64, and the gradient `-p (log p + H)` of each."""
+    logs = log_softmax(logits)
+    found = -(np.exp(logs) * logs).sum(-1)
+    return found, -np.exp(logs) * (logs + found[:, None])
+
+
+@pytest.mark.parametrize("size", [0.0, 0.1, 1.0, 30.0])
+def test_entropies_and_their_gradient(size):
+    rng = np.random.default_rng(1)
+    logits = (rng.normal(size=(ROWS, VOCABULARY)) * size + 50).astype(np.float32)
+    cotangent = rng.normal(size=ROWS).astype(np.float32)
+    y, gradient = _entropies_whole(logits, cotangent)
+    wanted, slopes = _entropies_of(logits)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(gradient, slopes * cotangent[:, None], rtol=1e-4, atol=2e-6)
+
+
+def test_entropies_of_a_divided_vocabulary():
+    rng = np.random.default_rng(2)
+    logits = (rng.normal(size=(ROWS, 2 * VOCABULARY)) * 3).astype(np.float32)
+    cotangent = rng.normal(size=ROWS).astype(np.float32)
+    divided = sharded(
+        _entropies, (lambda path, x: (None, "vocab"), lambda path, x: ()), lambda _: (P(), P(None, MODEL))
+    )
+    with on_mesh(MeshConfig(1, 1, 2)):
+        y, gradient = jit(divided)(logits, cotangent)
+    wanted, slopes = _entropies_of(logits)
+    np.testing.assert_allclose(y, wanted, rtol=1e-5)
+    np.testing.assert_allclose(gradient, slopes * cotangent[:, None], rtol=1e-4, atol=2e-6)
 
 
 _cross_entropy = jit(cross_entropy, static_argnums=3)

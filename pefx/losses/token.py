@@ -1,4 +1,4 @@
-"""Token log-probabilities and the losses over them."""
+"""Log-probabilities and entropies of tokens, cross entropy by slot, and the routers' load balance."""
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,17 @@ def token_logprobs(logits: Float[Array, "Q V"], targets: Int32[Array, "Q"]) -> F
     return jnp.where(targets >= 0, chosen - highest - jnp.log(total), 0.0)
 
 
+def entropies(logits: Float[Array, "Q V"]) -> Float[Array, "Q"]:
+    """Entropy of each row's softmax in nats, float32. `logits` are this shard's vocabulary."""
+    highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+    if size(MODEL) > 1:
+        highest = jax.lax.pmax(highest, MODEL)
+    below = logits - highest[:, None]
+    likely = jnp.exp(below)
+    total = leave(jnp.sum(likely, axis=-1))
+    return jnp.log(total) - leave(jnp.sum(likely * below, axis=-1)) / total
+
+
 def cross_entropy(
     logprobs: Float[Array, "T"], weights: Float[Array, "T"], slots: Int32[Array, "T"], count: int
 ) -> tuple[Float[Array, "A"], Float[Array, "A"]]:
@@ -27,9 +38,14 @@ def cross_entropy(
 
     A slot's sums run over its own rows in order; rows of slot -1 are nobody's.
     """
-    mine = slots[None] == jnp.arange(count, dtype=jnp.int32)[:, None]
     losses = jnp.where(weights != 0, -logprobs * weights, 0.0)
-    return jnp.sum(jnp.where(mine, losses[None], 0.0), axis=1), jnp.sum(jnp.where(mine, weights[None], 0.0), axis=1)
+    return sum_by_slot(losses, slots, count), sum_by_slot(weights, slots, count)
+
+
+def sum_by_slot(x: Float[Array, "T"], slots: Int32[Array, "T"], count: int) -> Float[Array, "A"]:
+    """The sum of each slot's own rows, in order."""
+    mine = slots[None] == jnp.arange(count, dtype=jnp.int32)[:, None]
+    return jnp.sum(jnp.where(mine, x[None], 0.0), axis=1)
 
 
 def balance(load: Float[Array, "Lm E"], ids: Int32[Array, "Lm T k"], live: Float[Array, "T"]) -> Float[Array, ""]:
