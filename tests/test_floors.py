@@ -27,6 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.loading",),
     ("pefx.conversion",),
     ("pefx.training", "pefx.serving"),
+    ("pefx.rl",),
     ("pefx.http",),
     ("pefx.rules",),
     ("pefx.settings", "pefx.sizing", "pefx.planning", "pefx.exchange"),
@@ -46,6 +47,7 @@ HOST = (
     "pefx.cli",
     "pefx.training",
     "pefx.serving",
+    "pefx.rl",
     "pefx.web",
     "pefx.http",
 )
