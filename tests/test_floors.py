@@ -27,6 +27,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.loading",),
     ("pefx.conversion",),
     ("pefx.training", "pefx.serving"),
+    ("pefx.rl",),
     ("pefx.http",),
     ("pefx.rules",),
     ("pefx.settings", "pefx.sizing", "pefx.planning", "pefx.exchange"),
@@ -46,6 +47,7 @@ HOST = (
     "pefx.cli",
     "pefx.training",
     "pefx.serving",
+    "pefx.rl",
     "pefx.web",
     "pefx.http",
 )
@@ -60,6 +62,7 @@ DEVICE_FACING = {
     "pefx.training.schedule",  # optax's schedules, made into a numpy table
     "pefx.training.sessions",  # ... and its reader
     "pefx.http.run",
+    "pefx.rl.live_engine",
     "pefx.serving.assembly",
     "pefx.serving.run",
     "pefx.serving.runner",
