@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from tyro.conf import arg, subcommand
 
-from pefx.commands import keys
+from pefx.commands import keys, rollouts
 from pefx.commands.catalog import Action
 from pefx.config import PlanConfig, Precision, ServeConfig, TrainConfig
 from pefx.errors import PefxError
@@ -58,6 +58,13 @@ class KeysCommand:
 
 
 @dataclass(frozen=True)
+class RolloutsCommand:
+    """Look at what policies drew while they were trained by their rewards."""
+
+    action: Annotated[rollouts.Action, arg(name="")]
+
+
+@dataclass(frozen=True)
 class Plan:
     """Print what a config keeps in memory; on a slice of TPUs, compile its steps and print what they need and take.
 
@@ -100,6 +107,7 @@ Command = (
     | Annotated[Serve, subcommand("serve")]
     | Annotated[CatalogCommand, subcommand("catalog")]
     | Annotated[KeysCommand, subcommand("keys")]
+    | Annotated[RolloutsCommand, subcommand("rollouts")]
     | Annotated[Plan, subcommand("plan")]
     | Annotated[Convert, subcommand("convert")]
     | Annotated[Bench, subcommand("bench")]
@@ -129,7 +137,8 @@ def wants_fields(words: Sequence[str]) -> bool:
 
 
 def run(
-    command: Train | Serve | CatalogCommand | KeysCommand | Plan | Convert | Bench, overrides: Sequence[str]
+    command: Train | Serve | CatalogCommand | KeysCommand | RolloutsCommand | Plan | Convert | Bench,
+    overrides: Sequence[str],
 ) -> int:
     """Each command imports what it runs, so that looking into a catalog does not wait for jax."""
     if isinstance(command, Train):
@@ -147,7 +156,7 @@ def run(
         return show_plan(command, read_any(command.config, overrides))
     if overrides:
         raise PefxError(f"pefx: unrecognized options: {' '.join(overrides)}; see pefx --help")
-    if isinstance(command, CatalogCommand | KeysCommand):
+    if isinstance(command, CatalogCommand | KeysCommand | RolloutsCommand):
         return command.action.run()
     if isinstance(command, Convert):
         from pefx.conversion import convert

@@ -9,12 +9,13 @@ import numpy as np
 
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
+from pefx.packing import Span
 from pefx.serving.engine import Engine, Way
 from pefx.serving.generation import Outcome
 from pefx.serving.pages import PageAllocator
 from pefx.serving.policies import Policies
 from pefx.serving.scheduler import Scheduler, Shard, StepSize
-from pefx.serving.sequence import SAMPLE, StepPlan
+from pefx.serving.sequence import SAMPLE, Sequence, StepPlan
 from pefx.store.records import Revision
 from pefx.store.residency import Residency
 from pefx.store.tiers import Tiers
@@ -103,7 +104,7 @@ class FakeDevice:
         self.loads.append((shard, slot, key))
         self.bank[shard, slot] = key
 
-    def run(self, plan: StepPlan) -> list[Outcome]:
+    def run(self, plan: StepPlan) -> tuple[list[Outcome], list[np.ndarray | None]]:
         self.plans.append(plan)
         self.rows += sum(len(span.tokens) for span in plan.spans)
         for sequence, span in zip(plan.sequences, plan.spans, strict=True):
@@ -123,7 +124,14 @@ class FakeDevice:
                 token = token if token in allowed else allowed[token % len(allowed)]
             top = tuple((t, self.logprob(context, adapter, t)) for t in range(20)) if sequence.top else ()
             outcomes.append(Outcome(token, self.logprob(context, adapter, token), top))
-        return outcomes
+        return outcomes, [self._routes(sequence, span) for sequence, span in zip(plan.sequences, plan.spans)]
+
+    def _routes(self, sequence: Sequence, span: Span) -> np.ndarray | None:
+        if sequence.routes is None:
+            return None
+        context = [self.pool[sequence.shard, *self._place(span, p)] for p in range(span.start + len(span.tokens))]
+        adapter = "base" if span.slot < 0 else self.bank[sequence.shard, span.slot]
+        return np.stack([routes_of(context[: p + 1], adapter) for p in range(span.start, len(context))])
 
     def warm(self) -> None:
         self.warmed = True
@@ -138,6 +146,11 @@ class FakeDevice:
 
     def logprob(self, context: list[int], adapter: str, token: int) -> float:
         return -float(_hash([context, adapter, token]) % 1024) / 64
+
+
+def routes_of(context: list[int], adapter: str) -> np.ndarray:
+    """The experts of the last token of `context`, uint16 [2, 3]."""
+    return np.frombuffer(hashlib.sha256(json.dumps([context, adapter]).encode()).digest()[:12], np.uint16).reshape(2, 3)
 
 
 def _hash(value: Any) -> int:
@@ -176,7 +189,7 @@ def make_engine(
         device=device,
         scheduler=scheduler,
         policies=policies,
-        tiers=Tiers(policies.load, slots=residencies, **way),
+        source=Tiers(policies.load, slots=residencies, **way),
         tokenizer=FakeTokenizer(),
         grammars=grammars,
         way=how or Way(),

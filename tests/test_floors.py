@@ -62,6 +62,7 @@ DEVICE_FACING = {
     "pefx.training.schedule",  # optax's schedules, made into a numpy table
     "pefx.training.sessions",  # ... and its reader
     "pefx.http.run",
+    "pefx.rl.live_engine",
     "pefx.serving.assembly",
     "pefx.serving.run",
     "pefx.serving.runner",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pefx.losses.rows import LOSSES
 from pefx.rl.counters import Scored, counters
-from pefx.rl.weighing import MISSING
+from pefx.serving.routes import MISSING
 
 LAYERS, CHOSEN, EXPERTS = 2, 3, 6
 

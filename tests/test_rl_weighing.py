@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pefx.losses.rows import Aggregation
-from pefx.rl.weighing import MISSING, routed, routes_missing, weigh
+from pefx.rl.weighing import routed, routes_missing, weigh
+from pefx.serving.routes import MISSING
 
 LONGEST = 16
 weights = st.one_of(st.just(0.0), st.just(1.0), st.floats(2.0**-20, 8, width=32))

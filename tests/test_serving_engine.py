@@ -13,7 +13,8 @@ from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.serving.engine import Engine, Way
 from pefx.serving.requests import Request, RequestError, seed_of
-from tests.serving_fakes import FakeCatalog, FakeDevice, make_engine, revision
+from pefx.serving.routes import MISSING
+from tests.serving_fakes import FakeCatalog, FakeDevice, make_engine, revision, routes_of
 
 PATIENCE = 60.0  # seconds until a test that hangs fails
 POLICIES = ["alice", "bob", "carol", "dave"]
@@ -365,3 +366,49 @@ def test_a_form_that_cannot_be_followed_is_its_requests_error():
     )
     assert rows[0]["error"]["type"] == "invalid_request"
     assert "error" not in rows[1]
+
+
+def test_routes_are_of_every_token_that_was_fed_whoever_computed_it():
+    revisions, device = catalog(), FakeDevice(page_size=4)
+    engine = make_engine(revisions, device, pages=14, sequences=3)
+    prompt = tuple(range(1, 12))
+    plain = Request("a", prompt, policy="bob", max_tokens=4)
+    serve(engine, [plain], revisions)  # its pages have no routes
+    asked = [replace(plain, id=f"{n}", max_tokens=18, routes=True, ignore_eos=True, n=1 + n % 2) for n in range(3)]
+    for handle, request in enumerate(asked):
+        engine.submit(handle, request, revisions.serving("bob"), behind=0)
+    choices = []
+    while not engine.idle:
+        choices += [choice for answered in engine.step() for choice in answered.choices]
+        engine.wait(PATIENCE)
+    assert engine.state().preemptions > 0
+    assert engine.state().cached_tokens > 0
+    assert len(choices) == 4
+    for choice in choices:
+        tokens = [*choice.prompt, *choice.generation.tokens]
+        assert choice.routes is not None
+        found = choice.routes.of(0, len(tokens))
+        for place in range(len(tokens) - 1):
+            np.testing.assert_array_equal(found[place], routes_of(tokens[: place + 1], "bob@1"))
+        assert (found[-1] == MISSING).all()
+
+
+def test_a_request_waits_for_the_one_of_the_same_prompt_before_it():
+    revisions, device = catalog(), FakeDevice(page_size=4)
+    engine = make_engine(revisions, device)
+    for handle in range(3):
+        asked = Request(f"{handle}", tuple(range(1, 11)), policy="bob", max_tokens=3, seed=handle, ignore_eos=True)
+        engine.submit(handle, asked, revisions.serving("bob"), behind=0 if handle else None)
+    engine.submit(3, replace(asked, id="late"), revisions.serving("bob"), behind=99)  # nobody's handle any more
+    assert engine.in_use() == {"bob@1"}
+    run_out(engine)
+    assert engine.in_use() == set()
+    assert engine.state().batch_tokens == 2 * (10 + 2) + 2 * (2 + 2)
+
+
+def test_where_nobody_records_no_routes_are_kept():
+    revisions = catalog()
+    engine = make_engine(revisions)
+    engine.submit(0, Request("a", (1,)), None)
+    (answered,) = (one for _ in iter(lambda: engine.idle, True) for one in engine.step())
+    assert [choice.routes for choice in answered.choices] == [None]

@@ -133,3 +133,26 @@ def test_who_keeps_nothing_finds_nothing():
 def test_only_who_holds_a_page_publishes_it():
     with pytest.raises(RuntimeError, match="nobody who holds it"):
         PageAllocator(2).publish(0, "root", [1])
+
+
+def test_a_note_is_of_what_is_in_a_page_and_goes_with_it():
+    pages = PageAllocator(4)
+    first, second = pages.take(1), pages.take(1)
+    assert first is not None
+    assert second is not None
+    pages.publish(first[0], "root", [1])
+    assert pages.find("root", [1], 1, noted=True)[0] == []
+    with pytest.raises(KeyError):
+        pages.note(first[0])
+    pages.publish(second[0], "root", [1], "said of the same tokens")
+    pages.publish(second[0], "root", [1], "said later")
+    found, _ = pages.find("root", [1], 1, noted=True)
+    assert found == first
+    assert pages.note(found[0]) == "said of the same tokens"
+    for held in (first, second, found):
+        pages.give_back(held)
+    pages.take(4)
+    with pytest.raises(KeyError):
+        pages.note(first[0])
+    assert pages.publish(first[0], "root", [1]) == pages.publish(first[0], "root", [1])
+    assert pages.find("root", [1], 1, noted=True)[0] == []

@@ -74,7 +74,7 @@ def serve(runner: Runner, tile: int, sequences: list[Sequence]) -> dict[str, int
             runner.load(load.shard, load.slot, adapter, SPEC)
         plan = scheduler.plan()
         assert plan is not None
-        scheduler.commit(plan, runner.run(plan))
+        scheduler.commit(plan, *runner.run(plan))
     return slots
 
 
@@ -87,7 +87,7 @@ def teacher_forced(base: Base, runner: Runner, sequence: Sequence, slot: int) ->
     targets = np.full(size, -1, np.int32)
     targets[: len(tokens) - 1] = tokens[1:]
     batch = TrainBatch(TokenBatch(**fields), targets, (targets >= 0).astype(np.float32))  # pyright: ignore[reportArgumentType]
-    bank = jax.device_get(runner._bank)  # off the mesh: slots count through all shards
+    bank = jax.device_get(runner.bank)  # off the mesh: slots count through all shards
     return np.asarray(score(base, bank, batch))[: len(tokens) - 1]
 
 

@@ -170,7 +170,7 @@ def test_failed_load_frees_everything_and_the_slot_stands_for_nothing():
     error = PefxError("damaged")
     assert [(s.handle, s.error) for s in scheduler.refuse(load, error)] == [(1, error), (2, error)]
     assert [s.handle for s in scheduler.running] == [3]
-    assert scheduler.shards[0].residency is not None
+    assert isinstance(scheduler.shards[0].residency, Residency)
     assert scheduler.shards[0].residency.resident() == []
     step(scheduler)
     scheduler.check_empty()
@@ -282,6 +282,45 @@ def test_further_choices_wait_for_the_first_to_bring_their_prompt():
         scheduler.submit(one)
     plans = run_out(scheduler)
     assert [computed(plans, handle) for handle in range(3)] == [15, 3, 3]
+
+
+def test_a_prompt_that_fills_no_page_is_not_waited_for():
+    scheduler = make(tiles=8)
+    first = sequence(0, 4, 3)
+    for one in (first, sequence(1, 4, 3, text=0, leader=first)):
+        scheduler.submit(one)
+    assert [s.handle for s in step(scheduler).sequences] == [0, 1]
+
+
+def test_who_finds_no_slot_costs_nobody_a_page():
+    scheduler = make(slots=1, pages=4)
+    scheduler.submit(sequence(0, 5, 1, "b"))
+    run_out(scheduler)
+    kept = scheduler.shards[0].pages.kept
+    assert kept
+    scheduler.submit(sequence(1, 4, 4, "a"))
+    step(scheduler)
+    scheduler.submit(sequence(2, 12, 1, "c"))
+    for _ in range(2):
+        step(scheduler)
+        assert scheduler.shards[0].pages.kept == kept
+    run_out(scheduler)
+
+
+class Elsewhere(Residency):
+    """Slots of a shard that will never have a revision."""
+
+    def room(self, key: str) -> bool:
+        return False
+
+
+def test_a_sequence_enters_where_its_weights_can_be():
+    scheduler = make(shards=2, sequences=1)
+    scheduler.shards[0].residency = Elsewhere(1)
+    for handle in range(2):
+        scheduler.submit(sequence(handle, 2, 1, "a"))
+    plans = run_out(scheduler)
+    assert [[s.handle for s in plan.sequences] for plan in plans] == [[0], [1]]
 
 
 def test_where_pages_run_out_the_last_comer_is_computed_again():
@@ -448,5 +487,5 @@ def test_all_finish_within_limits(requests, tiles, sequences, pages, slots, pati
     assert scheduler.wanted == {}
     scheduler.check_empty()
     for shard in scheduler.shards:
-        assert shard.residency is not None
+        assert isinstance(shard.residency, Residency)
         assert all(shard.residency.pins(key) == 0 for key in shard.residency.resident())

@@ -11,9 +11,10 @@ class Drifting(FakeDevice):
     drift = 0.0
 
     def run(self, plan):
-        found = super().run(plan)
+        found, routes = super().run(plan)
         scored = [row.target >= 0 for row in plan.wanted]
-        return [x._replace(logprob=x.logprob - self.drift) if s else x for x, s in zip(found, scored, strict=True)]
+        drifted = [x._replace(logprob=x.logprob - self.drift) if s else x for x, s in zip(found, scored, strict=True)]
+        return drifted, routes
 
 
 def run(device: FakeDevice, every: int) -> tuple[int, int]:

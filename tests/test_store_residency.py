@@ -28,6 +28,7 @@ class ResidencyMachine(RuleBasedStateMachine):
     @rule(key=KEYS)
     def acquire(self, key: str) -> None:
         before = (list(self.bank), self.residency.resident())
+        room = self.residency.room(key)
         placement = self.residency.acquire(key)
         if key in self.bank:
             assert placement == Placement(self.bank.index(key), load=False, evicted=None)
@@ -38,6 +39,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             assert self.bank[placement.slot] is None
         elif all(self.pins.get(other or "", 0) for other in self.bank):
             assert placement is None
+            assert not room
             assert (self.bank, self.residency.resident()) == before
             return
         else:
@@ -45,6 +47,7 @@ class ResidencyMachine(RuleBasedStateMachine):
             oldest = min(idle, key=self.touched.__getitem__)
             assert placement == Placement(self.bank.index(oldest), load=True, evicted=oldest)
         assert placement is not None
+        assert room
         self.hits, self.loads = self.hits + (not placement.load), self.loads + placement.load
         self.evictions += placement.evicted is not None
         self.bank[placement.slot] = key

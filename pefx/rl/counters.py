@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float32, Float64, UInt16
 
 from pefx.losses.rows import Loss
 from pefx.rl.advantages import even
-from pefx.rl.weighing import MISSING
+from pefx.serving.routes import MISSING
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from pefx.rl.counters import Scored
 from pefx.rl.pieces import Piece
 from pefx.rl.plan import RewardPlan
 from pefx.rl.records import Rollout
-from pefx.rl.weighing import MISSING, routed, routes_missing, weigh
+from pefx.rl.weighing import routed, routes_missing, weigh
+from pefx.serving.routes import MISSING
 from pefx.training.planner import Lesson, Terms
 
 

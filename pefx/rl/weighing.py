@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt16
 
 from pefx.losses.rows import Aggregation
+from pefx.serving.routes import MISSING
 
-MISSING = np.iinfo(np.uint16).max  # no expert has this id
 # A drawn token whose routes were not recorded: "mask" rejects it, "fallback" keeps it, routed as the trainer does.
 MissingRoutes = Literal["mask", "fallback"]
 

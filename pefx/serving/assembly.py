@@ -1,8 +1,9 @@
-"""What a `ServeConfig` names, read from disk, and an engine made of it."""
+"""What a `ServeConfig` names, read from disk, and an engine made of it, or of a bank that others fill."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pefx.adapters.bank import by_slot, empty_bank
+from pefx.adapters.bank import Bank, by_slot, empty_bank
 from pefx.config import AdapterSpec, MeshConfig, ServeConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.distributed import agree, several
@@ -15,12 +16,13 @@ from pefx.packing import tile_of, whole_pages
 from pefx.serving.engine import Engine, Way
 from pefx.serving.fair_queue import Queue
 from pefx.serving.grammar import Grammars
+from pefx.serving.loading import Source
 from pefx.serving.pages import PageAllocator
 from pefx.serving.policies import Policies
 from pefx.serving.runner import Room, Runner
 from pefx.serving.scheduler import Scheduler, Shard, StepSize
 from pefx.store.catalog import Catalog
-from pefx.store.residency import Residency
+from pefx.store.residency import Residency, Slots
 from pefx.store.tiers import Tiers
 
 
@@ -46,36 +48,68 @@ def read_parts(config: ServeConfig, catalog: Catalog | None) -> Parts:
     return Parts(base, digest, tokenizer, policies, mesh)
 
 
+@dataclass(frozen=True)
+class EngineSize:
+    """What an engine runs at once, over all shards: see the fields of `pefx.config.ServeConfig`."""
+
+    sequences: int
+    step_tokens: int
+    page_size: int
+    pages: int = 0
+    prefix_cache: bool = True
+
+
+@dataclass(frozen=True)
+class Supply:
+    """Adapters: the `bank` on the device (None: there are none), its slots by shard, and where weights come from."""
+
+    bank: Bank | None
+    slots: Sequence[Slots | None]
+    source: Source
+    policies: Policies | None = None
+
+
 def build_engine(config: ServeConfig, parts: Parts, queue: Queue, way: Way) -> tuple[Engine, Tiers]:
     """An engine on this process's devices, with a bank only where there is a catalog to fill it from; and its tiers.
 
     To be called, as the engine is to be used, within the mesh of `parts`.
     """
-    check_row_invariance()
-    base, shards, tokenizer = parts.base, parts.mesh.rows, parts.tokenizer
-    pages = config.pages or config.sequences * whole_pages(base.config.context, config.page_size)
-    tile = tile_of(config.page_size)
-    tiles = whole_pages(config.step_tokens, tile)
-    slots, sequences, pages, tiles = (-(-n // shards) for n in (config.slots, config.sequences, pages, tiles))
-    bank = None
+    base, shards = parts.base, parts.mesh.rows
+    slots, bank = whole_pages(config.slots, shards), None
     if config.catalog is not None:
         bank = made(by_slot, lambda: empty_bank(base.config, bank_room(config), shards * slots))
     residencies = [Residency(slots) for _ in range(shards)] if bank is not None else []
     tiers = Tiers(parts.policies.load, config.host_cache_mb << 20, slots=residencies)
+    supply = Supply(bank, residencies or [None] * shards, tiers, parts.policies)
+    size = EngineSize(config.sequences, config.step_tokens, config.page_size, config.pages, config.prefix_cache)
+    return assemble(base, supply, parts.tokenizer, size, queue, way)[0], tiers
+
+
+def assemble(
+    base: Base, supply: Supply, tokenizer: Tokenizer, size: EngineSize, queue: Queue, way: Way
+) -> tuple[Engine, Runner]:
+    """An engine of that size, and its device. Within the mesh; `supply.slots` are those of its shards of rows."""
+    check_row_invariance()
+    shards, tile = len(supply.slots), tile_of(size.page_size)
+    pages = size.pages or size.sequences * whole_pages(base.config.context, size.page_size)
+    tiles = whole_pages(size.step_tokens, tile)
+    sequences, pages, tiles = (whole_pages(n, shards) for n in (size.sequences, pages, tiles))
+    runner = Runner(base, supply.bank, Room(shards, pages, size.page_size, sequences, tiles, tile))
     engine = Engine(
-        device=Runner(base, bank, Room(shards, pages, config.page_size, sequences, tiles, tile)),
+        device=runner,
         scheduler=Scheduler(
-            shards=[Shard(PageAllocator(pages, config.prefix_cache), own) for own in residencies or [None] * shards],
-            size=StepSize(sequences, tiles, tile, config.page_size),
+            shards=[Shard(PageAllocator(pages, size.prefix_cache), own) for own in supply.slots],
+            size=StepSize(sequences, tiles, tile, size.page_size),
             queue=queue,
+            patience=way.patience,
         ),
-        policies=parts.policies,
-        tiers=tiers,
+        source=supply.source,
         tokenizer=tokenizer,
+        policies=supply.policies,
         grammars=Grammars(tokenizer.to_json(), base.config.vocab_size, tokenizer.eos),
         way=way,
     )
-    return engine, tiers
+    return engine, runner
 
 
 def bank_room(config: ServeConfig) -> AdapterSpec:

@@ -6,19 +6,21 @@ from heapq import heappop, heappush
 from time import monotonic, perf_counter
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.serving.generation import Generation, Outcome
 from pefx.serving.jobs import Answered, Job, Listen
-from pefx.serving.loading import Loading
+from pefx.serving.loading import Loading, Source
 from pefx.serving.policies import UNAVAILABLE, Policies, Weights
 from pefx.serving.requests import Request, check_tokens, prompt_tokens, seed_of
+from pefx.serving.routes import RouteRecord
 from pefx.serving.scheduler import Scheduler
 from pefx.serving.self_check import SelfCheck
-from pefx.serving.sequence import Load, Sampling, Sequence, StepPlan
+from pefx.serving.sequence import Adapter, Load, Sampling, Sequence, StepPlan
 from pefx.serving.shaping import Constraint, Shaper, needs_shaping
-from pefx.store.records import Revision
-from pefx.store.tiers import TierCounts, Tiers
+from pefx.store.tiers import TierCounts
 
 
 @runtime_checkable
@@ -42,7 +44,10 @@ class Grammars(Protocol):
 
 @runtime_checkable
 class Device(Protocol):
-    """What is asked of the device: `pefx.serving.runner.Runner`, or a stand-in. `seconds` and `rows`: of all steps."""
+    """What is asked of the device: `pefx.serving.runner.Runner`, or a stand-in. `seconds` and `rows`: of all steps.
+
+    `run` gives the outcome of each wanted row, and where some sequence records them the routes of each span's tokens.
+    """
 
     vocab_size: int
     context: int
@@ -51,7 +56,7 @@ class Device(Protocol):
 
     def load(self, shard: int, slot: int, adapter: Weights, spec: AdapterSpec) -> None: ...
 
-    def run(self, plan: StepPlan) -> list[Outcome]: ...
+    def run(self, plan: StepPlan) -> tuple[list[Outcome], list[np.ndarray | None]]: ...
 
     def warm(self) -> None: ...
 
@@ -62,13 +67,15 @@ class Way:
 
     `lockstep`: several processes decide alike, so nothing depends on when weights arrive. `unavailable` are the kinds
     of trouble with the catalog that end everything, not just the requests they meet. One in `check_every` answers is
-    computed again, as a prompt, and compared in bits (0: none).
+    computed again, as a prompt, and compared in bits (0: none). One that waits for pages or a slot is passed by at most
+    `patience` later ones.
     """
 
     seed: int = 0
     lockstep: bool = False
     unavailable: frozenset[str] = UNAVAILABLE
     check_every: int = 0
+    patience: int = 64
     clock: Callable[[], float] = monotonic
 
 
@@ -102,8 +109,8 @@ class EngineState:
 class Engine:
     """Serves mixed requests, for one thread.
 
-    Weights come from the store to `tiers` while requests wait and others run. `grammars` None: no answer is held to a
-    form.
+    Weights come from `source` while requests wait and others run; `policies` None: what they are is agreed on with
+    nobody. `grammars` None: no answer is held to a form.
     """
 
     def __init__(
@@ -111,15 +118,15 @@ class Engine:
         *,
         device: Device,
         scheduler: Scheduler,
-        policies: Policies,
-        tiers: Tiers,
+        source: Source,
         tokenizer: Tokenizer,
+        policies: Policies | None = None,
         grammars: Grammars | None = None,
         way: Way,
     ):
         self._device, self._scheduler, self._policies, self._way = device, scheduler, policies, way
-        self._tiers, self._tokenizer, self._grammars = tiers, tokenizer, grammars
-        self._loading = Loading(tiers, scheduler)
+        self._source, self._tokenizer, self._grammars = source, tokenizer, grammars
+        self._loading = Loading(source, scheduler)
         self._checks = SelfCheck(scheduler, way.check_every)
         self._jobs: dict[int, Job] = {}
         self._deadlines: list[tuple[float, int]] = []
@@ -139,34 +146,39 @@ class Engine:
         self,
         handle: int,
         request: Request,
-        revision: Revision | None,
+        revision: Adapter | None,
         *,
         deadline: float | None = None,
         listen: Listen | None = None,
+        behind: int | None = None,
     ) -> int:
         """Queue `request` for `revision` (None exactly when it asks for the bare base). Returns its prompt's tokens.
 
         At `deadline`, by the engine's clock, it is over with kind "timeout". `listen` is told of what it gets as it
-        comes. Raises PefxError where the request cannot be served; nothing is queued then.
+        comes. It waits for the request `behind`, of the same prompt, to have that computed. Raises PefxError where the
+        request cannot be served; nothing is queued then.
         """
         asked, given = request.policy, None if revision is None else revision.policy
         if asked != given:
             raise RuntimeError(f"request {request.id!r} asks for policy {asked!r} and was given {given!r}")
         if handle in self._jobs:
             raise RuntimeError(f"handle {handle} is in use")
-        choices = self._choices(handle, request, revision)
+        before = None if behind is None else self._jobs.get(behind)
+        choices = self._choices(handle, request, revision, None if before is None else before.choices[0])
         self._scheduler.check(choices[0])
-        where = "base" if revision is None else self._tiers.state(revision)
+        where = "base" if revision is None else self._source.state(revision)
         for sequence in choices:
             self._scheduler.submit(sequence)
         self._jobs[handle] = Job(handle, request, choices, self._way.clock(), where, listen)
         if deadline is not None:
             heappush(self._deadlines, (deadline, handle))
         if revision is not None:
-            self._tiers.prefetch(revision)
+            self._source.prefetch(revision)
         return len(choices[0].prompt)
 
-    def _choices(self, handle: int, request: Request, revision: Revision | None) -> list[Sequence]:
+    def _choices(
+        self, handle: int, request: Request, revision: Adapter | None, leader: Sequence | None
+    ) -> list[Sequence]:
         """The sequences that answer `request`. Raises PefxError where it cannot be served."""
         device, context = self._device, self._device.context
         prompt = prompt_tokens(request, self._tokenizer.encode, device.vocab_size, context)
@@ -192,7 +204,8 @@ class Engine:
                     top=request.top_logprobs,
                     priority=request.priority,
                     shaper=Shaper(request, prompt, constraint) if needs_shaping(request) else None,
-                    leader=choices[0] if choices else None,
+                    leader=choices[0] if choices else leader,
+                    routes=RouteRecord() if request.routes else None,
                 )
             )
         return choices
@@ -221,8 +234,7 @@ class Engine:
         over += self._load(self._scheduler.admit(ready))
         plan = self._scheduler.plan()
         if plan is not None:
-            outcomes = self._device.run(plan)
-            over += self._scheduler.commit(plan, outcomes)
+            over += self._scheduler.commit(plan, *self._device.run(plan))
             self._count(plan)
         if self.idle:
             self._scheduler.check_empty()
@@ -258,11 +270,16 @@ class Engine:
 
     def adapters(self) -> TierCounts:
         """What became of the adapters that requests needed, so far."""
-        return self._tiers.counts()
+        return self._source.counts()
+
+    def in_use(self) -> set[str]:
+        """Keys of the revisions that sequences, waiting or running, are of."""
+        running = (sequence.revision for sequence in self._scheduler.running)
+        return {revision.key for revision in running if revision is not None} | self._scheduler.wanted.keys()
 
     def close(self) -> None:
         """End what goes on in the background. Nothing can be served afterwards."""
-        self._tiers.close()
+        self._source.close()
 
     def _expire(self) -> list[Sequence]:
         """Sequences whose time is over, each with an error."""
@@ -301,7 +318,8 @@ class Engine:
             if failed.kind in self._way.unavailable:
                 raise
             error = failed
-        error = self._policies.agree_on_load(load.revision, error)
+        if self._policies is not None:
+            error = self._policies.agree_on_load(load.revision, error)
         if error is not None:
             raise error
         assert weights is not None

@@ -17,8 +17,8 @@ def is_parquet(path: Path) -> bool:
 
 
 def writer_version(out: Path) -> dict[str, str]:
-    """The software besides this that decides the bytes of `out`. Raises PefxError where it is not installed."""
-    return {"pyarrow": version("pyarrow")} if is_parquet(out) and _parquet(out) else {}
+    """The software besides this that decides the bytes of `out`."""
+    return {"pyarrow": version("pyarrow")} if is_parquet(out) else {}
 
 
 def read_fingerprint(path: Path) -> dict[str, Any]:
@@ -35,7 +35,7 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise PefxError(f"{path}: cannot read the requests: {error.strerror}") from None
     if is_parquet(path):
-        count = _parquet(path).count_rows(path)
+        count = _parquet().count_rows(path)
     if count == 0:
         each = "row" if is_parquet(path) else "line"
         raise PefxError(f"{path}: holds no request, expected one {'JSON object ' * (each == 'line')}on each {each}")
@@ -48,7 +48,7 @@ def read_requests(path: Path) -> Iterator[tuple[int, str, Request | RequestError
     A few are in memory at a time. Blank lines are passed over, and count.
     """
     if is_parquet(path):
-        yield from _parquet(path).read_rows(path)
+        yield from _parquet().read_rows(path)
         return
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -63,16 +63,11 @@ def read_requests(path: Path) -> Iterator[tuple[int, str, Request | RequestError
 def write_answers(out: Path, file: BufferedIOBase, answers: Iterator[bytes]) -> None:
     """Write answers, each a JSON object, to a file that will be `out`."""
     if is_parquet(out):
-        _parquet(out).write_answers(file, answers)
+        _parquet().write_answers(file, answers)
     else:
         file.writelines(answer + b"\n" for answer in answers)
 
 
-def _parquet(path: Path) -> Any:
-    try:
-        return import_module("pefx.serving.parquet")
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "pyarrow":
-            raise
-        message = f"{path}: Parquet needs pyarrow, which is not installed; pip install 'pefx[parquet]', or use JSONL"
-        raise PefxError(message) from None
+def _parquet() -> Any:
+    """Imported only where such a file is named: others begin sooner."""
+    return import_module("pefx.serving.parquet")

@@ -28,6 +28,8 @@ class Piece(NamedTuple):
 class Answered:
     """`row` answers the request submitted as `handle`; counts are tokens of its prompt and of all its choices.
 
+    `choices` are the sequences that it tells of, best first.
+
     `cached_tokens` of the prompt were in the pool already. Seconds are from its submission to its first token (or to
     its end, where none was drawn) and to its end. `where` its adapter was then: "base", "slot", "warm" or "cold".
     """
@@ -40,6 +42,7 @@ class Answered:
     waited: float
     seconds: float
     where: str
+    choices: tuple[Sequence, ...] = ()
 
 
 Listen = Callable[[Piece], None]
@@ -93,4 +96,5 @@ class Job:
             waited=(now if self.first is None else self.first) - self.begun,
             seconds=now - self.begun,
             where=self.where,
+            choices=tuple(choices),
         )

@@ -3,21 +3,40 @@
 from collections.abc import Iterable
 from itertools import islice
 from threading import Event
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from pefx.errors import PefxError
 from pefx.serving.scheduler import Scheduler
 from pefx.store.tickets import Ticket
-from pefx.store.tiers import Tiers
+from pefx.store.tiers import Tier, TierCounts
 
 AHEAD = 64  # adapters that are held in host memory for those that wait
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where weights of revisions come from: `pefx.store.tiers.Tiers`, or a bank that training fills
+    (`pefx.serving.live`).
+    """
+
+    def state(self, revision: Any) -> Tier: ...
+
+    def prefetch(self, revision: Any) -> None: ...
+
+    def request(self, revision: Any) -> Ticket[Any]: ...
+
+    def wait_for_room(self) -> None: ...
+
+    def counts(self) -> TierCounts: ...
+
+    def close(self) -> None: ...
 
 
 class Loading:
     """Tickets of the revisions that `scheduler` will want in a slot soon."""
 
-    def __init__(self, tiers: Tiers, scheduler: Scheduler):
-        self._tiers, self._scheduler = tiers, scheduler
+    def __init__(self, source: Source, scheduler: Scheduler):
+        self._source, self._scheduler = source, scheduler
         self._tickets: dict[str, Ticket[Any]] = {}
         self._arrived = Event()
 
@@ -37,7 +56,7 @@ class Loading:
                 break
 
     def _ask(self, revision: Any) -> Ticket[Any]:
-        ticket = self._tickets[revision.key] = self._tiers.request(revision)
+        ticket = self._tickets[revision.key] = self._source.request(revision)
         ticket.when_done(self._arrived.set)
         return ticket
 
@@ -55,7 +74,7 @@ class Loading:
             except PefxError as error:
                 if not error.retryable:
                     raise
-                self._tiers.wait_for_room()  # others fill the queue
+                self._source.wait_for_room()  # others fill the queue
         return ticket.result()
 
     def let_go(self, revisions: Iterable[Any] = ()) -> None:

@@ -6,6 +6,7 @@ a page is found by weights and all tokens from position 0 on, compared one by on
 
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from typing import Any
 
 from pefx.errors import PefxError
 
@@ -17,6 +18,7 @@ class PageAllocator:
     """Hands out pages 0..total-1. A page is held by as many sequences as use it, kept for its content, or free.
 
     What is kept goes when room is needed, what was given back longest ago first. Not `keep`: nothing is published.
+    A published page may have a note, which goes with it: the routes of its tokens.
     """
 
     def __init__(self, total: int, keep: bool = True):
@@ -29,6 +31,7 @@ class PageAllocator:
         self._kept: OrderedDict[int, None] = OrderedDict()  # published, held by nobody
         self._published: dict[Key, tuple[int, int]] = {}  # page and node
         self._keys: dict[int, Key] = {}  # by page
+        self._notes: dict[int, Any] = {}  # by page
         self._nodes = 0
 
     @property
@@ -70,15 +73,15 @@ class PageAllocator:
             else:
                 self._blank.append(page)
 
-    def find(self, root: Node, tokens: Sequence[int], size: int) -> tuple[list[int], Node]:
+    def find(self, root: Node, tokens: Sequence[int], size: int, noted: bool = False) -> tuple[list[int], Node]:
         """Hold the pages of `size` tokens each that `tokens` begin with under `root`, as many as are there.
 
-        And the node of the last.
+        And the node of the last. `noted`: only as far as they have notes.
         """
         pages, node = [], root
         for start in range(0, len(tokens) - size + 1, size):
             found = self._published.get((node, tuple(tokens[start : start + size])))
-            if found is None:
+            if found is None or (noted and found[0] not in self._notes):
                 break
             pages.append(found[0])
             node = found[1]
@@ -87,8 +90,11 @@ class PageAllocator:
             self._holders[page] = self._holders.get(page, 0) + 1
         return pages, node
 
-    def publish(self, page: int, before: Node, tokens: Sequence[int]) -> Node:
-        """`page` holds `tokens` and follows the node `before`. Returns its node, or that of one that did before."""
+    def publish(self, page: int, before: Node, tokens: Sequence[int], note: Any = None) -> Node:
+        """`page` holds `tokens` and follows the node `before`. Returns its node, or that of one that did before.
+
+        That one gets the note (None: there is none) if it had none.
+        """
         if page not in self._holders:
             raise RuntimeError(f"page {page} is published by nobody who holds it")
         key = (before, tuple(tokens))
@@ -96,7 +102,16 @@ class PageAllocator:
             self._nodes += 1
             self._published[key] = page, self._nodes
             self._keys[page] = key
-        return self._published[key][1] if self._keep else before
+        if not self._keep:
+            return before
+        first, node = self._published[key]
+        if note is not None:
+            self._notes.setdefault(first, note)
+        return node
+
+    def note(self, page: int) -> Any:
+        """The note of a published page. KeyError where it has none."""
+        return self._notes[page]
 
     def withdraw(self, pages: Sequence[int]) -> None:
         """What is in `pages` is not to be used by anybody else."""
@@ -104,6 +119,7 @@ class PageAllocator:
             self._forget(page)
 
     def _forget(self, page: int) -> None:
+        self._notes.pop(page, None)
         key = self._keys.pop(page, None)
         if key is not None:
             del self._published[key]

@@ -37,6 +37,7 @@ class Request:
     `temperature` 0 is greedy; `top_k` 0, `min_p` 0, `top_p` 1 and penalties of 0 (`repetition_penalty`: 1) are off.
     `seed` None is derived from the id. `n` answers are given, the likeliest (mean log-probability of a token) of
     `best_of`. `regex` or `json_schema` (as JSON text) is what an answer must match. Higher `priority` comes first.
+    `routes`, which no file or client asks for, has the experts of every token recorded.
     """
 
     id: str
@@ -64,6 +65,7 @@ class Request:
     regex: str | None = None
     json_schema: str | None = None
     priority: int = 0
+    routes: bool = False
 
     @property
     def constrained(self) -> bool:

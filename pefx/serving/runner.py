@@ -54,10 +54,14 @@ class Room:
 
 @dataclass(frozen=True)
 class Part:
-    """One shard's part of a plan: indices of its wanted rows, and where they stand in the step."""
+    """One shard's part of a plan: indices of its wanted rows, and where they stand in the step; indices of its spans,
+    and their first rows in the batch.
+    """
 
     wanted: list[int]
     places: list[int]
+    spans: list[int]
+    rows: list[int]
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,15 @@ class Shape:
 
 
 class Runner:
-    """Base, bank and pool on the device. `bank` None serves the bare base alone. Built within the mesh it runs on."""
+    """Base, bank and pool on the device. `bank` None serves the bare base alone. Built within the mesh it runs on.
+
+    A bank that others change, as a training step does, is to be set anew before the next step.
+    """
 
     def __init__(self, base: Base, bank: Bank | None, room: Room):
         config = base.config
         self.vocab_size, self.context = config.vocab_size, config.context
-        self._base, self._bank, self._room = place(of_base, base), place(by_slot, bank), room
+        self._base, self.bank, self._room = place(of_base, base), place(by_slot, bank), room
         pages = room.shards * room.pages
         self._state = made(by_page, lambda: ServeState(KVPool.zeros(config, pages, room.page_size)))
         self._blocks = whole_pages(config.context, room.page_size)
@@ -89,16 +96,19 @@ class Runner:
 
     def load(self, shard: int, slot: int, adapter: Adapter, spec: AdapterSpec) -> None:
         """Put `adapter` into a shard's `slot`. Raises PefxError if it does not fit; then the bank is as it was."""
-        if self._bank is None:
+        if self.bank is None:
             raise RuntimeError("there is no bank to load an adapter into")
-        each = self._bank.slots // self._room.shards
-        self._bank = load_adapter(self._bank, shard * each + slot, adapter, spec)
+        each = self.bank.slots // self._room.shards
+        self.bank = load_adapter(self.bank, shard * each + slot, adapter, spec)
 
-    def run(self, plan: StepPlan) -> list[Outcome]:
-        """One step. Returns what came out for each of `plan.wanted`, in order."""
+    def run(self, plan: StepPlan) -> tuple[list[Outcome], list[np.ndarray | None]]:
+        """One step. Returns what came out for each of `plan.wanted`, in order.
+
+        And, where some sequence records them, the routes of each span whose does: uint16 [n, Lm, k]; else nothing.
+        """
         arrays, parts = self._arrays(plan, self._shape(plan))
-        drawn = self._step(arrays)
-        return _outcomes(plan, drawn, parts)
+        drawn, routes = self._step(arrays, any(sequence.routes is not None for sequence in plan.sequences))
+        return _outcomes(plan, drawn, parts), [] if routes is None else _routes(plan, routes, parts)
 
     def warm(self) -> None:
         """Compile all that steps need but for rows shaped by more than `NAMED` tokens, so that none waits for it."""
@@ -109,15 +119,15 @@ class Runner:
             for rich in (False, True):
                 self._step(self._arrays(StepPlan((), (), ()), replace(shape, rich=rich))[0])
 
-    def _step(self, arrays: ServePlan) -> Drawn:
+    def _step(self, arrays: ServePlan, recorded: bool = False) -> tuple[Drawn, np.ndarray | None]:
         # An array that a step has to send to the shards itself costs more than the step's own start.
         parcel = place(by_row, wrap(arrays, self._room.shards))
         begun = perf_counter()
-        self._state, drawn, _routes = serve_step(self._base, self._bank, self._state, parcel)
-        drawn = fetch(drawn)
+        self._state, drawn, routes = serve_step(self._base, self.bank, self._state, parcel)
+        drawn, routes = fetch((drawn, routes if recorded else None))
         self.seconds += perf_counter() - begun
         self.rows += arrays.batch.tokens.shape[0]
-        return drawn
+        return drawn, routes
 
     def _shape(self, plan: StepPlan) -> Shape:
         """The shape of this step, the same on all shards: few of them, by what it must hold."""
@@ -160,7 +170,7 @@ class Runner:
             places = _places([plan.wanted[i] for i in wanted], at, sizes)
             count = sizes.singles + shape.scoring * sizes.tiles * sizes.tile
             columns.append(self._columns([plan.wanted[i] for i in wanted], plan.sequences, at, places, count))
-            parts.append(Part(wanted, places))
+            parts.append(Part(wanted, places, spans, rows))
             if shape.rich:
                 who = [(p, plan.sequences[plan.wanted[i].span]) for i, p in zip(wanted, places)]
                 who = [(p, s.shaper) for p, s in who if s.shaper is not None and p < sizes.singles]
@@ -235,6 +245,19 @@ def _outcomes(plan: StepPlan, drawn: Drawn, parts: list[Part]) -> list[Outcome]:
                 top = tuple(zip(top_tokens[shard, at].tolist(), top_logprobs[shard, at].tolist(), strict=True))
             outcomes[index] = Outcome(own_tokens[at], own_logprobs[at], top)
     return outcomes
+
+
+def _routes(plan: StepPlan, routes: np.ndarray, parts: list[Part]) -> list[np.ndarray | None]:
+    """Of each span whose sequence records them, from those of all rows, int32 [Lm, T, k]."""
+    taken: list[np.ndarray | None] = [None] * len(plan.spans)
+    size = routes.shape[1] // len(parts)
+    for shard, part in enumerate(parts):
+        for index, row in zip(part.spans, part.rows, strict=True):
+            if plan.sequences[index].routes is not None:
+                at = shard * size + row
+                own = routes[:, at : at + len(plan.spans[index].tokens)]
+                taken[index] = own.swapaxes(0, 1).astype(np.uint16)
+    return taken
 
 
 def _places(wanted: Ordered[Wanted], rows: list[int], sizes: Sizes) -> list[int]:

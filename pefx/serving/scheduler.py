@@ -12,6 +12,8 @@ from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from pefx.errors import PefxError
 from pefx.packing import Span, whole_pages
 from pefx.serving.fair_queue import FairQueue, Queue
@@ -19,7 +21,7 @@ from pefx.serving.generation import Outcome
 from pefx.serving.pages import PageAllocator
 from pefx.serving.sequence import SAMPLE, Load, Sequence, StepPlan, Wanted
 from pefx.serving.shaping import Shaper
-from pefx.store.residency import Residency
+from pefx.store.residency import Slots
 
 Ready = Callable[[Any], bool]
 
@@ -29,7 +31,7 @@ class Shard:
     """One shard of the mesh's `data` axis: its pages, its slots (None: no bank), the sequences that run on it."""
 
     pages: PageAllocator
-    residency: Residency | None
+    residency: Slots | None
     running: list[Sequence] = field(default_factory=list)
     spoken_for: int = 0  # tiles of the next step that prompts of those that run fill
 
@@ -162,7 +164,7 @@ class Scheduler:
             if self._full() or any(other.passed >= self.patience for other in blocked):
                 break
             revision = sequence.revision
-            if _behind(sequence) or not (revision is None or self.resident(revision) or ready(revision)):
+            if self._behind(sequence) or not (revision is None or self.resident(revision) or ready(revision)):
                 continue
             if not any(self._enter(sequence, index, loads) for index in self._preferred(sequence)):
                 blocked.append(sequence)
@@ -199,21 +201,29 @@ class Scheduler:
 
         return sorted(range(len(self.shards)), key=rank)
 
+    def _behind(self, sequence: Sequence) -> bool:
+        """Whether its leader has yet to bring the prompt that they share, if it fills a page, into the pool."""
+        leader = sequence.leader
+        if leader is None or len(sequence.prompt) <= self.size.page_size:
+            return False
+        return not leader.generation.tokens and not leader.ended
+
     def _enter(self, sequence: Sequence, index: int, loads: list[Load]) -> bool:
         """Let the sequence into a shard, if there is room."""
         shard, need = self.shards[index], self._pages(sequence.known)
-        if not self._open(shard, self.waiting.newcomer(sequence)) or not self._take_pages(sequence, shard, need):
+        held, revision = shard.residency, sequence.revision
+        # Before pages are taken: that may cost others theirs.
+        room = revision is None or (held is not None and held.room(revision.key))
+        wanted = room and self._open(shard, self.waiting.newcomer(sequence))
+        if not wanted or not self._take_pages(sequence, shard, need):
             return False
-        if sequence.revision is not None:
-            assert shard.residency is not None
-            placement = shard.residency.acquire(sequence.revision.key)
-            if placement is None:
-                shard.pages.give_back(sequence.pages)
-                sequence.pages, sequence.done = [], 0
-                return False
+        if revision is not None:
+            assert held is not None
+            placement = held.acquire(revision.key)
+            assert placement is not None
             sequence.slot = placement.slot
             if placement.load:
-                loads.append(Load(index, placement.slot, sequence.revision))
+                loads.append(Load(index, placement.slot, revision))
         if not sequence.entered:
             sequence.cached = sequence.done
         self.waiting.enter(sequence, 0 if sequence.entered else sequence.left)
@@ -225,10 +235,12 @@ class Scheduler:
 
     def _take_pages(self, sequence: Sequence, shard: Shard, need: int) -> bool:
         """Pages for all known tokens: first those that hold such tokens already, one token at least is left to do."""
-        size, again = self.size.page_size, sequence.generation.tokens
+        size, again, routes = self.size.page_size, sequence.generation.tokens, sequence.routes
         found, node = [], sequence.root
         if not sequence.score_prompt or again:
-            found, node = shard.pages.find(sequence.root, sequence.tokens(0, sequence.known - 1), size)
+            # Pages whose routes nobody wanted are computed again where somebody wants them.
+            known = sequence.tokens(0, sequence.known - 1)
+            found, node = shard.pages.find(sequence.root, known, size, noted=routes is not None)
         # A page more than is needed now stays free for those that run, unless nobody does.
         spare = 1 if shard.running and sequence.length > sequence.known else 0
         new = shard.pages.take(need - len(found)) if shard.pages.free >= need - len(found) + spare else None
@@ -237,6 +249,9 @@ class Scheduler:
             return False
         sequence.pages, sequence.node, sequence.published = found + new, node, len(found)
         sequence.done = len(found) * size
+        if routes is not None:
+            for index, page in enumerate(found):
+                routes.put(index * size, shard.pages.note(page))
         return True
 
     def _pages(self, tokens: int) -> int:
@@ -309,8 +324,13 @@ class Scheduler:
             shard.residency.release(sequence.revision.key)
         sequence.shard, sequence.slot, sequence.pages, sequence.done = -1, -1, [], 0
 
-    def commit(self, plan: StepPlan, outcomes: Ordered[Outcome]) -> list[Sequence]:
-        """Take in what came out for each wanted row. Returns the sequences that are now over."""
+    def commit(
+        self, plan: StepPlan, outcomes: Ordered[Outcome], routes: Ordered[np.ndarray | None] = ()
+    ) -> list[Sequence]:
+        """Take in what came out for each wanted row, and the routes of each span. Returns the sequences now over."""
+        for sequence, taken in zip(plan.sequences, routes):
+            if sequence.routes is not None and taken is not None:
+                sequence.routes.put(sequence.done, taken)
         for sequence, span in zip(plan.sequences, plan.spans, strict=True):
             sequence.done += len(span.tokens)
             self._publish(sequence)
@@ -332,16 +352,9 @@ class Scheduler:
         while (sequence.published + 1) * size <= sequence.done:
             start = sequence.published * size
             pages, tokens = self.shards[sequence.shard].pages, sequence.tokens(start, start + size)
-            sequence.node = pages.publish(sequence.pages[sequence.published], sequence.node, tokens)
+            note = None if sequence.routes is None else sequence.routes.of(start, start + size)
+            sequence.node = pages.publish(sequence.pages[sequence.published], sequence.node, tokens, note)
             sequence.published += 1
-
-
-def _behind(sequence: Sequence) -> bool:
-    """Whether its leader has yet to bring the prompt that they share into the pool."""
-    leader = sequence.leader
-    if leader is None:
-        return False
-    return not leader.generation.tokens and not leader.ended
 
 
 def _wanted(index: int, sequence: Sequence, size: int) -> list[Wanted]:

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.packing import Span
 from pefx.serving.generation import Generation
 from pefx.serving.pages import Node
+from pefx.serving.routes import RouteRecord
 from pefx.serving.shaping import Shaper
 
 SAMPLE = -1  # the target of a row whose next token is to be drawn
@@ -15,7 +17,7 @@ BASE = "base"  # the root of pages and the tenant of who asks for no adapter
 
 @runtime_checkable
 class Adapter(Protocol):
-    """What the scheduler needs to know of a revision: its name, and the name of its weights."""
+    """What the engine needs to know of a revision: its name, the name of its weights, and what shape they have."""
 
     @property
     def key(self) -> str: ...
@@ -25,6 +27,12 @@ class Adapter(Protocol):
 
     @property
     def policy(self) -> str: ...
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def spec(self) -> AdapterSpec: ...
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class Sequence:
     """One answer: `handle` and `choice` are the caller's name for it, `revision` None the bare base.
 
     `done` tokens are in the pool, in `pages`. It waits for `leader`, of the same prompt, to have brought that there.
-    `top` likeliest tokens are told of each that is drawn. `arrival` is its place in the order of submission; this and
+    `top` likeliest tokens are told of each that is drawn, and `routes` of all that are fed.
+    `arrival` is its place in the order of submission; this and
     what follows is set by the scheduler. `cached` tokens of it were in the pool already when it `entered` first.
     Once it has `ended` nobody knows of it any more.
     """
@@ -60,6 +69,7 @@ class Sequence:
     priority: int = 0
     shaper: Shaper | None = None
     leader: "Sequence | None" = None
+    routes: RouteRecord | None = None
     prompt_logprobs: list[float | None] = field(default_factory=lambda: [None])
     error: PefxError | None = None
     arrival: int = -1

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -11,6 +12,21 @@ class Placement:
     slot: int
     load: bool
     evicted: str | None = None
+
+
+@runtime_checkable
+class Slots(Protocol):
+    """What a scheduler asks of a shard's slots: `Residency`, or slots that others fill (`pefx.serving.live`)."""
+
+    def room(self, key: str) -> bool: ...
+
+    def acquire(self, key: str) -> Placement | None: ...
+
+    def release(self, key: str) -> None: ...
+
+    def discard(self, key: str) -> None: ...
+
+    def slot(self, key: str) -> int | None: ...
 
 
 class Residency:
@@ -29,6 +45,10 @@ class Residency:
         self._free = list(range(slots - 1, -1, -1))
         self._slot: OrderedDict[str, int] = OrderedDict()  # resident keys, least recently used first
         self._pins: dict[str, int] = {}
+
+    def room(self, key: str) -> bool:
+        """Whether `acquire` would find a slot for `key`."""
+        return key in self._slot or len(self._pins) < self.slots
 
     def acquire(self, key: str) -> Placement | None:
         """Pin `key` in a slot, evicting if needed; None, and no change, when every slot is pinned by others."""
