@@ -14,11 +14,17 @@ from pefx.config import (
     ModelConfig,
     OptimizerConfig,
     PlanConfig,
+    PolicyLossConfig,
     PretrainConfig,
+    RolloutConfig,
     ServeConfig,
     TrainConfig,
     UserConfig,
 )
+from pefx.errors import PefxError
+from pefx.losses.rows import LOSSES
+from pefx.rl.corrections import correction
+from pefx.rl.tasks.table import task_rules
 
 Broken = Iterator[tuple[str, str]]  # (dotted field, what is wrong and what would be right)
 
@@ -107,6 +113,12 @@ def users_rules(config: TrainConfig) -> Broken:
         if user.name in seen:
             yield f"{prefix}name", f"{user.name!r} is also the name of users.{seen[user.name]}; names are unique"
         seen.setdefault(user.name, index)
+        if user.task is not None:
+            yield from rewarded_rules(config, index, user)
+    yield from rollout_rules(config.rollout, "rollout.")
+    yield from policy_loss_rules(config.policy_loss, "policy_loss.")
+    yield from positive(config.sampler, "sampler.", "sequences", "step_tokens")
+    yield from not_negative(config.sampler, "sampler.", "stale")
     share, length = config.data.tokens_per_user, config.data.sequence_length
     if share % config.page_size:
         yield "data.tokens_per_user", f"must be a multiple of page_size ({config.page_size}), got {share}"
@@ -115,17 +127,65 @@ def users_rules(config: TrainConfig) -> Broken:
 
 
 def user_rules(user: UserConfig, prefix: str) -> Broken:
-    yield from texts(user, prefix, "name", "train")
+    yield from texts(user, prefix, "name")
+    if (user.train is None) == (user.task is None):
+        yield f"{prefix}train", "name a file of text, or give a task to be rewarded for: one of the two"
+    elif user.train == "":
+        yield f"{prefix}train", "must not be empty"
     if user.heldout == "":
         yield f"{prefix}heldout", "is empty; name a file, or None for no held-out lines"
     if user.adapter is not None:
         yield from adapter_rules(user.adapter, f"{prefix}adapter.")
     if user.optimizer is not None:
         yield from optimizer_rules(user.optimizer, f"{prefix}optimizer.")
+    if user.task is not None:
+        yield from ((f"{prefix}task.{name}", problem) for name, problem in task_rules(user.task))
+    if user.rollout is not None:
+        yield from rollout_rules(user.rollout, f"{prefix}rollout.")
+    if user.policy_loss is not None:
+        yield from policy_loss_rules(user.policy_loss, f"{prefix}policy_loss.")
     if user.steps is not None:
         yield from positive(user, prefix, "steps")
     if user.seed is not None:
         yield from not_negative(user, prefix, "seed")
+
+
+def rewarded_rules(config: TrainConfig, index: int, user: UserConfig) -> Broken:
+    """What must hold between the fields that say what a user draws and learns from."""
+    how, prefix = user.rollout or config.rollout, f"users.{index}."
+    if how.prompts % config.accumulate:
+        yield f"{prefix}rollout.prompts", f"must be a multiple of accumulate ({config.accumulate}), got {how.prompts}"
+    page, share = config.page_size, config.data.tokens_per_user
+    each = -(-config.data.sequence_length // page) * page
+    answers = how.prompts // config.accumulate * how.group
+    if answers * each > share:
+        yield (
+            "data.tokens_per_user",
+            f"must hold the {answers} answers of a micro-batch of {user.name!r}, up to {each} tokens each "
+            f"(data.sequence_length in whole pages): {answers * each}, got {share}",
+        )
+
+
+def rollout_rules(rollout: RolloutConfig, prefix: str) -> Broken:
+    yield from positive(rollout, prefix, "prompts", "group", "max_tokens", "updates")
+    yield from not_negative(rollout, prefix, "temperature", "heldout")
+    yield from holds(rollout, prefix, lambda x: 0 < x <= 1, "must be above 0 and at most 1", "top_p")
+
+
+def policy_loss_rules(loss: PolicyLossConfig, prefix: str) -> Broken:
+    if loss.name not in LOSSES:
+        yield f"{prefix}name", f"no loss is called {loss.name!r}; there are {', '.join(LOSSES)}"
+        return
+    yield from not_negative(loss, prefix, "kl", "entropy", "redraw", "overlong")
+    for name in ("clip_low", "clip_high", "beta"):
+        if getattr(loss, name) is not None:
+            yield from not_negative(loss, prefix, name)
+    try:
+        correction(loss.correction, LOSSES[loss.name].old, loss.correction_low, loss.correction_high)
+    except PefxError as error:
+        yield f"{prefix}correction", str(error)
+    if loss.drop_unrouted and loss.replay == "live":
+        yield f"{prefix}drop_unrouted", "is of replayed routes; set replay to 'trainer' or 'sampler', or leave it out"
 
 
 def pretrain_rules(config: TrainConfig, pretrain: PretrainConfig) -> Broken:

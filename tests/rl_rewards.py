@@ -12,3 +12,11 @@ def vowels(prompt: str, completion: str, fields: Mapping[str, Any]) -> float:
 def width(prompt: str, completion: str, fields: Mapping[str, Any]) -> dict[str, float]:
     """More for longer ones."""
     return {"reward": min(len(completion) / 64, 1.0), "long": float(len(completion) > 32)}
+
+
+def troubled(prompt: str, completion: str, fields: Mapping[str, Any]) -> float:
+    """Raises for some texts, gives what is no number for others."""
+    kind = len(completion) % 3
+    if kind == 0:
+        raise ValueError("it would not do")
+    return float("nan") if kind == 1 else vowels(prompt, completion, fields)

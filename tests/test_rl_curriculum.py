@@ -27,6 +27,7 @@ from pefx.model import Base
 from pefx.rl.records import read_rollouts
 from pefx.rl.run import learn
 from pefx.store.catalog import Catalog
+from pefx.training.adapters import AdapterTraining
 from pefx.training.journal import METRICS, read_rows
 
 TO_THE_BIT = True
@@ -133,3 +134,36 @@ def test_alone_as_among_others(world: Path, together: dict[str, str], place: int
     own = users_of(world)[place]
     assert learn(config(world, f"alone-{own.name}", (own,))) == 0
     assert hashes(world, f"alone-{own.name}") == {own.name: together[own.name]}
+
+
+def test_killed_between_two_updates_of_one_drawing_it_goes_on_to_the_same_bits(
+    world: Path, together: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = config(world, "killed", users_of(world), checkpoint=CheckpointConfig(every=1))
+    advance = AdapterTraining.advance
+
+    def dies(self: AdapterTraining, step: int) -> Any:
+        if step == 1:
+            raise KeyboardInterrupt
+        return advance(self, step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterTraining, "advance", dies)
+        with pytest.raises(KeyboardInterrupt):
+            learn(whole)
+    assert learn(whole) == 0
+    assert hashes(world, "killed") == together
+
+
+def test_what_went_wrong_is_counted_and_the_others_go_on(world: Path, tmp_path: Path) -> None:
+    users = (user(world, "ann", reward="troubled"),)
+    assert learn(config(world, "troubled", users, steps=1, catalog=str(tmp_path / "catalog"))) == 0
+    (row,) = trained(world, "troubled")
+    rollouts = read_rollouts(world / "troubled" / "rollouts" / "ann" / "000000.parquet")
+    wrong = [one for one in rollouts if one.error is not None]
+    assert 0 < len(wrong) < len(rollouts) == row["draws"]
+    assert row["failed"] == len(wrong)
+    for one in wrong:
+        assert one.error is not None
+        assert one.error.startswith(("reward: raised: ", "reward: not_a_number: "))
+        assert np.isnan(one.reward)

@@ -22,7 +22,7 @@ from pefx.distributed import owner
 from pefx.families.config_json import read_config
 from pefx.rl.advantages import even
 from pefx.rl.counters import counters
-from pefx.rl.drawing import Wish, draw, failures
+from pefx.rl.drawing import Wish, draw, failed, fitting
 from pefx.rl.lessons import Passes, by_token, learnable, pieces_of, plain_lesson
 from pefx.rl.pieces import Piece, from_json, to_json
 from pefx.rl.plan import RewardPlan, make_plan
@@ -118,7 +118,7 @@ class Rewarded(Texts):
         while wanted:
             wishes = [self._wish(self._plan(i), revisions, drawings[i].position, n) for i, n in wanted.items()]
             for index, drawn in zip(list(wanted), draw(sampler, self._rewards, wishes), strict=True):
-                plan = self._plan(index)
+                plan, drawn = self._plan(index), [fitting(one, self._config.data.sequence_length) for one in drawn]
                 again = plan.loss.drop_even and turn < plan.loss.redraw
                 wanted[index] -= drawings[index].take(drawn, plan.rollout.group, drop_even=again)
             wanted = {index: count for index, count in wanted.items() if count}
@@ -153,7 +153,7 @@ class Rewarded(Texts):
                     found["routes"] = np.concatenate([routes, routes[-1:]]).astype(np.uint16)
                 passes[id(one)] = replace(passes[id(one)], **found)
         for index, drawing in drawings.items():
-            facts = {"draws": float(len(drawing.all)), "failed": float(sum(failures(drawing.all).values()))}
+            facts = {"draws": float(len(drawing.all)), "failed": float(failed(drawing.all))}
             pieces = pieces_of(self._plan(index), drawing.groups, passes, drawing.position, facts)
             self._left[index].extend(pieces)
 

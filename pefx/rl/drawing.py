@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import nan
 
@@ -99,14 +99,16 @@ def rewarded(rollout: Rollout, outcome: Outcome) -> Rollout:
     return replace(rollout, reward=outcome.reward, parts=dict(outcome.parts))
 
 
-def failures(rollouts: Sequence[Rollout]) -> Mapping[str, int]:
-    """How many had no reward, by what went wrong first."""
-    counts: dict[str, int] = {}
-    for rollout in rollouts:
-        if rollout.error is not None:
-            kind = rollout.error.split(":")[1].strip() if rollout.error.startswith("reward:") else "not drawn"
-            counts[kind] = counts.get(kind, 0) + 1
-    return counts
+def fitting(rollout: Rollout, length: int) -> Rollout:
+    """The rollout; with an error where it reads more than the `length` tokens that a lesson may have."""
+    if rollout.error is not None or len(rollout.tokens) <= length + 1:
+        return rollout
+    return replace(rollout, error=f"too long: {len(rollout.tokens) - 1} tokens, data.sequence_length is {length}")
+
+
+def failed(rollouts: Sequence[Rollout]) -> int:
+    """How many cannot be learned from: not drawn, too long, or without a reward."""
+    return sum(rollout.error is not None for rollout in rollouts)
 
 
 def _seed(*names: int | str) -> int:
