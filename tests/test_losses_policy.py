@@ -90,6 +90,23 @@ def test_no_number_of_another_loss_reaches_a_token(name):
             assert one[here].tobytes() == two[here].tobytes()
 
 
+def test_what_a_loss_does_not_read_may_be_anything():
+    numbers = [default(name) for name in NAMES]
+    told = draw(numbers, seed=10)
+
+    def unread(x):
+        row, nothing = LOSSES[numbers[x.slot].loss], np.full(len(x.logprobs), np.nan)
+        x = x if row.old == "base" else replace(x, base=nothing)
+        x = x if row.old not in ("none", "base") else replace(x, old=nothing)
+        return x if row.advantage != "none" else replace(x, advantages=nothing)
+
+    plain = found(lay_out(told, numbers, range(len(told))))
+    strange = found(lay_out([unread(x) for x in told], numbers, range(len(told))))
+    for one, two in zip(plain, strange, strict=True):
+        assert np.isfinite(two).all()
+        assert one.tobytes() == two.tobytes()
+
+
 def test_a_ratio_past_all_bounds_is_cut_and_has_no_gradient():
     numbers = [default(name) for name in NAMES]
     told = [replace(x, old=x.logprobs - 100, base=x.logprobs + 100) for x in draw(numbers, seed=7)]

@@ -111,7 +111,6 @@ def policy_losses(
     """Each token's weighted loss (nats) by its own policy's row; 0 where it has no weight, whatever else it holds."""
     live = (jnp.asarray(batch.slots) >= 0) & (weights != 0)
     own = jax.tree.map(lambda x: jnp.asarray(x)[jnp.maximum(batch.slots, 0)], numbers)
-    logprobs = jnp.where(live, logprobs, 0.0)
     drift = _drift(logprobs, live, own.loss, batch, terms)
     token = Token(logprobs, drift, jnp.asarray(terms.advantages), own.clip_low, own.clip_high, own.beta)
     losses = jnp.zeros_like(logprobs)
@@ -120,7 +119,7 @@ def policy_losses(
         losses = jnp.where(mine, surrogate(_where(mine, token)), losses)
     anchored = live & (own.kl != 0)
     away = jnp.minimum(jnp.where(anchored, terms.reference_logprobs - logprobs, 0.0), HIGHEST)
-    losses = losses + own.kl * (jnp.expm1(away) - away) - own.entropy * jnp.where(live, entropies, 0.0)
+    losses = losses + own.kl * (jnp.expm1(away) - away) - own.entropy * entropies
     return jnp.where(live, losses * weights, 0.0)
 
 
@@ -132,7 +131,7 @@ def _drift(logprobs, live, loss, batch: TokenBatch, terms: PolicyTerms) -> Float
     """The log-ratio that each token's loss reads."""
     by_sequence, by_pair, of_base = (jnp.asarray(rows)[loss] for rows in (_BY_SEQUENCE, _BY_PAIR, _OF_BASE))
     old = jnp.where(of_base, terms.reference_logprobs, terms.old_logprobs)
-    own = jnp.where(live, logprobs - old, 0.0)
+    own = logprobs - old
     together = live & (by_sequence | by_pair)
     # The last row is of tokens that belong to nobody, and of sequences without a partner: it stays zero.
     count = batch.pages.shape[0]

@@ -152,6 +152,23 @@ def test_no_bit_depends_on_the_shard():
         _assert_same_bits(_mixed()[user], _mixed(shards=2)[user])
 
 
+@pytest.mark.slow
+def test_a_divided_width_rounds_otherwise():
+    """Entropies, and gradients through them, are of the whole vocabulary."""
+
+    def step(mesh: MeshConfig):
+        users = list(range(USERS))
+        with on_mesh(mesh):
+            bank, base = _bank(users, users, USERS), place(of_base, _base())
+            hyper = replace(_hyper(users, users, 0), apply=np.zeros(USERS, bool))
+            opt = place(by_slot, init_opt(bank))
+            _, opt, metrics = train_step(base, bank, opt, _batch(users, 0), hyper)
+            return jax.device_get((metrics.entropies, metrics.logprobs, metrics.loss, opt.gradient))
+
+    for a, b in zip(*(jax.tree.leaves(step(MeshConfig(1, 1, n))) for n in (1, 2)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * max(1.0, np.abs(a).max()))
+
+
 def test_log_probabilities_of_the_step_are_those_of_score():
     """So the ratio of a policy's first update is exactly one."""
     users = list(range(USERS))
