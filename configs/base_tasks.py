@@ -1,4 +1,4 @@
-"""A second base, for rewards: a small Qwen3-MoE that reads bytes, and knows how to do the built-in tasks half of the time.
+"""A second base, for rewards: a small Qwen3-MoE that reads bytes and can do the built-in tasks half of the time.
 
 First `python -m pefx.rl.tasks.text --out build/tasks --levels 1`, then `python train.py configs/base_tasks.py`.
 """

@@ -1,7 +1,5 @@
 """Eight policies, each rewarded for a task of its own, drawn and updated together over the base of `base_tasks.py`."""
 
-from collections.abc import Mapping
-
 from pefx.config import (
     AdapterSpec,
     CheckpointConfig,
@@ -13,7 +11,7 @@ from pefx.config import (
     UserConfig,
 )
 
-TASKS: Mapping[str, TaskConfig] = {
+TASKS = {
     "arithmetic": TaskConfig("arithmetic"),
     "countdown": TaskConfig("countdown"),
     "reverse": TaskConfig("edits", options=(("edit", "reverse"),)),

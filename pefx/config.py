@@ -114,24 +114,10 @@ class AdapterSpec:
     rank: int = 8
     alpha: float = 16.0
     targets: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "q_a_proj",
-        "q_b_proj",
-        "kv_a_proj",
-        "kv_b_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-        "experts.gate_proj",
-        "experts.up_proj",
-        "experts.down_proj",
-        "shared_experts.gate_proj",
-        "shared_experts.up_proj",
-        "shared_experts.down_proj",
-    )
+        "q_proj", "k_proj", "v_proj", "q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj", "o_proj",
+        "gate_proj", "up_proj", "down_proj", "experts.gate_proj", "experts.up_proj", "experts.down_proj",
+        "shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj",
+    )  # fmt: skip
     expert_form: ExpertForm = "per_expert"
 
 

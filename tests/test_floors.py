@@ -62,7 +62,10 @@ DEVICE_FACING = {
     "pefx.training.schedule",  # optax's schedules, made into a numpy table
     "pefx.training.sessions",  # ... and its reader
     "pefx.http.run",
+    "pefx.rl.curriculum",
     "pefx.rl.live_engine",
+    "pefx.rl.resident_sampler",
+    "pefx.rl.run",
     "pefx.serving.assembly",
     "pefx.serving.run",
     "pefx.serving.runner",

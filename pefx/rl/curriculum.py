@@ -32,7 +32,7 @@ from pefx.rl.rewards import Rewards
 from pefx.training.adapters import AdapterTraining
 from pefx.training.curriculum import Numbers, Texts
 from pefx.training.heldout import Exam, scored
-from pefx.training.loop import Measure
+from pefx.training.journal import Measure
 from pefx.training.planner import Lesson
 from pefx.training.sessions import Session
 

@@ -2,14 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import nan
+from typing import Protocol, runtime_checkable
 
 from pefx.config import RolloutConfig
 from pefx.rl.records import Rollout
 from pefx.rl.rewards import Outcome, RewardError, Rewards
-from pefx.rl.sampler import Ask, Sampler
+from pefx.rl.sampler import Ask, More
 from pefx.rl.tasks.protocol import END, Problem, Split, Task, Turn
 from pefx.rl.tasks.table import JSONL
 from pefx.serving.sequence import Adapter
@@ -53,7 +54,14 @@ class Wish:
         ]
 
 
-def draw(sampler: Sampler, rewards: Rewards, wishes: Sequence[Wish]) -> list[list[Rollout]]:
+@runtime_checkable
+class Draws(Protocol):
+    """What is asked of a sampler: `pefx.rl.sampler.Sampler`."""
+
+    def stream(self, asks: Sequence[Ask], more: More) -> Iterator[tuple[int, Rollout]]: ...
+
+
+def draw(sampler: Draws, rewards: Rewards, wishes: Sequence[Wish]) -> list[list[Rollout]]:
     """The rewarded answers to each wish, in the order of its asks.
 
     Rewards are evaluated while others are drawn. An answer whose reward failed has none, and says why.

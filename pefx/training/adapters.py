@@ -27,7 +27,8 @@ from pefx.store.names import check_name
 from pefx.store.sessions import Wanted
 from pefx.training.curriculum import Curriculum, Texts
 from pefx.training.heldout import Exam, device_batch, nats_per_token
-from pefx.training.loop import Measure, Outcome, StepReport
+from pefx.training.journal import Measure
+from pefx.training.loop import Outcome, StepReport
 from pefx.training.planner import Layout, Lesson, lay_out
 from pefx.training.schedule import learning_rates
 from pefx.training.sessions import (

@@ -9,7 +9,7 @@ from pefx.config import TrainConfig
 from pefx.data.pipeline import UserStream, heldout_set, train_stream
 from pefx.data.tokenizer import Tokenizer
 from pefx.losses.rows import NUMBER
-from pefx.training.loop import Measure
+from pefx.training.journal import Measure
 from pefx.training.planner import Lesson, lesson
 from pefx.training.sessions import Session
 

@@ -6,11 +6,14 @@ held-out text after `step` steps) or "rate" (tokens per second of the run). Rows
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tensorboardX
 
 METRICS = "metrics.jsonl"
+# What held-out text or held-out problems give a name: nats a token (less is better), or a mean reward.
+Measure = Literal["nats_per_token", "reward"]
+SHOWN: dict[Measure, str] = {"nats_per_token": "loss", "reward": "reward"}  # its name among the numbers of a run
 
 
 class Journal:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
 
@@ -20,13 +20,10 @@ from pefx.distributed import Preemption, agree, owner, several
 from pefx.errors import PefxError
 from pefx.training.curves import draw_curves
 from pefx.training.interrupt import Interrupt
-from pefx.training.journal import Journal, NoJournal
+from pefx.training.journal import SHOWN, Journal, Measure, NoJournal
 from pefx.training.progress import Reporter
 
 FINISHED = "finished.json"
-# What held-out text or held-out problems give a name: nats a token (less is better), or a mean reward.
-Measure = Literal["nats_per_token", "reward"]
-SHOWN: dict[Measure, str] = {"nats_per_token": "loss", "reward": "reward"}  # its name among the numbers of a run
 AnyTrainee = TypeVar("AnyTrainee", bound="Trainee")
 
 

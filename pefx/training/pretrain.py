@@ -19,7 +19,8 @@ from pefx.mesh import by_row, fetch, of_base, on_mesh, place, resolved, share, w
 from pefx.model import Base
 from pefx.optim import Hyper
 from pefx.training.heldout import Exam, device_batch, nats_per_token
-from pefx.training.loop import Measure, Outcome, StepReport, drive, mark_finished
+from pefx.training.journal import Measure
+from pefx.training.loop import Outcome, StepReport, drive, mark_finished
 from pefx.training.model_card import model_card
 from pefx.training.planner import Layout, Lesson, lay_out
 from pefx.training.schedule import learning_rates
