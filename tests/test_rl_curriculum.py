@@ -34,7 +34,7 @@ TO_THE_BIT = True
 
 ROOT = Path(__file__).parents[1]
 MODEL = ModelConfig(
-    hidden=32, layers=3, heads=2, kv_heads=1, head_size=16, dense_hidden=32, expert_hidden=16, experts=4,
+    hidden=32, layers=2, heads=2, kv_heads=1, head_size=16, dense_hidden=32, expert_hidden=16, experts=4,
     experts_per_token=2, context=64,
 )  # fmt: skip
 ADAPTER = AdapterSpec(rank=4, targets=("q_proj", "experts.up_proj"))
