@@ -241,7 +241,11 @@ class FakeEngine:
     def _over(self, handle: int, sequence: Sequence, error: PefxError | None) -> Answered:
         request, now = sequence.request, time.monotonic()
         tokens = sum(len(choice.tokens) for choice in sequence.choices)
-        counts = {"prompt_tokens": len(sequence.prompt), "tokens": tokens, "cached_tokens": sequence.cached}
+        counts: dict[str, Any] = {
+            "prompt_tokens": len(sequence.prompt),
+            "tokens": tokens,
+            "cached_tokens": sequence.cached,
+        }
         for name, count in counts.items():
             self._counts[name] += count
         row: dict[str, Any] = {"id": request.id}
