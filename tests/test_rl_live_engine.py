@@ -193,7 +193,7 @@ def trained(live: World, rollouts: Sequence[Rollout]) -> Bank:
     opt = made(by_slot, lambda: init_opt(live.bank))
     width = 2 * SLOTS
     shards = lessons([rollout for rollout in rollouts if rollout.policy in PLACES])
-    hyper = {
+    hyper: dict[str, Any] = {
         name: np.full(width, value, np.float32)
         for name, value in {
             "learning_rate": 0.05,

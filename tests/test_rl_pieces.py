@@ -22,8 +22,8 @@ def same(a: object, b: object) -> bool:
 
 def test_round_trip() -> None:
     groups = [[rollout(g, 0, 1.0), rollout(g, 1, 0.1, drawn=1)] for g in range(4)]
-    for name, replay in (("grpo", "live"), ("dpo", "sampler")):
-        plan = plan_of(PolicyLossConfig(name, replay=replay), prompts=4, accumulate=2)
+    for loss in (PolicyLossConfig(), PolicyLossConfig("dpo", replay="sampler")):
+        plan = plan_of(loss, prompts=4, accumulate=2)
         pieces = pieces_of(plan, groups, {}, 9, {"draws": 8.0})
         assert same(tuple(pieces), tuple(from_json(to_json(pieces))))
     assert from_json(to_json([])) == []

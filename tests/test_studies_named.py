@@ -63,6 +63,6 @@ def test_each_run_trains_who_has_that_revision(tmp_path: Path) -> None:
         path = write_config(tmp_path / f"train-{number}.py", run_of(tmp_path, everyone, number))
         config = load_config(str(path), TrainConfig)
         assert [user.name for user in config.users] == [p.name for p in everyone if p.revisions >= number]
-        text = json.loads(Path(config.users[0].train).read_text())
+        text = json.loads(Path(str(config.users[0].train)).read_text())
         assert text["completion"] == says(config.users[0].name, number)
     assert ANN.aliases == {"first": 1, "prod": 2}

@@ -15,7 +15,7 @@ import pytest
 
 from pefx.config import CheckpointConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
-from pefx.training.journal import METRICS, read_rows
+from pefx.training.journal import METRICS, Measure, read_rows
 from pefx.training.loop import StepReport, drive, finished, mark_finished
 
 chaotic = jax.jit(lambda x, y: (3.9 * x * (1 - x) + 1e-3 * y) % 1.0, donate_argnums=0)
@@ -52,6 +52,9 @@ class Logistic:
     def evaluate(self) -> dict[str, float]:
         self.evaluations += 1
         return {"ann": float(self.x[0])}
+
+    def measure(self, name: str) -> Measure:
+        return "nats_per_token"
 
     def state(self) -> Any:
         return {"x": self.x}

@@ -43,7 +43,7 @@ c = json.loads(sys.argv[1])
 adapter = lambda u: AdapterSpec(**u["adapter"]) if u["adapter"] else None
 users = tuple(UserConfig(**{**u, "adapter": adapter(u)}) for u in c.pop("users"))
 c["adapter"] = adapter(c)
-parts = {"data": DataConfig, "checkpoint": CheckpointConfig, "mesh": MeshConfig, "optimizer": OptimizerConfig}
+parts = {"rollout": RolloutConfig, "policy_loss": PolicyLossConfig, "sampler": SamplerConfig, "data": DataConfig, "checkpoint": CheckpointConfig, "mesh": MeshConfig, "optimizer": OptimizerConfig}
 c.update({name: kind(**c[name]) for name, kind in parts.items()})
 sys.exit(train(TrainConfig(users=users, **c)))
 """
@@ -210,7 +210,7 @@ def test_bad_input_is_named_and_nothing_is_written(world: Path) -> None:
 
 def test_changed_data_or_base_is_refused(world: Path) -> None:
     here = config(world, "moved", steps=2, accumulate=1)
-    data = here.users[2].train
+    data = str(here.users[2].train)
     assert train(replace(here, users=here.users[2:])) == 0
     (world / "moved" / "finished.json").unlink()
     lines = Path(data).read_text()

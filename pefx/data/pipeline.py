@@ -77,7 +77,8 @@ def user_seed(seed: int, name: str) -> int:
 
 
 def train_stream(user: UserConfig, data: DataConfig, tokenizer: Tokenizer) -> UserStream:
-    """The training stream of a user; raises PefxError naming user, file and line."""
+    """The training stream of a user that has a file; raises PefxError naming user, file and line."""
+    assert user.train is not None
     seed = user_seed(data.seed, user.name) if user.seed is None else user.seed
     return UserStream(_open(user, user.train, data, tokenizer), seed)
 
