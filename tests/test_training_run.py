@@ -43,7 +43,8 @@ c = json.loads(sys.argv[1])
 adapter = lambda u: AdapterSpec(**u["adapter"]) if u["adapter"] else None
 users = tuple(UserConfig(**{**u, "adapter": adapter(u)}) for u in c.pop("users"))
 c["adapter"] = adapter(c)
-parts = {"rollout": RolloutConfig, "policy_loss": PolicyLossConfig, "sampler": SamplerConfig, "data": DataConfig, "checkpoint": CheckpointConfig, "mesh": MeshConfig, "optimizer": OptimizerConfig}
+parts = {"data": DataConfig, "checkpoint": CheckpointConfig, "mesh": MeshConfig, "optimizer": OptimizerConfig}
+parts |= {"rollout": RolloutConfig, "policy_loss": PolicyLossConfig, "sampler": SamplerConfig}
 c.update({name: kind(**c[name]) for name, kind in parts.items()})
 sys.exit(train(TrainConfig(users=users, **c)))
 """
