@@ -30,7 +30,7 @@ config = TrainConfig(
     users=tuple(UserConfig(name=name, task=task) for name, task in TASKS.items()),
     adapter=AdapterSpec(rank=8, alpha=16.0),
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=3),
-    data=DataConfig(sequence_length=64, tokens_per_user=3072, users_per_step=8),
+    data=DataConfig(sequence_length=48, tokens_per_user=3072, users_per_step=8),
     rollout=RolloutConfig(prompts=8, group=8, max_tokens=28, heldout=64),
     checkpoint=CheckpointConfig(every=10),
     evaluate_every=20,

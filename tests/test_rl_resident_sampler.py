@@ -1,6 +1,7 @@
 """Who is drawn from: policies as their updates made them, or, in studies, as they were."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from pefx.huggingface import save_base
 from pefx.model import Base
 from pefx.rl.curriculum import Rewarded
 from pefx.rl.resident_sampler import ResidentSampler
+from pefx.rl.rewards import Rewards
 from pefx.training.adapters import AdapterTraining
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +54,7 @@ def numbers(sampler: ResidentSampler, training: AdapterTraining, stale: bool = T
 @pytest.mark.parametrize("stale", [0, 1])
 def test_revisions_count_updates(config: TrainConfig, stale: int) -> None:
     config = replace(config, sampler=SamplerConfig(sequences=2, step_tokens=32, stale=stale))
-    training = AdapterTraining(config, MeshConfig(data=1), Rewarded)
+    training = AdapterTraining(config, MeshConfig(data=1), partial(Rewarded, rewards=Rewards()))
     sampler = ResidentSampler(config, Tokenizer.load(str(config.base)), routes=False)
     assert numbers(sampler, training) == {"ann": 0, "bob": 0}
     before = np.asarray(training.bank.scales)

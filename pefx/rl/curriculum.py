@@ -10,7 +10,6 @@ import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from pefx.rl.drawing import Wish, draw, failed, fitting
 from pefx.rl.lessons import Passes, by_token, learnable, pieces_of, plain_lesson
 from pefx.rl.pieces import Piece, from_json, to_json
 from pefx.rl.plan import RewardPlan, make_plan
-from pefx.rl.records import Rollout, write_rollouts
+from pefx.rl.records import Rollout, rollouts_path, write_rollouts
 from pefx.rl.resident_sampler import ResidentSampler
 from pefx.rl.rewards import Rewards
 from pefx.training.adapters import AdapterTraining
@@ -35,8 +34,6 @@ from pefx.training.heldout import Exam, scored
 from pefx.training.journal import Measure
 from pefx.training.planner import Lesson
 from pefx.training.sessions import Session
-
-FOLDER = "rollouts"
 
 
 class Drawing:
@@ -67,11 +64,11 @@ class Drawing:
 
 
 class Rewarded(Texts):
-    """Lessons of sessions with tasks; the others' are texts."""
+    """Lessons of sessions with tasks, which `rewards` evaluates; the others' are texts."""
 
     terms = True
 
-    def __init__(self, config: TrainConfig, sessions: Sequence[Session], tokenizer: Tokenizer):
+    def __init__(self, config: TrainConfig, sessions: Sequence[Session], tokenizer: Tokenizer, rewards: Rewards):
         super().__init__(config, sessions, tokenizer)
         self._sessions = sessions
         self._plans = [make_plan(config, session) for session in sessions]
@@ -83,7 +80,7 @@ class Rewarded(Texts):
         self._left: list[deque[Piece]] = [deque() for _ in sessions]
         self._taken: list[deque[Piece]] = [deque() for _ in sessions]
         self._sampler = ResidentSampler(config, tokenizer, routes=replayed)
-        self._rewards = Rewards()
+        self._rewards = rewards
 
     def fingerprint(self, index: int) -> str:
         plan = self._plans[index]
@@ -132,7 +129,7 @@ class Rewarded(Texts):
     def _write(self, plan: RewardPlan, update: int, drawn: list[Rollout]) -> None:
         """Keep what was drawn at an update of a policy."""
         if owner():
-            write_rollouts(Path(self._config.output) / FOLDER / plan.session.policy / f"{update:06d}.parquet", drawn)
+            write_rollouts(rollouts_path(self._config.output, plan.session.policy, update), drawn)
 
     def _learn_from(self, drawings: dict[int, Drawing], training: AdapterTraining) -> None:
         """Score the answers where their lessons need it, all of them in shared batches, and make lessons of them."""

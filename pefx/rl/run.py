@@ -1,11 +1,16 @@
 """`learn(config)`: what `train.py` and `pefx train` call."""
 
+from functools import partial
+
 from pefx.config import TrainConfig
 from pefx.rl.curriculum import Rewarded
-from pefx.training.curriculum import Texts
+from pefx.rl.rewards import Rewards
 from pefx.training.run import train
 
 
 def learn(config: TrainConfig) -> int:
     """`train`, of users that learn from text, from rewards, or some from either."""
-    return train(config, Rewarded if any(user.task is not None for user in config.users) else Texts)
+    if all(user.task is None for user in config.users):
+        return train(config)
+    with Rewards() as rewards:
+        return train(config, partial(Rewarded, rewards=rewards))
