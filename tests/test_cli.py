@@ -9,8 +9,8 @@ import pytest
 
 import pefx.conversion
 import pefx.http.run
+import pefx.rl.run
 import pefx.serving.run
-import pefx.training.run
 from pefx import cli
 from pefx.adapters.methods import init_adapter
 from pefx.config import AdapterSpec, ModelConfig
@@ -41,7 +41,7 @@ def start(*words: str, script: tuple[str, ...] = ("-m", "pefx.cli"), cwd: Path =
 
 def test_train_passes_the_overridden_config_and_returns_its_code(folder, monkeypatch):
     seen = []
-    monkeypatch.setattr(pefx.training.run, "train", lambda config: seen.append(config) or 143)
+    monkeypatch.setattr(pefx.rl.run, "learn", lambda config: seen.append(config) or 143)
     assert cli.main(["train", "train_few.py", "--steps", "7"]) == 143
     assert [config.steps for config in seen] == [7]
 
@@ -97,7 +97,7 @@ def test_an_error_of_several_lines_is_told_in_one(folder, monkeypatch, capsys):
     def fail(config):
         raise PefxError("a line\n  and another")
 
-    monkeypatch.setattr(pefx.training.run, "train", fail)
+    monkeypatch.setattr(pefx.rl.run, "learn", fail)
     assert cli.main(["train", "train_few.py"]) == 2
     assert capsys.readouterr().err == "error: a line and another\n"
 
@@ -106,7 +106,7 @@ def test_a_defect_is_not_taken_for_bad_input(folder, monkeypatch):
     def fail(config):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pefx.training.run, "train", fail)
+    monkeypatch.setattr(pefx.rl.run, "learn", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "train_few.py"])
 

@@ -95,7 +95,7 @@ def test_a_wrong_config_file_is_one_line_with_its_place(tmp_path, extra, words):
 
 def test_a_wrong_field_of_a_user_is_named(tmp_path):
     text = TRAIN.replace('"b.jsonl"', "7")
-    assert complaint(write(tmp_path, text=text)).startswith(": users.1.train: expected str, got 7 (int)")
+    assert complaint(write(tmp_path, text=text)).startswith(": users.1.train: expected str | None, got 7 (int)")
 
 
 def test_a_whole_number_may_stand_for_a_float(tmp_path):
