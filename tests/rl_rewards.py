@@ -16,7 +16,7 @@ def width(prompt: str, completion: str, fields: Mapping[str, Any]) -> dict[str, 
 
 def troubled(prompt: str, completion: str, fields: Mapping[str, Any]) -> float:
     """Raises for some texts, gives what is no number for others."""
-    kind = len(completion) % 3
+    kind = sum(map(ord, completion)) % 4
     if kind == 0:
         raise ValueError("it would not do")
     return float("nan") if kind == 1 else vowels(prompt, completion, fields)

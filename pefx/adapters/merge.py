@@ -5,7 +5,7 @@ the adapter out again gives the weights back but for that rounding.
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -81,30 +81,43 @@ def _add(holder: Any, path: str, pair: dict[str, np.ndarray], factor: float, inw
     for parent in parents:
         holder = getattr(holder, parent)
     variable = getattr(holder, name)
+    if inward:
+        variable[...] = _one_by_one(np.asarray(variable[...]), pair, factor)
+        return
     a, b = (jnp.asarray(pair[x], jnp.float32) for x in ("a", "b"))
     together = _layer_by_layer if variable[...].ndim > 2 else _added
-    variable[...] = _summed(together, inward)(variable[...], a, b, np.float32(factor))
+    variable[...] = _summed(together)(variable[...], a, b, np.float32(factor))
+
+
+def _one_by_one(w: np.ndarray, pair: dict[str, np.ndarray], factor: float) -> np.ndarray:
+    """Experts' matrices `[L, E, in, out]`, each by `sum_of` as it is stored: on some processors a product has other
+    bits the other way around, or among others.
+    """
+    out = np.empty_like(w)
+    for layer, expert in np.ndindex(w.shape[:2]):
+        a, b = (x[layer, expert] if x.ndim == 4 else x[layer] for x in (np.asarray(pair["a"]), np.asarray(pair["b"])))
+        held = np.ascontiguousarray(w[layer, expert].T)
+        out[layer, expert] = np.asarray(sum_of(held, np.float32(a), np.float32(b), factor)).T
+    return out
 
 
 def sum_of(w: np.ndarray, a: np.ndarray, b: np.ndarray, factor: float) -> Array:
     """A matrix `[out, in]` with `factor` times the product of a `[R, in]` and b `[R, out]` (float32), in its type."""
-    return _summed(_added, False)(jnp.asarray(w), jnp.asarray(a), jnp.asarray(b), np.float32(factor))
+    return _summed(_added)(jnp.asarray(w), jnp.asarray(a), jnp.asarray(b), np.float32(factor))
 
 
 def _added(
-    w: Float[Array, "*rest m n"], a: Float[Array, "*ra R i"], b: Float[Array, "*rb R o"], factor: Array, inward: bool
+    w: Float[Array, "*rest m n"], a: Float[Array, "*ra R i"], b: Float[Array, "*rb R o"], factor: Array
 ) -> Float[Array, "*rest m n"]:
-    # A factor that experts share is repeated for each: a product has the same bits in either form, and one by one.
-    a, b = (jnp.broadcast_to(x, (*w.shape[:-2], *x.shape[-2:])) for x in (a, b))
-    delta = jnp.einsum("...ri,...ro->...io" if inward else "...ri,...ro->...oi", a, b)
+    delta = jnp.einsum("...ri,...ro->...oi", a, b)
     return (w.astype(jnp.float32) + delta * factor).astype(w.dtype)
 
 
-def _layer_by_layer(w: Array, a: Array, b: Array, factor: Array, inward: bool) -> Array:
+def _layer_by_layer(w: Array, a: Array, b: Array, factor: Array) -> Array:
     """A layer at a time: a sum in float32 of all of them would take as much memory again, or twice as much."""
-    return jax.lax.map(lambda x: _added(x[0], x[1], x[2], factor, inward), (w, a, b))
+    return jax.lax.map(lambda x: _added(x[0], x[1], x[2], factor), (w, a, b))
 
 
 @cache
-def _summed(together: Callable[..., Array], inward: bool) -> Callable[..., Array]:
-    return jit(partial(together, inward=inward))
+def _summed(together: Callable[..., Array]) -> Callable[..., Array]:
+    return jit(together)

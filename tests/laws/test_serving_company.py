@@ -104,7 +104,7 @@ def test_whole_answers_do_not_depend_on_company_pages_or_what_was_cached(served:
     assert first == again == together
     with engine_of(replace(served, pages=16)) as (engine, policies):
         crowded = answer(engine, policies, asked)
-        assert engine.state().preemptions >= 3
+        assert engine.state().preemptions >= 1
     assert crowded == together
     assert all("error" not in row for row in together)
 
