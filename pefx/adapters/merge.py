@@ -97,7 +97,7 @@ def _one_by_one(w: np.ndarray, pair: dict[str, np.ndarray], factor: float) -> np
     for layer, expert in np.ndindex(w.shape[:2]):
         a, b = (x[layer, expert] if x.ndim == 4 else x[layer] for x in (np.asarray(pair["a"]), np.asarray(pair["b"])))
         held = np.ascontiguousarray(w[layer, expert].T)
-        out[layer, expert] = np.asarray(sum_of(held, np.float32(a), np.float32(b), factor)).T
+        out[layer, expert] = np.asarray(sum_of(held, a.astype(np.float32), b.astype(np.float32), factor)).T
     return out
 
 
