@@ -170,7 +170,7 @@ class SamplerConfig:
     """How answers are drawn while policies train: `sequences` at once, `step_tokens` tokens of prompts in a step.
 
     For studies of what goes wrong the sampler may have the base in other `weights`, or policies as they were `stale`
-    updates ago.
+    drawings ago (after a restart, as they are: older ones are not kept on disk).
     """
 
     sequences: int = 64
@@ -201,7 +201,8 @@ class TaskConfig:
     `partial` times how close it is (None: as the task has it). After `turns` completions a problem is over.
     With "jsonl" the prompts are lines of `path`; held out are those of `heldout_path`, or without one an eighth, by
     hash. They are rewarded by `reward`, "module:function".
-    A reward that takes more than `timeout` seconds or allocates more than `memory_mb` MiB is an error, and is 0.
+    A reward that takes more than `timeout` seconds or allocates more than `memory_mb` MiB is an error: the
+    answer leaves its group.
     """
 
     name: str

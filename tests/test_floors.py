@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Bottom floor first. A module may import floors below its own, and its own package. A new module gets a line here.
 FLOORS: list[tuple[str, ...]] = [
-    ("kernels", "pefx.config", "pefx.errors", "pefx.printed", "pefx.progress"),
+    ("kernels", "pefx.config", "pefx.errors", "pefx.printed", "pefx.program", "pefx.progress"),
     ("pefx.complete_directory", "pefx.distributed"),
     ("pefx.compiler", "pefx.families", "pefx.presets", "pefx.mesh", "pefx.safetensors_files"),
     ("pefx.collectives",),

@@ -117,7 +117,7 @@ def test_groups_are_dealt_out_to_micro_batches_in_order() -> None:
 
 def test_longer_answers_lose_reward() -> None:
     groups = [[rollout(0, 0, 1.0, drawn=8), rollout(0, 1, 1.0, drawn=2)]]
-    loss, how = PolicyLossConfig("dr_grpo", overlong=4), replace(plan_of(PolicyLossConfig()).rollout, max_tokens=1)
+    loss, how = PolicyLossConfig("dr_grpo", overlong=4), replace(plan_of(PolicyLossConfig()).rollout, max_tokens=8)
     (piece,) = pieces_of(plan_of(loss, rollout=how), groups, {}, 0, {})
     advantages = [float(one.terms.advantages[0]) for one in piece.lessons if one.terms]
     np.testing.assert_allclose(advantages, [-0.5, 0.5])

@@ -55,7 +55,14 @@ def test_the_base_is_asked_where_it_is_read() -> None:
 
 def test_sizes_of_a_drawing() -> None:
     own = plan(rollout=RolloutConfig(prompts=4, updates=3, max_tokens=10), accumulate=2)
-    assert (own.groups, own.micro_batches, own.longest) == (12, 6, 80)
+    assert (own.groups, own.micro_batches, own.longest) == (12, 6, 10)
+
+
+def test_an_answer_is_as_long_as_its_turns() -> None:
+    config = replace(CONFIG, users=(UserConfig("ann", task=TaskConfig("lookup", turns=3)),))
+    found = make_plan(config, make_sessions(config)[0])
+    assert found is not None
+    assert found.longest == 3 * config.rollout.max_tokens
 
 
 def test_a_wrong_task_is_told_with_its_user() -> None:

@@ -1,5 +1,6 @@
 """Who takes part in which step, and with which numbers."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -8,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pefx.config import AdapterSpec, DataConfig, OptimizerConfig, TrainConfig, UserConfig
+from pefx.config import (
+    AdapterSpec,
+    DataConfig,
+    OptimizerConfig,
+    PolicyLossConfig,
+    TaskConfig,
+    TrainConfig,
+    UserConfig,
+)
 from pefx.errors import PefxError
 from pefx.training.sessions import HyperTable, Progress, make_sessions, take_turns
 
@@ -28,6 +37,7 @@ def test_a_user_overrides_the_run() -> None:
     assert (bob.slot, bob.spec.rank, bob.seed, bob.steps, bob.micro_batches) == (1, 4, 7, 3, 6)
     assert bob.optimizer.learning_rate == 1.0
     assert "b.jsonl" not in str(bob.provenance(config(ANN, special)))
+    assert "task" not in bob.provenance(config(ANN, special))
 
 
 @settings(max_examples=50, deadline=None)
@@ -107,3 +117,11 @@ def test_bad_configs_name_the_field() -> None:
     ]:
         with pytest.raises(PefxError, match=message):
             make_sessions(bad)
+
+
+def test_a_rewarded_session_says_what_for() -> None:
+    run = config(UserConfig("eve", task=TaskConfig("sorting"), policy_loss=PolicyLossConfig("dapo")))
+    (eve,) = make_sessions(run)
+    told = eve.provenance(run)
+    assert (told["task"]["name"], told["policy_loss"]["name"], told["rollout"]["group"]) == ("sorting", "dapo", 8)
+    assert json.loads(json.dumps(told)) == told

@@ -81,35 +81,39 @@ def _add(holder: Any, path: str, pair: dict[str, np.ndarray], factor: float, inw
     for parent in parents:
         holder = getattr(holder, parent)
     variable = getattr(holder, name)
-    if inward:
-        variable[...] = _one_by_one(np.asarray(variable[...]), pair, factor)
-        return
-    a, b = (jnp.asarray(pair[x], jnp.float32) for x in ("a", "b"))
-    together = _layer_by_layer if variable[...].ndim > 2 else _added
-    variable[...] = _summed(together)(variable[...], a, b, np.float32(factor))
-
-
-def _one_by_one(w: np.ndarray, pair: dict[str, np.ndarray], factor: float) -> np.ndarray:
-    """Experts' matrices `[L, E, in, out]`, each by `sum_of` as it is stored: on some processors a product has other
-    bits the other way around, or among others.
-    """
-    out = np.empty_like(w)
-    for layer, expert in np.ndindex(w.shape[:2]):
-        a, b = (x[layer, expert] if x.ndim == 4 else x[layer] for x in (np.asarray(pair["a"]), np.asarray(pair["b"])))
-        held = np.ascontiguousarray(w[layer, expert].T)
-        out[layer, expert] = np.asarray(sum_of(held, a.astype(np.float32), b.astype(np.float32), factor)).T
-    return out
+    w = variable[...]
+    # Turned around outside of the sum: on some processors a product has other last bits the other way around.
+    held = jnp.swapaxes(w, -1, -2) if inward else w
+    together = _layer_by_layer if w.ndim > 2 else _added
+    new = _summed(together)(held, *(_long(pair[x], w.shape[:-2]) for x in ("a", "b")), np.float32(factor))
+    variable[...] = jnp.swapaxes(new, -1, -2) if inward else new
 
 
 def sum_of(w: np.ndarray, a: np.ndarray, b: np.ndarray, factor: float) -> Array:
-    """A matrix `[out, in]` with `factor` times the product of a `[R, in]` and b `[R, out]` (float32), in its type."""
-    return _summed(_added)(jnp.asarray(w), jnp.asarray(a), jnp.asarray(b), np.float32(factor))
+    """A matrix `[out, in]` with `factor` times the product of a `[R, in]` and b `[R, out]`, in its type.
+
+    A row has the same bits among any others (two rows at least).
+    """
+    return _summed(_added)(jnp.asarray(w), _long(a, ()), _long(b, ()), np.float32(factor))
+
+
+def _long(factor: np.ndarray, rest: tuple[int, ...]) -> np.ndarray:
+    """A factor `[..., R, width]` as `[*rest, width, R]`, float32, repeated for each expert where they share it.
+
+    In memory, before the product: with the ranks first, some processors round a row by how many there are.
+    """
+    shared = factor[:, None] if 2 < factor.ndim < len(rest) + 2 else factor
+    together = np.broadcast_to(shared, (*rest, *shared.shape[-2:]))
+    return np.ascontiguousarray(np.swapaxes(together, -1, -2), np.float32)
 
 
 def _added(
-    w: Float[Array, "*rest m n"], a: Float[Array, "*ra R i"], b: Float[Array, "*rb R o"], factor: Array
-) -> Float[Array, "*rest m n"]:
-    delta = jnp.einsum("...ri,...ro->...oi", a, b)
+    w: Float[Array, "*rest o i"],
+    a: Float[np.ndarray | Array, "*rest i R"],
+    b: Float[np.ndarray | Array, "*rest o R"],
+    factor: Array,
+) -> Float[Array, "*rest o i"]:
+    delta = jnp.einsum("...ir,...or->...oi", a, b)
     return (w.astype(jnp.float32) + delta * factor).astype(w.dtype)
 
 

@@ -8,16 +8,14 @@ import ast
 import hashlib
 import json
 import re
-import sys
 import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
 from pefx.errors import PefxError
+from pefx.program import run
 
 # Packages present in every CPython 3.11 to 3.14, also where tkinter, idlelib and test are packaged apart. The words
 # are what their tests are called: neither a package nor its tests may reach the base.
@@ -195,8 +193,4 @@ def main(out: Path, library: Path | None = None, users_only: bool = False) -> No
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except PefxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run(main)

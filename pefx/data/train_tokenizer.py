@@ -5,15 +5,14 @@
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import tyro
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pefx.data.jsonl import read_texts
 from pefx.errors import PefxError
+from pefx.program import run
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -99,8 +98,4 @@ def main(corpus: Path, out: Path, vocab_size: int = 4096, context: int = 1024) -
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except PefxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run(main)

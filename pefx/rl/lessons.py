@@ -104,7 +104,8 @@ def _piece(
     taken = [one for one in rollouts if graded[id(one)].taken]
     seen = [_seen(plan, one, passes.get(id(one), Passes())) for one in taken]
     place = {id(one): index for index, one in enumerate(taken)}
-    partners = [place.get(graded[id(one)].partner or 0, -1) for one in taken]
+    sides = [graded[id(one)].partner for one in taken]
+    partners = [-1 if side is None else place[side] for side in sides]
     weights, denominator = weigh(
         [one.weights for one in seen], plan.row.aggregation, plan.longest, np.asarray(partners, np.int32)
     )

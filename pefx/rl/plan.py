@@ -37,7 +37,7 @@ class RewardPlan:
     @property
     def longest(self) -> int:
         """Tokens that one answer has at most, in all of its turns."""
-        return self.rollout.max_tokens * self.task.config.turns
+        return self.rollout.max_tokens * self.task.turns
 
     @property
     def trainer(self) -> bool:

@@ -32,7 +32,7 @@ ROOT = str(Path(__file__).parents[2])
 
 @dataclass(frozen=True)
 class RewardError:
-    """Why an evaluation has no reward; the completion's reward is then 0."""
+    """Why an evaluation has no reward."""
 
     kind: Fault
     message: str

@@ -5,8 +5,9 @@ step, and in which share, changes no number of a session: its trajectory is a fu
 """
 
 import heapq
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -42,10 +43,14 @@ class Session:
 
     def provenance(self, config: TrainConfig) -> dict[str, Any]:
         """What determines the result besides base and data, as JSON: no paths, no times."""
-        optimizer = {name: getattr(self.optimizer, name) for name in self.optimizer.__dataclass_fields__}
+        rewarded = {}
+        if self.user.task is not None:
+            how = {"rollout": self.user.rollout or config.rollout, "sampler": config.sampler}
+            how |= {"task": self.user.task, "policy_loss": self.user.policy_loss or config.policy_loss}
+            rewarded = {name: json.loads(json.dumps(asdict(part))) for name, part in how.items()}
         return {
             "run": config.name,
-            "optimizer": optimizer,
+            "optimizer": asdict(self.optimizer),
             "steps": self.steps,
             "accumulate": self.accumulate,
             "sequence_length": config.data.sequence_length,
@@ -53,6 +58,7 @@ class Session:
             "data_seed": config.data.seed,
             "page_size": config.page_size,
             "precision": config.precision,
+            **rewarded,
         }
 
 

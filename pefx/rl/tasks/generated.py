@@ -34,6 +34,7 @@ class Generated:
     def __init__(self, config: TaskConfig, kind: Kind):
         self.config = config
         self.trusted = kind.trusted
+        self.turns = config.turns if kind.turns(config.level) > 1 else 1
         self._kind = kind
         self._options: dict[str, Value] = {name: values[0] for name, values in kind.options.items()}
         self._options |= dict(config.options)

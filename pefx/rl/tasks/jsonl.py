@@ -27,6 +27,7 @@ class JsonlTask:
         assert config.reward is not None
         self.config = config
         self.trusted = False
+        self.turns = 1
         self._files: dict[Split, JsonlFile] = {}
         self._lines: dict[Split, list[int]] = {}
         self._orders: dict[Split, tuple[int, list[int]]] = {}

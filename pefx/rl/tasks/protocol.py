@@ -57,6 +57,7 @@ class Task(Judge, Protocol):
 
     config: TaskConfig
     trusted: bool
+    turns: int  # completions after which a problem is over at the latest
 
     def problem(self, index: int, split: Split) -> Problem:
         """Problem `index` (from 0, without end) of a split: a pure function of the config, the split and the index.

@@ -5,15 +5,13 @@ with its completion. Neither holds a held-out problem of any task; nor are their
 """
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from random import Random
 
-import tyro
-
 from pefx.errors import PefxError
+from pefx.program import run
 from pefx.rl.tasks.builtin import TASKS
 from pefx.rl.tasks.generated import HELDOUT_PLACES, PLACES, place_of
 from pefx.rl.tasks.kind import ANY, Kind
@@ -127,8 +125,4 @@ def main(out: Path, count: int = 200_000, right: float = 0.5, levels: tuple[int,
 
 
 if __name__ == "__main__":
-    try:
-        tyro.cli(main)
-    except PefxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run(main)
