@@ -11,8 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Bottom floor first. A module may import floors below its own, and its own package. A new module gets a line here.
 FLOORS: list[tuple[str, ...]] = [
-    ("kernels", "pefx.config", "pefx.errors", "pefx.printed", "pefx.program", "pefx.progress"),
-    ("pefx.complete_directory", "pefx.distributed"),
+    ("kernels", "pefx.config", "pefx.errors", "pefx.printed", "pefx.progress"),
+    ("pefx.complete_directory", "pefx.distributed", "pefx.program"),
     ("pefx.compiler", "pefx.families", "pefx.presets", "pefx.mesh", "pefx.safetensors_files"),
     ("pefx.collectives",),
     ("pefx.invariance", "pefx.stored_weights"),
