@@ -22,6 +22,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         yield started
 
 
+# The server lives in this process: what its threads do to the random module is not the strategies' doing.
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module inside strategies")
 @SCHEMA.parametrize()
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 def test_every_operation(case: schemathesis.Case, server: Live) -> None:
