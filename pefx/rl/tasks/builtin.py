@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from pefx.rl.tasks import arithmetic, countdown, edits, extraction, lookup, preference, programs, sorting
+from pefx.rl.tasks import arithmetic, countdown, edits, extraction, facts, lookup, preference, programs, sorting
 from pefx.rl.tasks.kind import Kind
 
 TASKS: Mapping[str, Kind] = {
@@ -14,4 +14,5 @@ TASKS: Mapping[str, Kind] = {
     "programs": programs.KIND,
     "preference": preference.KIND,
     "lookup": lookup.KIND,
+    "facts": facts.KIND,
 }

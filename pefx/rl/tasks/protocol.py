@@ -16,12 +16,14 @@ END = "\n"
 class Problem:
     """A prompt, and in `data` what its reward needs: values that JSON can hold.
 
-    Problems with the same `identity` (the prompt, where it is empty) are the same problem.
+    Problems with the same `identity` (the prompt, where it is empty) are the same problem. `context` is what could be
+    shown before the prompt, and is not; a loss may score answers with it.
     """
 
     prompt: str
     data: Mapping[str, Any] = field(default_factory=dict)
     identity: str = ""
+    context: str = ""
 
     @property
     def name(self) -> str:

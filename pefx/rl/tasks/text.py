@@ -29,7 +29,8 @@ def lines(
     """Yields `count` texts: prompt, completion and, of tasks with several turns, what comes between.
 
     Tasks (all, unless some are named), levels and users are drawn evenly. A completion is right with probability
-    `right`, else a plausible wrong one. `exam`: of the problems kept for `heldout.jsonl`. A pure function.
+    `right`, else a plausible wrong one; behind a problem's context, which every second one that has one begins with, it
+    is always right. `exam`: of the problems kept for `heldout.jsonl`. A pure function.
     """
     for text, _ in islice(examples(seed, right, levels, exam, tasks or tuple(TASKS)), count):
         yield text
@@ -45,10 +46,11 @@ def examples(
         name, level = random.choice(tasks), random.choice(levels)
         problem = drawn(random, name, level, EXAM_PLACES if exam else TRAIN_PLACES)
         context, last = worked(TASKS[name], level, problem)
-        is_right = random.random() < right
+        given = problem.context if problem.context and random.random() < 0.5 else ""
+        is_right = bool(given) or random.random() < right
         said = last if is_right else wrong(random, last, before.get(name, last))
         before[name] = last
-        yield context + said, is_right
+        yield given + context + said, is_right
 
 
 def drawn(random: Random, name: str, level: int, places: range) -> Problem:
