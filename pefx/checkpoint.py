@@ -23,9 +23,9 @@ from pefx.distributed import owner, several
 from pefx.errors import PefxError
 from pefx.mesh import fetch, spread
 
-FORMAT = 1
+FORMAT = 2
 # Fields that say where things lie or how often they are saved, never what is computed.
-PLACES = frozenset({"output", "catalog", "checkpoint.every", "checkpoint.keep", "mesh.data"})
+PLACES = frozenset({"output", "catalog", "checkpoint.every", "checkpoint.keep", "mesh.data", "slots", "slice_steps"})
 
 
 def config_dict(config: Any) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def http_rules(http: HttpConfig) -> Broken:
 
 def train_rules(config: TrainConfig) -> Broken:
     yield from texts(config, "", "name", "output")
-    yield from positive(config, "", "steps", "accumulate", "page_size")
-    yield from not_negative(config, "", "evaluate_every", "seed")
+    yield from positive(config, "", "steps", "slice_steps", "accumulate", "page_size")
+    yield from not_negative(config, "", "slots", "evaluate_every", "seed")
     yield from mesh_rules(config.mesh)
     yield from data_rules(config.data, "data.")
     yield from checkpoint_rules(config.checkpoint, "checkpoint.")
@@ -119,6 +119,8 @@ def users_rules(config: TrainConfig) -> Broken:
     yield from policy_loss_rules(config.policy_loss, "policy_loss.")
     yield from positive(config.sampler, "sampler.", "sequences", "step_tokens")
     yield from not_negative(config.sampler, "sampler.", "stale")
+    if config.sampler.stale and 0 < config.slots < len(config.users):
+        yield "sampler.stale", f"needs a slot for each of the {len(config.users)} users, slots are {config.slots}"
     share, length = config.data.tokens_per_user, config.data.sequence_length
     if share % config.page_size:
         yield "data.tokens_per_user", f"must be a multiple of page_size ({config.page_size}), got {share}"

@@ -7,6 +7,7 @@ PefxError that names the file, the field and, where the field is written once, t
 import ast
 import contextlib
 import io
+import re
 import runpy
 import traceback
 import typing
@@ -100,7 +101,7 @@ def tidy(hint: Any) -> str:
     """A type hint as a person would write it."""
     if isinstance(hint, type) and not typing.get_args(hint):
         return hint.__name__
-    return str(hint).replace("pefx.config.", "").replace("typing.", "").replace("NoneType", "None")
+    return re.sub(r"pefx\.config\.\w+\.|typing\.", "", str(hint)).replace("NoneType", "None")
 
 
 def apply_overrides(path: str, config: Config, overrides: Sequence[str]) -> Config:

@@ -1,4 +1,4 @@
-"""Configs are values: frozen, hashable, compared by content, documented; the file needs the standard library only."""
+"""Configs are values: frozen, hashable, compared by content, documented; they need the standard library only."""
 
 import dataclasses
 import inspect
@@ -34,7 +34,7 @@ def test_a_field_cannot_be_set():
 
 
 def test_it_imports_nothing_beyond_the_standard_library():
-    path = str(Path(config.__file__))
-    code = f"import runpy; runpy.run_path({path!r})"
+    root = str(Path(config.__file__).parents[2])
+    code = f"import sys; sys.path.append({root!r}); import pefx.config"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

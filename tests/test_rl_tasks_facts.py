@@ -19,7 +19,9 @@ def test_the_context_answers_the_question(user, level):
         problem = task.problem(index, "train")
         lines = dict(part.rsplit(" ", 1) for part in problem.context.removesuffix("\n").split(", "))
         right = problem.data["answer"]
-        named = [place for place in lines if all(word in problem.prompt.rstrip("?\n").split() for word in place.split())]
+        named = [
+            place for place in lines if all(word in problem.prompt.rstrip("?\n").split() for word in place.split())
+        ]
         assert [lines[place] for place in named] == [right]
         assert len(lines) == 3
         assert all(facts[tuple(place.split())] == colour for place, colour in lines.items())

@@ -4,6 +4,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pefx.errors import PefxError
@@ -13,7 +14,9 @@ from pefx.store.catalog import Catalog
 from pefx.store.garbage import collect
 from pefx.store.keyspace import Write
 from pefx.store.lifecycle import branch, expire, move_stage, retire, retire_revision, set_alias
-from pefx.store.sessions import Wanted, find_session, open_sessions
+from pefx.store.names import parked_key
+from pefx.store.parked import Parked, park
+from pefx.store.sessions import Wanted, find_session, move_sessions, open_sessions
 from tests.store_small import BASE, SPEC, bits, commit, everything, fresh, refused, rival_first
 
 NOW = timedelta(0)
@@ -54,6 +57,22 @@ def test_single_revisions_and_expired_policies(tmp_path: Path) -> None:
     assert [r.number for r in catalog.log("ann")] == [1, 3, 4]
     assert "retired and collected" in refused("unknown_revision", catalog.get, "ann", 2)
     assert commit(catalog, "ann", 3).number == 4  # the same content again is the head
+    assert audit(catalog).faults == []
+
+
+def test_what_waits_for_sessions_that_are_over_goes(tmp_path: Path) -> None:
+    catalog = fresh(tmp_path)
+    names = ("done", "gone", "on", "passed")
+    for name in names:
+        park(catalog.space, parked_key(name, 1, 5), Parked({"x": np.zeros(2)}, None))
+    sessions = {
+        s.policy: s for s in open_sessions(catalog, "run", [Wanted(n, BASE, SPEC) for n in names if n != "gone"])
+    }
+    move_sessions(catalog, [sessions["done"]], "closed", 5)
+    open_sessions(catalog, "another", [Wanted("passed", BASE, SPEC)])
+    assert len(catalog.space.keys("parked/", "parked0")) == 4
+    collect(catalog, NOW)
+    assert catalog.space.keys("parked/", "parked0") == [parked_key("on", 1, 5)]
     assert audit(catalog).faults == []
 
 

@@ -54,5 +54,5 @@ def test_only_what_is_held_out_is_measured(config: TrainConfig) -> None:
     texts = Texts(config, make_sessions(config), TOKENIZER)
     assert not texts.heldout(0)
     assert texts.heldout(1)
-    assert texts.evaluate(None) == {}
+    assert texts.evaluate([0], None) == {}
     assert texts.host(0) is None

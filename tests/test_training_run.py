@@ -21,6 +21,7 @@ from pefx.model import Base
 from pefx.store.catalog import Catalog
 from pefx.store.sessions import find_session
 from pefx.training.journal import METRICS, read_rows
+from pefx.training.parking import PLACE
 from pefx.training.run import train
 from pefx.training.tenure import Tenure
 
@@ -150,6 +151,36 @@ def test_alone_or_mixed_a_user_ends_in_the_same_revision(world: Path, whole: dic
     here = config(world, "alone")
     assert train(replace(here, users=here.users[2:], data=replace(here.data, users_per_step=1))) == 0
     assert hashes(world, "alone") == {"cat": whole["cat"]}
+
+
+def test_in_time_slices_users_end_in_the_same_revisions(world: Path, whole: dict[str, str]) -> None:
+    sliced = config(world, "sliced", slots=1, slice_steps=3)
+    kept: list[str] = []
+
+    def cut(self: Tenure, step: int) -> None:
+        """Ends the run in the middle of a slice, with gradients half summed."""
+        if step == 20:
+            kept.extend(Catalog.open(str(sliced.catalog), read_only=True).space.keys("parked/", "parked0"))
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tenure, "checkpointed", cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(sliced)
+    assert {key.split("@")[0] for key in kept} == {"parked/ann", "parked/bob", "parked/cat"}
+    assert train(sliced) == 0
+    assert hashes(world, "sliced") == whole
+    catalog = Catalog.open(str(sliced.catalog), read_only=True)
+    assert catalog.space.keys("parked/", "parked0") == []
+    before = catalog.get("cat").metrics["heldout_nats_per_token"]
+    resident = Catalog.open(world / "whole.catalog", read_only=True).get("cat").metrics["heldout_nats_per_token"]
+    assert before == resident
+
+
+def test_without_a_catalog_sessions_wait_in_the_output_directory(world: Path) -> None:
+    here = config(world, "waiting", slots=1, slice_steps=2, steps=2, accumulate=1, evaluate_every=0, catalog=None)
+    assert train(replace(here, users=here.users[::2])) == 0
+    assert (world / "waiting" / PLACE).is_dir()
 
 
 @pytest.mark.slow

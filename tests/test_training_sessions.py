@@ -19,7 +19,7 @@ from pefx.config import (
     UserConfig,
 )
 from pefx.errors import PefxError
-from pefx.training.sessions import HyperTable, Progress, make_sessions, take_turns
+from pefx.training.sessions import HyperTable, Progress, Slices, make_sessions, take_turns
 
 
 def config(*users: UserConfig, **fields: object) -> TrainConfig:
@@ -45,8 +45,8 @@ def test_a_user_overrides_the_run() -> None:
 def test_turns_give_everyone_exactly_its_work(work: list[int], width: int, accumulate: int) -> None:
     users = [UserConfig(f"user{index}", "x.jsonl", steps=steps) for index, steps in enumerate(work)]
     sessions = make_sessions(config(*users, accumulate=accumulate))
-    turns = [turn for (turn,) in take_turns(sessions, START, width)]
-    assert turns == [turn for (turn,) in take_turns(sessions, START, width)]
+    turns = [turn for ((turn,), _) in take_turns(sessions, START, width)]
+    assert turns == [turn for ((turn,), _) in take_turns(sessions, START, width)]
     assert all(1 <= len(turn) <= width and len(set(turn)) == len(turn) for turn in turns)
     counts = Counter(index for turn in turns for index in turn)
     assert [counts[index] for index in range(len(work))] == [steps * accumulate for steps in work]
@@ -55,7 +55,7 @@ def test_turns_give_everyone_exactly_its_work(work: list[int], width: int, accum
 def test_turns_are_even() -> None:
     sessions = make_sessions(config(ANN, BOB, CAT, steps=4))
     done = Counter()
-    for (turn,) in take_turns(sessions, START, 2):
+    for (turn,), _ in take_turns(sessions, START, 2):
         done.update(turn)
         assert max(done.values()) - min(done[index] for index in range(3)) <= 1
 
@@ -65,13 +65,42 @@ def test_turns_are_even() -> None:
 def test_what_is_left_follows_from_where_they_stand(work: list[int], width: int, cut: int) -> None:
     sessions = make_sessions(config(*(UserConfig(f"user{i}", "x.jsonl", steps=n) for i, n in enumerate(work))))
     turns = take_turns(sessions, START, width)
-    done = Counter(index for (turn,) in turns[:cut] for index in turn)
+    done = Counter(index for ((turn,), _) in turns[:cut] for index in turn)
     progress = [Progress(micro=done[index]) for index in range(len(work))]
     assert take_turns(sessions, progress, width) == turns[cut:]
     # With another number of shards the rest is dealt out anew, and still done exactly.
     dealt = make_sessions(config(*(session.user for session in sessions)), 2)
-    anew = Counter(index for step in take_turns(dealt, progress, width, 2) for turn in step for index in turn)
+    anew = Counter(index for step in take_turns(dealt, progress, width, 2) for turn in step.active for index in turn)
     assert [done[i] + anew[i] for i in range(len(work))] == work
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    work=st.lists(st.integers(1, 9), min_size=1, max_size=7),
+    width=st.integers(1, 3),
+    slots=st.integers(1, 4),
+    long=st.integers(1, 5),
+    cut=st.integers(0, 40),
+)
+def test_in_time_slices_too(work: list[int], width: int, slots: int, long: int, cut: int) -> None:
+    users = [UserConfig(f"user{index}", "x.jsonl", steps=steps) for index, steps in enumerate(work)]
+    sessions = make_sessions(config(*users, slots=slots))
+    assert sum(session.slot >= 0 for session in sessions) == min(slots, len(work))
+    turns = take_turns(sessions, START, width, slices=Slices(slots, long))
+    counts = Counter(index for ((turn,), _) in turns for index in turn)
+    assert [counts[index] for index in range(len(work))] == work
+    for step, ((active,), (resident,)) in enumerate(turns):
+        assert set(active) <= set(resident)
+        assert len(resident) <= slots
+        if step % long:  # within a slice only those leave who are done
+            gone = set(turns[step - 1].resident[0]) - set(resident)
+            assert all(sum(one in turn for ((turn,), _) in turns[:step]) == work[one] for one in gone)
+    # What is left follows from where they stand, and from who had the slots.
+    cut = min(cut, len(turns))
+    done = Counter(index for ((turn,), _) in turns[:cut] for index in turn)
+    progress = [Progress(micro=done[index]) for index in range(len(work))]
+    resident = turns[cut - 1].resident[0] if cut else ()
+    assert take_turns(sessions, progress, width, slices=Slices(slots, long, cut, resident)) == turns[cut:]
 
 
 @pytest.mark.parametrize("shards", [2, 3])
@@ -82,10 +111,10 @@ def test_shards_have_turns_of_their_own(shards: int) -> None:
     assert len({(s.shard, s.slot) for s in sessions}) == len(sessions)
     assert max(s.slot for s in sessions) < -(-len(users) // shards)
     steps = take_turns(sessions, START, 1, shards)
-    assert all(len(step) == shards for step in steps)
+    assert all(len(step.active) == shards for step in steps)
     for shard in range(shards):
         own = [s for s in sessions if s.shard == shard]
-        counts = Counter(index for step in steps for index in step[shard])
+        counts = Counter(index for step in steps for index in step.active[shard])
         assert {users[i].name: n for i, n in counts.items()} == {s.policy: s.steps for s in own}
 
 

@@ -226,7 +226,7 @@ def unload(bank: Bank, slot: int) -> Bank:
 
 def _put(bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_scale: float) -> Bank:
     one = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32))
-    return _write_slot(bank, share(of_base, np.int32(slot)), share(_of_one, one))
+    return _write_slot(bank, share(of_base, np.int32(slot)), share(of_one, one))
 
 
 def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str, dict[str, np.ndarray]]:
@@ -290,14 +290,14 @@ def _check_slot(bank: Bank, slot: int) -> None:
         raise PefxError(f"slot {slot} is not in a bank of {bank.slots}", "bad_adapter")
 
 
-def _of_one(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
+def of_one(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
     """Logical axes of what goes into one slot: as a bank's, but the slot axis, of size one, is not divided."""
     return tuple(None if name in ("slots", "group_slots") else name for name in by_slot(path, x))
 
 
 def _write(bank: Bank, slot: Int32[Array, ""], one: Bank) -> Bank:
     """Put `one`, a bank of one slot, into `slot` of all shards' slots."""
-    return sharded(_write_shard, (by_slot, of_base, _of_one), lambda specs: specs[0])(bank, slot, one)
+    return sharded(_write_shard, (by_slot, of_base, of_one), lambda specs: specs[0])(bank, slot, one)
 
 
 def _write_shard(bank: Bank, slot: Int32[Array, ""], one: Bank) -> Bank:

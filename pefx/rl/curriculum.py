@@ -186,8 +186,9 @@ class Rewarded(Texts):
         found = counters(now, replace(plan.row, clip_low=low, clip_high=high))
         return {"reward": found.pop("reward_mean"), **found, **piece.facts}
 
-    def evaluate(self, training: AdapterTraining) -> dict[str, float]:
-        plans = [plan for plan in self._plans if plan is not None and plan.rollout.heldout]
+    def evaluate(self, indices: Sequence[int], training: AdapterTraining) -> dict[str, float]:
+        own = [self._plans[index] for index in indices]
+        plans = [plan for plan in own if plan is not None and plan.rollout.heldout]
         if not plans:
             return {}
         sampler, revisions = self._sampler.at(training, stale=False)

@@ -30,7 +30,7 @@ class ResidentSampler:
         """The sampler, and the revision of each policy that it draws from: as policies are now, or, where `stale` is
         allowed and configured, as they were.
         """
-        bank, held = training.bank, [self._held(training, index) for index in range(len(training.sessions))]
+        bank, held = training.bank, [self._held(training, index) for index in training.resident.here]
         if self._config.sampler.stale and stale:
             self._older.append((jax.tree.map(jnp.copy, bank), held))
             bank, held = self._older[0]

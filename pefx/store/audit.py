@@ -11,6 +11,7 @@ from pefx.store.commits import index_keys
 from pefx.store.keyspace import MARKER_KEY, Keyspace
 from pefx.store.lookup import checked, checked_at, expired
 from pefx.store.names import after, check_name, policy_key, revision_key, split_key
+from pefx.store.parked import check_parked
 from pefx.store.records import Policy, Revision, Score, Session, Stage
 
 CHUNK, BYTES = 500, 64 << 20  # keys, and bytes of weights, read at once
@@ -178,6 +179,13 @@ def _numbered(kind: type) -> Callable[[Keyspace, list[str], Audit], None]:
     return judge
 
 
+def _parked(space: Keyspace, keys: list[str], found: Audit) -> None:
+    for key in keys:
+        value = space.read(key).value
+        if value is not None:
+            _told(found, key, lambda key=key, value=value: (split_key(key), check_parked(value, f"'{key}'")))
+
+
 def _indexes(space: Keyspace, keys: list[str], found: Audit) -> None:
     names = [key.rsplit("@", 1)[1] for key in keys]
     for key, name, entry in zip(keys, names, space.read_many([policy_key(name) for name in names]), strict=True):
@@ -204,5 +212,6 @@ _JUDGES: dict[str, Callable[[Keyspace, list[str], Audit], None]] = {
     "blob/": _blobs,
     "child/": _indexes,
     "owner/": _indexes,
+    "parked/": _parked,
     "tag/": _indexes,
 }

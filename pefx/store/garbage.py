@@ -10,8 +10,8 @@ from pefx.store.catalog import Catalog
 from pefx.store.encoding import encode
 from pefx.store.keyspace import ABSENT, PAGE, Entry, Keyspace, Write
 from pefx.store.lookup import checked, checked_at, expired
-from pefx.store.names import after, policy_key, revision_key, split_key
-from pefx.store.records import Policy, Revision, Stage
+from pefx.store.names import after, policy_key, revision_key, session_key, split_key
+from pefx.store.records import Policy, Revision, Session, Stage
 from pefx.store.sole_writer import sole_maintainer
 
 BLOBS = 16  # in memory at once
@@ -32,9 +32,9 @@ def collect(
     dry_run: bool = False,
     step: Callable[[int], None] = lambda keys: None,
 ) -> Collected:
-    """Remove the revisions that were retired, or whose policy was retired or expired, more than `keep` ago; then all
-    blobs that no revision names. Policies stay, so that their names are not given again; an expired one is retired with
-    its revisions, since it can come back no more.
+    """Remove the revisions that were retired, or whose policy was retired or expired, more than `keep` ago; what waits
+    for a slot on behalf of sessions that are over; then all blobs that no revision names. Policies stay, so that their
+    names are not given again; an expired one is retired with its revisions, since it can come back no more.
 
     What nobody names in one moment can be named by nobody later: names come from commits, which bring their own bytes,
     and from branches, which need a revision that names them. So blobs are judged by a snapshot, and a blob is only
@@ -91,7 +91,8 @@ def _over(space: Keyspace, deadline: datetime, step: Callable[[int], None]) -> I
             if over and checked(space, Policy, owner.value, stage.policy).head != stage.number:
                 yield _removals(_with_records(space, stage.policy, range(stage.number, stage.number + 1)))
         step(len(page))
-    for kind in ("session", "revision", "stage", "score"):
+    yield from _ended(space, step)
+    for kind in ("session", "revision", "stage", "score", "parked"):
         for page in space.pages(f"{kind}/", after(f"{kind}/")):
             owners = [policy_key(split_key(key)[0]) for key in page]
             lost: dict[str, list[str]] = {}
@@ -101,6 +102,21 @@ def _over(space: Keyspace, deadline: datetime, step: Callable[[int], None]) -> I
             for owner, keys in lost.items():  # of an import that was cut: whoever needs them brings the policy along
                 yield [*_removals(keys), Write(owner, None, ABSENT)]
             step(len(page))
+
+
+def _ended(space: Keyspace, step: Callable[[int], None]) -> Iterator[list[Write]]:
+    """Removals of what waits for a slot on behalf of sessions that are closed, or superseded: it never gets one."""
+    for page in space.pages("parked/", after("parked/")):
+        names = [split_key(key) for key in page]
+        policies = space.read_many([policy_key(name) for name, _ in names])
+        sessions = space.read_many([session_key(name, number) for name, number in names])
+        for key, (name, number), policy, session in zip(page, names, policies, sessions, strict=True):
+            if policy.value is None or session.value is None:
+                continue
+            closed = checked_at(space, Session, session.value, session_key(name, number)).state == "closed"
+            if closed or checked(space, Policy, policy.value, name).session > number:
+                yield [Write(key, None)]
+        step(len(page))
 
 
 def _all_of(space: Keyspace, policy: Policy, entry: Entry) -> Iterator[list[Write]]:

@@ -2,8 +2,9 @@
 
 Policy names hold no '@' and numbers have ten digits, so that the order of keys is that of lineages. Keys:
 `policy/<name>`, `session/<name>@<number>`, `revision/<name>@<number>`, `stage/<name>@<number>`,
-`score/<name>@<number>@<digest>`, `blob/<name>@<number>` a revision's weights, and indexes of policies, whose values
-are empty: `owner/<owner>@<name>`, `tag/<tag>@<name>`, `child/<source>@<number>@<name>` of branches.
+`score/<name>@<number>@<digest>`, `blob/<name>@<number>` a revision's weights, `parked/<name>@<session>@<micro-batches>`
+a session that waits for a slot, and indexes of policies, whose values are empty: `owner/<owner>@<name>`,
+`tag/<tag>@<name>`, `child/<source>@<number>@<name>` of branches.
 """
 
 import re
@@ -87,6 +88,10 @@ def score_key(policy: str, number: int, digest: str) -> str:
     return f"score/{policy}@{number:010d}@{digest}"
 
 
+def parked_key(policy: str, number: int, micro: int) -> str:
+    return f"parked/{policy}@{number:010d}@{micro:010d}"
+
+
 def owner_key(owner: str, policy: str) -> str:
     return f"owner/{owner}@{policy}"
 
@@ -100,7 +105,10 @@ def child_key(source: str, number: int, policy: str) -> str:
 
 
 def split_key(key: str) -> tuple[str, int]:
-    """The policy and number in the key of a session, revision, stage, score or blob. ValueError where it is of none."""
+    """The policy and number in the key of a session, parked or not, or of a revision, stage, score or blob.
+
+    ValueError where it is of none.
+    """
     name, number, *_ = key.split("/", 1)[1].split("@")
     return name, int(number)
 

@@ -8,9 +8,7 @@ from typing import Any
 import numpy as np
 
 from pefx import steps
-from pefx.adapters.bank import bank_spec, by_slot, empty_bank, load_adapter, put_slots, read_adapter, take_slots
-from pefx.adapters.methods import init_adapter
-from pefx.compiler import jit
+from pefx.adapters.bank import Bank
 from pefx.config import MeshConfig, TrainConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.distributed import owner
@@ -18,26 +16,30 @@ from pefx.errors import PefxError
 from pefx.families.config_json import read_config
 from pefx.loading import load_base
 from pefx.losses.policy import PolicyNumbers
-from pefx.mesh import by_row, check_divides, fetch, made, of_base, place, placement, share, whole
-from pefx.optim import init_opt
+from pefx.mesh import by_row, check_divides, fetch, placement, share, whole
 from pefx.packing import beside
 from pefx.store.catalog import Catalog
 from pefx.store.commits import Draft
 from pefx.store.names import check_name
+from pefx.store.parked import Parked
 from pefx.store.sessions import Wanted
 from pefx.training.curriculum import Curriculum, Texts
 from pefx.training.heldout import Exam, device_batch, nats_per_token
 from pefx.training.journal import Measure
 from pefx.training.loop import Outcome, StepReport
+from pefx.training.parking import Parking
 from pefx.training.planner import Layout, Lesson, lay_out
+from pefx.training.resident import Resident, sessions_of
 from pefx.training.schedule import learning_rates
 from pefx.training.sessions import (
     LOSS_FIELDS,
     HyperTable,
     Progress,
     Session,
+    Slices,
     loss_fields,
     make_sessions,
+    slots_of,
     take_turns,
 )
 from pefx.training.tenure import Tenure
@@ -49,8 +51,8 @@ MakeCurriculum = Callable[[TrainConfig, Sequence[Session], Tokenizer], Curriculu
 class AdapterTraining:
     """A `Trainee` of one session per user. Device state: the bank and its optimizer; host state: positions.
 
-    Built within the mesh it runs on: sessions are dealt out to its shards of rows, which have slots of their own.
-    `curriculum` makes what they learn from.
+    Built within the mesh it runs on: sessions are dealt out to its shards of rows, which have slots of their own. Where
+    they are fewer, sessions take turns: those that have no slot are parked. `curriculum` makes what they learn from.
     """
 
     def __init__(self, config: TrainConfig, mesh: MeshConfig = ALONE, curriculum: MakeCurriculum = Texts):
@@ -69,46 +71,70 @@ class AdapterTraining:
         self.layout = replace(self.layout, terms=self.curriculum.terms, routes=self.curriculum.routes)
         self._taken: dict[int, list[Taken]] = {}
         rates = [learning_rates(session.optimizer, session.steps) for session in self.sessions]
-        self.slots = -(-len(self.sessions) // shards)  # of each shard
+        self.slots = slots_of(config, shards)  # of each shard
         self.hypers = HyperTable(self.sessions, rates, self.slots)
         self._go_on_from(0, [Progress() for _ in self.sessions])
         self.base, self.digest = load_base(directory, config.precision, placement(), config.base_weights)
         self.model = self.base.config
-        spec, slots = bank_spec([s.spec for s in self.sessions]), shards * self.slots
-        bank = made(by_slot, lambda: empty_bank(self.model, spec, slots))
-        for session in self.sessions:
-            fresh = init_adapter(self.model, session.spec, session.seed)
-            bank = load_adapter(bank, self._place(session), fresh, session.spec)
-        self.bank = bank
-        self.opt = made(by_slot, lambda: init_opt(bank, accumulate=config.accumulate > 1))
+        self.resident = Resident(self.model, self.sessions, self.slots, shards, accumulate=config.accumulate > 1)
         # Opened before anything is trained for it: a catalog that cannot be written is an error now, not in an hour.
         self.catalog = None
         if config.catalog is not None and owner():
             self.catalog = Catalog.open(config.catalog, create=True)
         self.tenure = Tenure(self.catalog, config.output)
+        self.parking = Parking(config.catalog, config.output, config.checkpoint.keep)
+        self._waiting: dict[int, str] = {}  # keys of those who are parked and are not as they began
 
-    def _go_on_from(self, step: int, progress: list[Progress]) -> None:
-        """`step` steps are done, the sessions stand at `progress`: what is left follows."""
+    @property
+    def bank(self) -> Bank:
+        """All adapters that have a slot."""
+        return self.resident.bank
+
+    def _go_on_from(self, step: int, progress: list[Progress], resident: tuple[int, ...] = ()) -> None:
+        """`step` steps are done, in the last one these were resident, the sessions stand at `progress`: what is left
+        follows.
+        """
         self.done, self.progress = step, progress
-        turns = take_turns(self.sessions, progress, self.layout.shares, self.layout.shards)
+        slices = Slices(self.slots, self.config.slice_steps, step, resident)
+        turns = take_turns(self.sessions, progress, self.layout.shares, self.layout.shards, slices)
         self.turns = dict(enumerate(turns, step))
         self.steps = step + len(turns)
+        self._last = resident
 
-    def _place(self, session: Session) -> int:
-        """A session's slot in the bank of all shards."""
-        return session.shard * self.slots + session.slot
+    def hold(self, indices: Sequence[int]) -> None:
+        """These sessions get slots, and who leaves for them is parked."""
+        for index, slot, other in self.resident.swaps(indices):
+            if other is not None:
+                self._park(other)
+            key = self._waiting.pop(index, None)
+            parked = None if key is None else self.parking.take(key)
+            self.resident.enter(index, slot, None if parked is None else parked.arrays)
+            if parked is not None:
+                self.curriculum.restore(index, parked.luggage)
+
+    def _park(self, index: int) -> None:
+        """A session leaves its slot; what it has yet to learn from goes along."""
+        policy, micro = self.sessions[index].policy, self.progress[index].micro
+        number, luggage = self.tenure.numbers.get(policy, 0), self.curriculum.host(index)
+        arrays = self.resident.leave(index)
+        if micro or luggage is not None:
+            self._waiting[index] = self.parking.put(policy, number, micro, Parked(arrays, luggage))
+            self.curriculum.restore(index, None)
 
     def advance(self, step: int) -> Any:
         self.tenure.begin(Wanted(session.policy, self.digest, session.spec) for session in self.sessions)
-        active = self.turns[step]
+        active, resident = self.turns[step]
+        self._last = tuple(index for indices in resident for index in indices)
+        self.hold(self._last)
         self.curriculum.prepare([index for indices in active for index in indices], self)
         before = list(self.progress)
         taken = [[self._take(index, row) for row, index in enumerate(indices)] for indices in active]
         hypers = [self._hyper(indices, own, before) for indices, own in zip(active, taken, strict=True)]
         lessons = [[one.lessons for one in own] for own in taken]
         batch, hyper = share(by_row, device_batch(lay_out(lessons, self.layout))), share(by_row, train_hyper(hypers))
-        self.bank, self.opt, metrics = steps.train_step(
-            self.base, self.bank, self.opt, batch, hyper, remat=self.config.remat
+        slots = self.resident
+        slots.bank, slots.opt, metrics = steps.train_step(
+            self.base, slots.bank, slots.opt, batch, hyper, remat=self.config.remat
         )
         self.done = step + 1
         self._taken[step] = [one for own in taken for one in own]
@@ -163,36 +189,53 @@ class AdapterTraining:
         return found
 
     def evaluate(self) -> dict[str, float]:
-        texts = {session: self.curriculum.heldout(index) for index, session in enumerate(self.sessions)}
+        found: dict[str, float] = {}
+        for indices in self._rounds():
+            self.hold(indices)
+            found |= self._measured(indices)
+        return {session.policy: found[session.policy] for session in self.sessions if session.policy in found}
+
+    def _rounds(self) -> list[list[int]]:
+        """All sessions, as many at a time as have slots; who is there already comes first."""
+        here = set(self.resident.here)
+        own: list[list[int]] = [[] for _ in range(self.layout.shards)]
+        for index in sorted(range(len(self.sessions)), key=lambda index: (index not in here, index)):
+            own[self.sessions[index].shard].append(index)
+        starts = range(0, max(map(len, own)), self.slots)
+        return [[index for indices in own for index in indices[at : at + self.slots]] for at in starts]
+
+    def _measured(self, indices: Sequence[int]) -> dict[str, float]:
+        """Held-out measures of these, who have slots."""
+        texts = {self.sessions[index]: self.curriculum.heldout(index) for index in indices}
         exams = {session: Exam(own, session.slot, session.shard) for session, own in texts.items() if own}
         layout = replace(self.layout, terms=False, routes=None)
         scores = nats_per_token(self.base, self.bank, list(exams.values()), layout) if exams else []
         found = {session.policy: score for session, score in zip(exams, scores, strict=True)}
-        return found | self.curriculum.evaluate(self)
+        return found | self.curriculum.evaluate(indices, self)
 
     def measure(self, name: str) -> Measure:
         return self.curriculum.measure([session.policy for session in self.sessions].index(name))
 
     def state(self) -> Any:
-        # In the order of the sessions, not of slots: a run may go on with another number of shards.
-        return _take({"bank": self.bank, "opt": self.opt}, self._places())
-
-    def _places(self) -> Any:
-        return share(of_base, np.asarray([self._place(session) for session in self.sessions], np.int32))
+        return self.resident.state()
 
     def host(self) -> dict[str, Any]:
+        self.parking.named(self.done, self._waiting.values())
         users = {
             session.policy: {
                 "micro": done.micro,
                 "position": done.position,
                 "data": self.curriculum.fingerprint(index),
                 "left": self.curriculum.host(index),
+                "parked": self._waiting.get(index),
             }
             for index, (session, done) in enumerate(zip(self.sessions, self.progress, strict=True))
         }
-        return {"base": self.digest, "step": self.done, "users": users, "sessions": self.tenure.numbers}
+        named = {"resident": self.resident.here, "slice": self._last}
+        places = {name: [self.sessions[index].policy for index in indices] for name, indices in named.items()}
+        return {"base": self.digest, "step": self.done, "users": users, "sessions": self.tenure.numbers, **places}
 
-    def restore(self, state: Any, host: Mapping[str, Any]) -> None:
+    def restore(self, host: Mapping[str, Any], load: Callable[[Any], Any]) -> None:
         if host["base"] != self.digest:
             raise PefxError(
                 f"{self.config.base}: is base {self.digest}; the run in {self.config.output} began with {host['base']}"
@@ -205,15 +248,32 @@ class AdapterTraining:
                     f"{session.user.train or 'task'}: the data of user '{session.policy}' changed since the run in "
                     f"{self.config.output} began; restore it, or choose another output directory"
                 )
-            self.curriculum.restore(index, saved.get("left"))
             progress.append(Progress(saved["micro"], saved["position"]))
-        self.tenure.go_on(host.get("sessions", {}))
-        self._go_on_from(host["step"], progress)
-        restored = _put({"bank": self.bank, "opt": self.opt}, self._places(), state)
-        self.bank, self.opt = place(by_slot, restored["bank"]), place(by_slot, restored["opt"])
+        self.tenure.go_on(host["sessions"])
+        index_of = {session.policy: index for index, session in enumerate(self.sessions)}
+        self._go_on_from(host["step"], progress, tuple(index_of[policy] for policy in host["slice"]))
+        self._waiting = {
+            index_of[policy]: saved["parked"] for policy, saved in host["users"].items() if saved["parked"]
+        }
+        here = [index_of[policy] for policy in host["resident"]]
+        self._settle(here, load(self.resident.state(len(here))), host)
+        self.parking.named(self.done, self._waiting.values())
+        self.parking.checkpointed(self.done, self._waiting.values())
+
+    def _settle(self, here: Sequence[int], state: Any, host: Mapping[str, Any]) -> None:
+        """Sessions that had slots when the run was saved get slots, as far as there are; the others are parked."""
+        self.resident.vacate()
+        for index, arrays in zip(here, sessions_of(state, len(here)), strict=True):
+            left = host["users"][self.sessions[index].policy]["left"]
+            self.curriculum.restore(index, left)
+            for _, slot, other in self.resident.swaps([index]):
+                if other is not None:
+                    self._park(other)
+                self.resident.enter(index, slot, arrays)
 
     def saved(self, step: int) -> None:
         self.tenure.checkpointed(step)
+        self.parking.checkpointed(step, self._waiting.values())
 
     def commit(self, outcome: Outcome) -> dict[str, dict[str, Any]]:
         """Commit every adapter as a revision of its policy. Doing it twice changes nothing.
@@ -229,14 +289,19 @@ class AdapterTraining:
             return {}
         revisions = list(self.catalog.commit_many(drafts))
         self.tenure.end(self.steps)
+        if self.slots * self.layout.shards < len(self.sessions):
+            names = [session.policy for session in self.sessions]
+            self.parking.end((name, self.tenure.numbers.get(name, 0)) for name in names)
         return {r.policy: {"revision": r.number, "content_hash": r.content_hash} for r in revisions}
 
     def _drafts(self, outcome: Outcome) -> Iterator[Draft]:
         """The adapters as they are now; reading one is the work of all processes."""
-        for index, session in enumerate(self.sessions):
+        for index in range(len(self.sessions)):
+            self.hold([index])
+            session = self.sessions[index]
             yield Draft(
                 policy=session.policy,
-                adapter=read_adapter(self.bank, self._place(session), self.model, session.spec),
+                adapter=self.resident.adapter(index),
                 spec=session.spec,
                 base=self.digest,
                 step=session.steps,
@@ -268,11 +333,8 @@ def train_hyper(shards: Sequence[dict[str, Any]]) -> steps.TrainHyper:
 def step_layout(config: TrainConfig, users: int, shards: int) -> Layout:
     """The one shape of a run's training steps."""
     data = config.data
-    shares = -(-min(users, data.users_per_step) // shards)
+    shares = -(-min(users, config.slots or users, data.users_per_step) // shards)
     return Layout(shares, data.tokens_per_user, data.sequence_length, config.page_size, shards)
-
-
-_take, _put = jit(take_slots), jit(put_slots)
 
 
 def metrics_of(

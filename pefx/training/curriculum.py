@@ -51,8 +51,8 @@ class Curriculum(Protocol):
         """Texts whose nats per token are its measure; none where it has another, or none."""
         ...
 
-    def evaluate(self, training: Any) -> dict[str, float]:
-        """Other measures, by policy."""
+    def evaluate(self, indices: Sequence[int], training: Any) -> dict[str, float]:
+        """Other measures of these sessions, by policy."""
         ...
 
     def host(self, index: int) -> Any:
@@ -60,7 +60,7 @@ class Curriculum(Protocol):
         ...
 
     def restore(self, index: int, saved: Any) -> None:
-        """What `host` gave."""
+        """What `host` gave; None: nothing is left."""
         ...
 
 
@@ -113,7 +113,7 @@ class Texts:
     def heldout(self, index: int) -> tuple[Lesson, ...]:
         return self._heldout[index]
 
-    def evaluate(self, training: Any) -> dict[str, float]:
+    def evaluate(self, indices: Sequence[int], training: Any) -> dict[str, float]:
         return {}
 
     def host(self, index: int) -> Any:

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -66,8 +67,10 @@ class Trainee(Protocol):
         """Host state to save, as JSON: data positions, fingerprints."""
         ...
 
-    def restore(self, state: Any, host: Mapping[str, Any]) -> None:
-        """Go on from a saved state. Raises PefxError when the data is not what it was."""
+    def restore(self, host: Mapping[str, Any], load: Callable[[Any], Any]) -> None:
+        """Go on from a saved state: `load` reads what is like its argument. Raises PefxError when the data is not what
+        it was.
+        """
         ...
 
     def saved(self, step: int) -> None:
@@ -129,7 +132,7 @@ def drive(trainee_of: Callable[[], AnyTrainee], config: TrainConfig) -> tuple[An
         run = _Run(trainee, config, checkpoints, resumed or 0)
         if resumed is not None:
             meta = checkpoints.meta(resumed)
-            trainee.restore(checkpoints.load(resumed, trainee.state()), meta["host"])
+            trainee.restore(meta["host"], partial(checkpoints.load, resumed))
             run.evaluations = {int(step): scores for step, scores in meta["evaluations"].items()}
             run.seconds, run.tokens = meta["seconds"], meta["tokens"]
         with run.open(), Preemption() if several() else Interrupt() as interrupt:

@@ -1,6 +1,6 @@
 """Training of a base from random weights: the same loop, a step that updates the base itself, an export at the end."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +92,11 @@ class BaseTraining:
     def host(self) -> dict[str, Any]:
         return {"train": self.windows.fingerprint, "heldout": self.heldout.fingerprint}
 
-    def restore(self, state: Any, host: Mapping[str, Any]) -> None:
+    def restore(self, host: Mapping[str, Any], load: Callable[[Any], Any]) -> None:
         for field, now in self.host().items():
             if host[field] != now:
                 raise PefxError(f"{self.config.output}: the text of pretrain.{field} changed since the run began")
+        state = load(self.state())
         self.base, self.opt = state["base"], state["opt"]
 
     def saved(self, step: int) -> None:

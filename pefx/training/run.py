@@ -28,7 +28,8 @@ def train(config: TrainConfig, curriculum: MakeCurriculum = Texts) -> int:
     check_row_invariance()
     if config.pretrain is not None:
         return pretrain(config, config.pretrain)
-    mesh = resolved(config.mesh, min(len(config.users), config.data.users_per_step))
+    users = len(config.users)
+    mesh = resolved(config.mesh, min(users, config.data.users_per_step, config.slots or users))
     with on_mesh(mesh):
         trainee, outcome = drive(lambda: AdapterTraining(config, mesh, curriculum), config)
         committed = trainee.commit(outcome) if outcome.exit_code == 0 else {}

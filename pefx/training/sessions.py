@@ -8,8 +8,8 @@ import heapq
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import zip_longest
-from typing import Any
+from itertools import count, zip_longest
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +23,7 @@ LOSS_FIELDS = ("clip_low", "clip_high", "beta", "kl", "entropy", "denominator")
 class Session:
     """The plan of one policy's training: `steps` updates of `accumulate` micro-batches, in `slot` of shard `shard`.
 
-    A shard's slots are its own part of the bank; a session that is swapped out has slot -1.
+    A shard's slots are its own part of the bank; a session that waits for one has slot -1.
     """
 
     policy: str
@@ -75,7 +75,7 @@ class Progress:
 
 
 def make_sessions(config: TrainConfig, shards: int = 1) -> list[Session]:
-    """One session per user, in config order, dealt out to the shards, each with a slot of its own.
+    """One session per user, in config order, dealt out to the shards; the first ones have a slot, as far as there are.
 
     Raises PefxError naming the field.
     """
@@ -85,6 +85,11 @@ def make_sessions(config: TrainConfig, shards: int = 1) -> list[Session]:
         raise PefxError(f"config field 'accumulate' is {config.accumulate}; it must be at least 1")
     if config.data.users_per_step < 1:
         raise PefxError(f"config field 'data.users_per_step' is {config.data.users_per_step}; it must be at least 1")
+    if config.slots < 0 or config.slice_steps < 1:
+        name = "slots" if config.slots < 0 else "slice_steps"
+        least = "0 (a slot for each user) or more" if name == "slots" else "at least 1"
+        raise PefxError(f"config field '{name}' is {getattr(config, name)}; it must be {least}")
+    slots = slots_of(config, shards)
     sessions: list[Session] = []
     seen: dict[str, int] = {}
     for index, user in enumerate(config.users):
@@ -102,7 +107,7 @@ def make_sessions(config: TrainConfig, shards: int = 1) -> list[Session]:
                 optimizer=user.optimizer or config.optimizer,
                 seed=config.seed if user.seed is None else user.seed,
                 shard=index % shards,
-                slot=index // shards,
+                slot=index // shards if index // shards < slots else -1,
                 steps=steps,
                 accumulate=config.accumulate,
             )
@@ -110,38 +115,87 @@ def make_sessions(config: TrainConfig, shards: int = 1) -> list[Session]:
     return sessions
 
 
-def take_turns(
-    sessions: Sequence[Session], progress: Sequence[Progress], width: int, shards: int = 1
-) -> list[list[tuple[int, ...]]]:
-    """Which sessions take part in each step of a run, by index: on each shard at most `width`, each at most once.
+def slots_of(config: TrainConfig, shards: int) -> int:
+    """Slots of each shard."""
+    users = len(config.users)
+    return -(-min(config.slots or users, users) // shards)
 
-    Always those furthest behind (by fraction of their own work, then by order), so that all advance evenly. `progress`
-    is where they stand now: what is left of a run follows from it, with as many shards as there are now.
+
+@dataclass(frozen=True)
+class Slices:
+    """Time slices: each shard has `slots`, and who is in them stays for `steps` steps.
+
+    `done` steps are over, in the last of which the sessions in `resident` had the slots.
+    """
+
+    slots: int
+    steps: int
+    done: int = 0
+    resident: tuple[int, ...] = ()
+
+
+class Turn(NamedTuple):
+    """Of a step, by shard: the sessions that take part, and those that have a slot, by index."""
+
+    active: list[tuple[int, ...]]
+    resident: list[tuple[int, ...]]
+
+
+def take_turns(
+    sessions: Sequence[Session],
+    progress: Sequence[Progress],
+    width: int,
+    shards: int = 1,
+    slices: Slices | None = None,
+) -> list[Turn]:
+    """Which sessions take part in each step of a run: on each shard at most `width`, each at most once.
+
+    Always those furthest behind (by fraction of their own work, then by order) of those that have a slot (all, without
+    `slices`), so that all advance evenly. At the begin of a slice those furthest behind get the slots; who finishes
+    leaves its slot to the next. `progress` is where they stand now: what is left of a run follows from it, with as many
+    shards as there are now.
     """
     own = [[index for index, session in enumerate(sessions) if session.shard == shard] for shard in range(shards)]
-    turns = [_shard_turns(sessions, progress, indices, width) for indices in own]
-    return [list(step) for step in zip_longest(*turns, fillvalue=())]
+    slices = slices or Slices(max(map(len, own)), 1)
+    turns = [_shard_turns(sessions, progress, indices, width, slices) for indices in own]
+    idle = (), ()
+    return [Turn(*map(list, zip(*step, strict=True))) for step in zip_longest(*turns, fillvalue=idle)]
 
 
 def _shard_turns(
-    sessions: Sequence[Session], progress: Sequence[Progress], indices: Sequence[int], width: int
-) -> list[tuple[int, ...]]:
-    """The turns of one shard's sessions."""
+    sessions: Sequence[Session], progress: Sequence[Progress], indices: Sequence[int], width: int, slices: Slices
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The turns of one shard's sessions: who takes part, and who has a slot."""
     behind = [
         (progress[index].micro / sessions[index].micro_batches, index, progress[index].micro)
         for index in indices
         if progress[index].micro < sessions[index].micro_batches
     ]
-    heapq.heapify(behind)
-    turns: list[tuple[int, ...]] = []
-    while behind:
-        chosen = [heapq.heappop(behind) for _ in range(min(width, len(behind)))]
-        turns.append(tuple(sorted(index for _, index, _ in chosen)))
+    resident = [one for one in behind if one[1] in slices.resident]
+    waiting = [one for one in behind if one[1] not in slices.resident]
+    heapq.heapify(resident)
+    heapq.heapify(waiting)
+    turns, here = [], None
+    for step in count(slices.done):
+        if step % slices.steps == 0 and waiting:
+            waiting, resident, here = waiting + resident, [], None
+            heapq.heapify(waiting)
+        while waiting and len(resident) < slices.slots:
+            heapq.heappush(resident, heapq.heappop(waiting))
+            here = None
+        if not resident:
+            return turns
+        if here is None:
+            here = tuple(sorted(index for _, index, _ in resident))
+        chosen = [heapq.heappop(resident) for _ in range(min(width, len(resident)))]
+        turns.append((tuple(sorted(index for _, index, _ in chosen)), here))
         for _, index, micro in chosen:
             total = sessions[index].micro_batches
             if micro + 1 < total:
-                heapq.heappush(behind, ((micro + 1) / total, index, micro + 1))
-    return turns
+                heapq.heappush(resident, ((micro + 1) / total, index, micro + 1))
+            else:
+                here = None
+    raise AssertionError
 
 
 class HyperTable:

@@ -1,0 +1,68 @@
+"""Frozen configuration dataclasses; standard library only.
+
+An experiment is one short file in `configs/` that builds one `TrainConfig` or `ServeConfig` named `config`.
+"""
+
+from pefx.config.rewards import (
+    PolicyLossConfig,
+    Replay,
+    RolloutConfig,
+    SamplerConfig,
+    TaskConfig,
+)
+from pefx.config.serving import (
+    HttpConfig,
+    PlanConfig,
+    ServeConfig,
+)
+from pefx.config.shapes import (
+    BLOCK,
+    AdapterSpec,
+    ExpertForm,
+    MeshConfig,
+    Method,
+    ModelConfig,
+    Precision,
+    Remat,
+    RouterScores,
+    Weights,
+    YarnConfig,
+    block_of,
+)
+from pefx.config.training import (
+    CheckpointConfig,
+    DataConfig,
+    OptimizerConfig,
+    PretrainConfig,
+    TrainConfig,
+    UserConfig,
+)
+
+__all__ = [
+    "BLOCK",
+    "AdapterSpec",
+    "CheckpointConfig",
+    "DataConfig",
+    "ExpertForm",
+    "HttpConfig",
+    "MeshConfig",
+    "Method",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PlanConfig",
+    "PolicyLossConfig",
+    "Precision",
+    "PretrainConfig",
+    "Remat",
+    "Replay",
+    "RolloutConfig",
+    "RouterScores",
+    "SamplerConfig",
+    "ServeConfig",
+    "TaskConfig",
+    "TrainConfig",
+    "UserConfig",
+    "Weights",
+    "YarnConfig",
+    "block_of",
+]
