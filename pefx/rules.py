@@ -157,6 +157,13 @@ def rewarded_rules(config: TrainConfig, index: int, user: UserConfig) -> Broken:
     how, prefix = user.rollout or config.rollout, f"users.{index}."
     if how.prompts % config.accumulate:
         yield f"{prefix}rollout.prompts", f"must be a multiple of accumulate ({config.accumulate}), got {how.prompts}"
+    name = (user.policy_loss or config.policy_loss).name
+    if how.context and name in LOSSES and LOSSES[name].old != "none":
+        yield (
+            f"{prefix}rollout.context",
+            f"answers that are drawn with the context are not the policy's own: {name} cannot learn from them, "
+            "cross_entropy can",
+        )
     page, share = config.page_size, config.data.tokens_per_user
     each = -(-config.data.sequence_length // page) * page
     answers = how.prompts // config.accumulate * how.group

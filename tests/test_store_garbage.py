@@ -65,10 +65,8 @@ def test_what_waits_for_sessions_that_are_over_goes(tmp_path: Path) -> None:
     names = ("done", "gone", "on", "passed")
     for name in names:
         park(catalog.space, parked_key(name, 1, 5), Parked({"x": np.zeros(2)}, None))
-    sessions = {
-        s.policy: s for s in open_sessions(catalog, "run", [Wanted(n, BASE, SPEC) for n in names if n != "gone"])
-    }
-    move_sessions(catalog, [sessions["done"]], "closed", 5)
+    done, *_ = open_sessions(catalog, "run", [Wanted(name, BASE, SPEC) for name in names if name != "gone"])
+    move_sessions(catalog, [done], "closed", 5)
     open_sessions(catalog, "another", [Wanted("passed", BASE, SPEC)])
     assert len(catalog.space.keys("parked/", "parked0")) == 4
     collect(catalog, NOW)

@@ -39,6 +39,8 @@ class RolloutConfig:
     """What a policy draws: for each update `group` answers to each of `prompts` problems, of up to `max_tokens` tokens
     a turn. Answers for `updates` updates are drawn at once, and learned from one after another.
 
+    With `context` it sees the problems' contexts while it draws, and neither when it learns nor when it is evaluated:
+    what is learned is what it says when it knows, and the loss must be one that asks for no policy of its own.
     On `heldout` problems that are never trained on, its answers at temperature 0 are what it is measured by.
     """
 
@@ -49,6 +51,7 @@ class RolloutConfig:
     top_p: float = 1.0
     updates: int = 1
     heldout: int = 64
+    context: bool = False
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,10 @@ Over = Literal["token", "sequence", "pair"]
 Old = Literal["none", "sampler", "trainer", "proximal", "base"]
 # From the rewards R of a group (the samples of one prompt). "none": not read. "group_centred": R - mean.
 # "group_normalised": (R - mean) / (std + 1e-6). "batch_normalised": the group centred, then all of the policy's batch
-# brought to mean 0 and standard deviation 1. "preference": 1 for the better of a pair, -1 for the worse.
-Advantage = Literal["none", "group_centred", "group_normalised", "batch_normalised", "preference"]
+# brought to mean 0 and standard deviation 1. "preference": 1 for the better of a pair, -1 for the worse. "context": not
+# from rewards; for each token, its log-probability by the same policy with the problem's context before the prompt,
+# less the old one without.
+Advantage = Literal["none", "group_centred", "group_normalised", "batch_normalised", "preference", "context"]
 # How tokens add up. "token_mean": the mean over all tokens of the batch. "sequence_mean": the mean over sequences of
 # the mean over the tokens of each. "constant": the sum over all tokens, divided by the number of sequences times the
 # longest completion allowed. Tokens that a correction rejects count nowhere.
@@ -169,6 +171,15 @@ LOSSES: dict[str, Loss] = {
         formula="-log sigmoid(beta A m), m = sum of logp - old over the sequence, less its partner's",
         source="Rafailov et al. 2023 (2305.18290), eq. 7",
         beta=0.1,
+    ),
+    "context": Loss(
+        surrogate="ratio",
+        old="trainer",
+        advantage="context",
+        aggregation="token_mean",
+        formula="-r A, A = logp given the context - old",
+        source="gradient of KL(without || with context) on own answers: Agarwal et al. 2024 (2306.13649), eq. 4, "
+        "with the policy that sees the context as its teacher",
     ),
 }
 # The number by which the device knows a loss.

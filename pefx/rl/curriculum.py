@@ -22,7 +22,7 @@ from pefx.families.config_json import read_config
 from pefx.rl.advantages import even
 from pefx.rl.counters import counters
 from pefx.rl.drawing import Wish, draw, failed, fitting
-from pefx.rl.lessons import Passes, by_token, learnable, pieces_of, plain_lesson
+from pefx.rl.lessons import Passes, behind, by_token, learnable, pieces_of, plain_lesson, without
 from pefx.rl.pieces import Piece, from_json, to_json
 from pefx.rl.plan import RewardPlan, make_plan
 from pefx.rl.records import Rollout, rollouts_path, write_rollouts
@@ -46,9 +46,11 @@ class Drawing:
         self.all: list[Rollout] = []
         self.groups: list[list[Rollout]] = []
 
-    def take(self, drawn: list[Rollout], size: int, drop_even: bool) -> int:
-        """More answers, `size` to a problem, in the order of the problems. Returns how many groups are kept of them."""
-        groups = [drawn[at : at + size] for at in range(0, len(drawn), size)]
+    def take(self, drawn: list[Rollout], taught: list[Rollout], size: int, drop_even: bool) -> int:
+        """More answers, `size` to a problem, in the order of the problems, and each as it is learned from. Returns how
+        many groups are kept of them.
+        """
+        groups = [taught[at : at + size] for at in range(0, len(drawn), size)]
         rewards = np.asarray([one.reward for one in drawn], np.float64)
         dull = even(rewards, np.asarray([one.group for one in drawn], np.int64))[::size] & drop_even
         kept = [group for group, leave in zip(groups, dull, strict=True) if not leave]
@@ -70,7 +72,7 @@ class Rewarded(Texts):
 
     def __init__(self, config: TrainConfig, sessions: Sequence[Session], tokenizer: Tokenizer, rewards: Rewards):
         super().__init__(config, sessions, tokenizer)
-        self._sessions = sessions
+        self._sessions, self._tokenizer = sessions, tokenizer
         self._plans = [make_plan(config, session) for session in sessions]
         assert config.base is not None
         model = read_config(config.base)
@@ -115,12 +117,29 @@ class Rewarded(Texts):
         while wanted:
             wishes = [self._wish(self._plan(i), revisions, drawings[i].position, n) for i, n in wanted.items()]
             for index, drawn in zip(list(wanted), draw(sampler, self._rewards, wishes), strict=True):
-                plan, drawn = self._plan(index), [fitting(one, self._config.data.sequence_length) for one in drawn]
+                plan = self._plan(index)
+                drawn, taught = self._taught(plan, drawn)
                 again = plan.loss.drop_even and turn < plan.loss.redraw
-                wanted[index] -= drawings[index].take(drawn, plan.rollout.group, drop_even=again)
+                wanted[index] -= drawings[index].take(drawn, taught, plan.rollout.group, drop_even=again)
             wanted = {index: count for index, count in wanted.items() if count}
             turn += 1
         return drawings
+
+    def _taught(self, plan: RewardPlan, drawn: Sequence[Rollout]) -> tuple[list[Rollout], list[Rollout]]:
+        """Answers as they were drawn and as they are learned from; with errors where they are too long for it."""
+        length, kept, taught = self._config.data.sequence_length, [], []
+        for one in drawn:
+            context = self._context(plan, one)
+            kept.append(fitting(one, length, len(context) if plan.context else 0))
+            seen = plan.rollout.context and one.error is None
+            taught.append(without(context, kept[-1]) if seen else kept[-1])
+        return kept, taught
+
+    def _context(self, plan: RewardPlan, rollout: Rollout) -> list[int]:
+        """The tokens of the context of the problem that was answered."""
+        if not (plan.context or plan.rollout.context):
+            return []
+        return self._tokenizer.encode(plan.task.problem(rollout.group, "train").context)
 
     def _wish(self, plan: RewardPlan, revisions: Any, start: int, count: int) -> Wish:
         revision, group = revisions[plan.session.policy], plan.rollout.group
@@ -134,18 +153,19 @@ class Rewarded(Texts):
     def _learn_from(self, drawings: dict[int, Drawing], training: AdapterTraining) -> None:
         """Score the answers where their lessons need it, all of them in shared batches, and make lessons of them."""
         passes = {id(one): Passes() for drawing in drawings.values() for one in drawing.learnable}
-        for kind in ("trainer", "reference"):
+        for kind in ("trainer", "reference", "context"):
             exams, owners = [], []
             for index, drawing in drawings.items():
                 plan, session = self._plan(index), training.sessions[index]
                 if getattr(plan, kind):
                     replayed = kind == "trainer" and plan.loss.replay == "sampler"
-                    lessons = tuple(plain_lesson(one, replayed) for one in drawing.learnable)
+                    answers = [self._as_scored(plan, one, kind) for one in drawing.learnable]
+                    lessons = tuple(plain_lesson(one, replayed) for one in answers)
                     exams.append(Exam(lessons, -1 if kind == "reference" else session.slot, session.shard))
                     owners.append(drawing.learnable)
             for exam, place, logprobs, routes in scored(training.base, training.bank, exams, training.layout):
                 one = owners[exam][place]
-                found = {kind: by_token(logprobs)}
+                found = {kind: by_token(logprobs)[-len(one.tokens) :]}
                 if kind == "trainer":
                     found["routes"] = np.concatenate([routes, routes[-1:]]).astype(np.uint16)
                 passes[id(one)] = replace(passes[id(one)], **found)
@@ -153,6 +173,10 @@ class Rewarded(Texts):
             facts = {"draws": float(len(drawing.all)), "failed": float(failed(drawing.all))}
             pieces = pieces_of(self._plan(index), drawing.groups, passes, drawing.position, facts)
             self._left[index].extend(pieces)
+
+    def _as_scored(self, plan: RewardPlan, rollout: Rollout, kind: str) -> Rollout:
+        """An answer as a pass of this kind reads it."""
+        return behind(self._context(plan, rollout), rollout) if kind == "context" else rollout
 
     def _plan(self, index: int) -> RewardPlan:
         plan = self._plans[index]

@@ -33,6 +33,11 @@ class Wish:
     seed: int
     rollout: RolloutConfig
 
+    def prompt(self, index: int) -> str:
+        """What is said to the policy."""
+        problem = self.task.problem(index, self.split)
+        return (problem.context if self.rollout.context and self.split == "train" else "") + problem.prompt
+
     def asks(self) -> list[Ask]:
         """An ask for each sample, problem by problem."""
         how, trained = self.rollout, self.split == "train"
@@ -42,7 +47,7 @@ class Wish:
                 task=self.task.config.name,
                 group=index,
                 sample=sample,
-                prompt=self.task.problem(index, self.split).prompt,
+                prompt=self.prompt(index),
                 seed=_seed(self.seed, self.split, index, sample),
                 max_tokens=how.max_tokens,
                 temperature=how.temperature if trained else 0.0,
@@ -107,11 +112,15 @@ def rewarded(rollout: Rollout, outcome: Outcome) -> Rollout:
     return replace(rollout, reward=outcome.reward, parts=dict(outcome.parts))
 
 
-def fitting(rollout: Rollout, length: int) -> Rollout:
-    """The rollout; with an error where it reads more than the `length` tokens that a lesson may have."""
-    if rollout.error is not None or len(rollout.tokens) <= length + 1:
+def fitting(rollout: Rollout, length: int, context: int = 0) -> Rollout:
+    """The rollout; with an error where it has more than the `length` tokens that a lesson may have, or would have with
+    `context` tokens before it.
+    """
+    tokens = len(rollout.tokens) + context - 1
+    if rollout.error is not None or tokens <= length:
         return rollout
-    return replace(rollout, error=f"too long: {len(rollout.tokens) - 1} tokens, data.sequence_length is {length}")
+    told = f"{tokens} tokens{f', {context} of them context' if context else ''}"
+    return replace(rollout, error=f"too long: {told}; data.sequence_length is {length}")
 
 
 def failed(rollouts: Sequence[Rollout]) -> int:

@@ -20,11 +20,13 @@ from pefx.training.planner import Lesson, Terms
 @dataclass(frozen=True, eq=False)
 class Passes:
     """What the trainer makes of an answer before it is learned from. Of its tokens, log-probabilities float32[n] by the
-    policy (None: the sampler's) and by the base (None: nobody reads them), and the routes taken, uint16[n, Lm, k].
+    policy (None: the sampler's), by the base, and by the policy with the problem's context before the prompt (None:
+    nobody reads them), and the routes taken, uint16[n, Lm, k].
     """
 
     trainer: np.ndarray | None = None
     reference: np.ndarray | None = None
+    context: np.ndarray | None = None
     routes: np.ndarray | None = None
 
 
@@ -37,6 +39,26 @@ def plain_lesson(rollout: Rollout, replayed: bool) -> Lesson:
     drawn = rollout.sampled[1:]
     targets = np.where(drawn, rollout.tokens[1:], -1).astype(np.int32)
     return Lesson(rollout.tokens[:-1], targets, drawn.astype(np.float32), -1, terms)
+
+
+def behind(context: Sequence[int], rollout: Rollout) -> Rollout:
+    """An answer as if `context`, tokens that nobody drew, had been said before its prompt; without routes."""
+    ahead = len(context)
+    return replace(
+        rollout,
+        tokens=np.concatenate([np.asarray(context, np.int32), rollout.tokens]),
+        sampled=np.concatenate([np.zeros(ahead, np.bool_), rollout.sampled]),
+        logprobs=np.concatenate([np.zeros(ahead, np.float32), rollout.logprobs]),
+        routes=None,
+    )
+
+
+def without(context: Sequence[int], rollout: Rollout) -> Rollout:
+    """An answer as if its first tokens, `context`, had never been said."""
+    ahead = len(context)
+    routes = None if rollout.routes is None else rollout.routes[ahead:]
+    tokens, sampled, logprobs = rollout.tokens[ahead:], rollout.sampled[ahead:], rollout.logprobs[ahead:]
+    return replace(rollout, tokens=tokens, sampled=sampled, logprobs=logprobs, routes=routes)
 
 
 def by_token(values: np.ndarray) -> np.ndarray:
@@ -114,6 +136,8 @@ def _piece(
         plain, found = plain_lesson(one, replayed=False), passes.get(id(one), Passes())
         reference = np.zeros(len(one.tokens), np.float32) if found.reference is None else found.reference
         advantages = np.full(len(plain.tokens), graded[id(one)].advantage, np.float32)
+        if found.context is not None:
+            advantages = np.where(one.sampled, found.context - record.old, 0).astype(np.float32)[1:]
         terms = Terms(advantages, record.old[1:], reference[1:], _replay(record.recorded), partner)
         lessons.append(replace(plain, weights=own[1:], terms=terms))
     return Piece(tuple(lessons), tuple(seen), denominator, position, facts)

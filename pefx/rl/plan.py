@@ -51,6 +51,11 @@ class RewardPlan:
         return self.row.old == "base" or self.loss.kl != 0
 
     @property
+    def context(self) -> bool:
+        """Whether answers are scored with the problem's context."""
+        return self.row.advantage == "context"
+
+    @property
     def clips(self) -> tuple[float, float]:
         """How far a ratio may be below and above 1."""
         loss, row = self.loss, self.row
@@ -81,6 +86,9 @@ def make_plan(config: TrainConfig, session: Session) -> RewardPlan | None:
         task = make_task(user.task)
     except PefxError as error:
         raise PefxError(f"user '{user.name}': {error}") from None
+    rollout, loss = user.rollout or config.rollout, user.policy_loss or config.policy_loss
+    if (rollout.context or loss.name == "context") and not task.problem(0, "train").context:
+        raise PefxError(f"user '{user.name}': problems of task '{user.task.name}' have no context")
     sampler = config.sampler
     elsewhere = sampler.stale > 0 or sampler.weights not in (None, config.base_weights)
-    return RewardPlan(session, task, user.rollout or config.rollout, user.policy_loss or config.policy_loss, elsewhere)
+    return RewardPlan(session, task, rollout, loss, elsewhere)

@@ -12,14 +12,15 @@ from pefx.rl.rewards import check_reward
 from pefx.rl.tasks.generated import split_of
 from pefx.rl.tasks.protocol import Problem, Split, Turn
 
-PROMPT, ANSWER = "prompt", "answer"
+PROMPT, ANSWER, CONTEXT = "prompt", "answer", "context"
 
 
 class JsonlTask:
     """Lines `{"prompt": ..., any other fields}`. The others are what the reward function gets as `fields`.
 
-    An `answer` is a right completion. Lines with the same prompt are on the same side; with files of their own, no
-    prompt may be in both. Every line is checked, and the function imported (in another process): raises PefxError.
+    An `answer` is a right completion, a `context` what could be shown before the prompt. Lines with the same prompt are
+    on the same side; with files of their own, no prompt may be in both. Every line is checked, and the function
+    imported (in another process): raises PefxError.
     """
 
     def __init__(self, config: TaskConfig):
@@ -86,4 +87,7 @@ def problem_of(line: bytes, where: str) -> Problem:
         raise PefxError(f"{where}: field 'prompt' is empty")
     if ANSWER in row and not isinstance(row[ANSWER], str):
         raise PefxError(f"{where}: field 'answer' must be a string (a right completion), got {json_type(row[ANSWER])}")
-    return Problem(prompt, {name: value for name, value in row.items() if name != PROMPT})
+    context = row.get(CONTEXT, "")
+    if not isinstance(context, str):
+        raise PefxError(f"{where}: field 'context' must be a string (a text to show), got {json_type(context)}")
+    return Problem(prompt, {name: value for name, value in row.items() if name != PROMPT}, context=context)
