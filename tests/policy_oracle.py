@@ -88,7 +88,7 @@ def _sequence(i: int, told: Sequence[Told], its: Numbers, logprobs: Sequence[np.
         loss = _pessimistic(np.full(len(logp), np.exp(mean)), own.advantages, its)
     elif its.loss == "cross_entropy":
         loss = -logp
-    elif its.loss == "importance_sampling":
+    elif its.loss in ("importance_sampling", "context"):
         loss = -np.exp(logp) / np.exp(own.old) * own.advantages
     elif its.loss == "cispo":
         kept = np.clip(np.exp(own.logprobs - own.old), 1 - its.clip_low, 1 + its.clip_high)

@@ -57,6 +57,7 @@ DEVICE_FACING = {
     "pefx.training.heldout",
     "pefx.training.loop",
     "pefx.training.model_card",
+    "pefx.training.parking",  # asks which process it is
     "pefx.training.pretrain",
     "pefx.training.resident",
     "pefx.training.run",

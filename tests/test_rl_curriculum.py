@@ -22,13 +22,19 @@ from pefx.config import (
     TrainConfig,
     UserConfig,
 )
+from pefx.data.tokenizer import Tokenizer
+from pefx.errors import PefxError
 from pefx.huggingface import save_base
+from pefx.loading import load_base
 from pefx.model import Base
+from pefx.rl import curriculum
 from pefx.rl.records import read_rollouts
 from pefx.rl.run import learn
 from pefx.store.catalog import Catalog
 from pefx.training.adapters import AdapterTraining
+from pefx.training.heldout import Exam, scored
 from pefx.training.journal import METRICS, read_rows
+from pefx.training.planner import Layout, lesson
 
 TO_THE_BIT = True
 
@@ -70,7 +76,7 @@ def make_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a tiny base, prompts, and a user's text."""
     world = tmp_path_factory.mktemp("world")
     save_base(Base(MODEL, nnx.Rngs(3)), world / "base", ROOT / "assets" / "base" / "tokenizer.json")
-    lines = [json.dumps({"prompt": f"def f{i}(x):"}) for i in range(40)]
+    lines = [json.dumps({"prompt": f"def f{i}(x):", "context": f"# it returns x * {i}\n"}) for i in range(40)]
     (world / "prompts.jsonl").write_text("\n".join(lines) + "\n")
     texts = [json.dumps({"text": f"x = {i} + {i * i}"}) for i in range(20)]
     (world / "text.jsonl").write_text("\n".join(texts) + "\n")
@@ -134,6 +140,103 @@ def test_alone_as_among_others(world: Path, together: dict[str, str], place: int
     own = users_of(world)[place]
     assert learn(config(world, f"alone-{own.name}", (own,))) == 0
     assert hashes(world, f"alone-{own.name}") == {own.name: together[own.name]}
+
+
+def test_in_time_slices_they_end_in_the_same_bits(world: Path, together: dict[str, str]) -> None:
+    """Two slots for four policies, a slice of one step: also between two updates from one drawing."""
+    assert learn(config(world, "sliced", users_of(world), slots=2, slice_steps=1)) == 0
+    assert hashes(world, "sliced") == together
+    metrics = [
+        Catalog.open(world / f"{name}.catalog", read_only=True).get("ann").metrics for name in ("sliced", "together")
+    ]
+    assert metrics[0] == metrics[1]
+
+
+def context_users(world: Path) -> tuple[UserConfig, ...]:
+    """Who is scored with what it is not shown, who says what it was shown, and who knows nothing of contexts."""
+    shown = RolloutConfig(prompts=2, group=2, max_tokens=6, heldout=2, context=True)
+    return (
+        user(world, "eve", policy_loss=PolicyLossConfig("context")),
+        user(world, "fay", rollout=shown, policy_loss=PolicyLossConfig("cross_entropy")),
+        user(world, "ann"),
+    )
+
+
+def test_contexts_score_or_are_shown_and_are_never_learned(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[str, Any, Any]] = []
+    plain = curriculum.pieces_of
+
+    def noted(plan: Any, groups: Any, passes: Any, *more: Any) -> Any:
+        pieces = plain(plan, groups, passes, *more)
+        found.append((plan.session.policy, [passes.get(id(one)) for group in groups for one in group], pieces))
+        return pieces
+
+    monkeypatch.setattr(curriculum, "pieces_of", noted)
+    users = context_users(world)
+    assert learn(config(world, "context", users, steps=2)) == 0
+    rows = [row for row in trained(world, "context") if row["name"] == "eve"]
+    assert all(row["gap_max"] == 0 and row["gradient_norm"] > 0 for row in rows)
+    folder = world / "context" / "rollouts"
+    said = {name: read_rollouts(folder / name / "000000.parquet")[0].transcript[0] for name in ("eve", "fay", "ann")}
+    assert said["fay"].endswith(said["eve"])
+    assert said["fay"].startswith("# it returns")
+    assert said["ann"] == said["eve"]
+    for name, passes, pieces in found:
+        lessons = [item for piece in pieces for item in piece.lessons]
+        if name == "fay":
+            texts = [Tokenizer.load(world / "base").decode(item.tokens.tolist()) for item in lessons]
+            assert all(text.startswith("def f") for text in texts)
+        if name == "eve":
+            for own, item in zip(passes, lessons, strict=True):
+                drawn = item.weights > 0
+                expected = (own.context[1:] - item.terms.old_logprobs)[drawn]
+                np.testing.assert_array_equal(item.terms.advantages[drawn], expected.astype(np.float32))
+                assert np.abs(expected).max() > 0
+                assert np.all(item.terms.advantages[~drawn] == 0)
+    assert hashes(world, "context")["ann"] != hashes(world, "context")["eve"]
+    alone = config(world, "context-alone", users[:1], steps=2)
+    assert learn(alone) == 0
+    assert hashes(world, "context-alone")["eve"] == hashes(world, "context")["eve"]
+
+
+def test_the_context_pass_is_that_of_the_model_itself(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its first update a policy is the base: what scores an answer is the base with the context before it."""
+    checked: list[int] = []
+    plain = curriculum.pieces_of
+
+    def noted(plan: Any, groups: Any, passes: Any, *more: Any) -> Any:
+        base = load_base(str(world / "base"), "float32")[0]
+        tokenizer = Tokenizer.load(world / "base")
+        for one in (one for group in groups for one in group if id(one) in passes):
+            context = tokenizer.encode(plan.task.problem(one.group, "train").context)
+            tokens = np.asarray([*context, *one.tokens.tolist()], np.int32)
+            item = lesson(tokens, np.ones(len(tokens)), -1)
+            (alone,) = scored(base, None, [Exam((item,), -1)], Layout(1, 64, 64, 32))
+            expected = np.where(one.sampled, alone.logprobs[len(context) - 1 :], 0)
+            np.testing.assert_allclose(np.where(one.sampled, passes[id(one)].context, 0), expected, atol=1e-5)
+            checked.append(int(one.sampled.sum()))
+        return plain(plan, groups, passes, *more)
+
+    monkeypatch.setattr(curriculum, "pieces_of", noted)
+    assert learn(config(world, "scored", context_users(world)[:1], steps=1)) == 0
+    assert sum(checked) > 0
+
+
+def test_a_context_that_is_not_there_or_does_not_fit_is_named(world: Path) -> None:
+    task = TaskConfig("sorting")
+    shown = RolloutConfig(prompts=2, group=4, context=True)
+    for own, told in (
+        (UserConfig("gus", task=task, policy_loss=PolicyLossConfig("context")), "task 'sorting' have no context"),
+        (UserConfig("gus", task=task, rollout=shown), "task 'sorting' have no context"),
+    ):
+        with pytest.raises(PefxError, match=told):
+            learn(config(world, "none", (own,)))
+    assert not (world / "none").exists()
+    long = user(world, "eve", policy_loss=PolicyLossConfig("context"))
+    narrow = config(world, "narrow", (long,), steps=1, data=DataConfig(sequence_length=16, tokens_per_user=256))
+    assert learn(narrow) == 0
+    errors = [one.error for one in read_rollouts(world / "narrow" / "rollouts" / "eve" / "000000.parquet")]
+    assert any(error and "of them context; data.sequence_length is 16" in error for error in errors)
 
 
 def test_killed_between_two_updates_of_one_drawing_it_goes_on_to_the_same_bits(

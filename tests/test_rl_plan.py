@@ -13,8 +13,9 @@ from pefx.training.sessions import make_sessions
 CONFIG = TrainConfig(name="run", output="out", users=(UserConfig("ann", task=TaskConfig("sorting")),))
 
 
-def plan(loss: PolicyLossConfig = CONFIG.policy_loss, **fields) -> RewardPlan:
-    config = replace(CONFIG, policy_loss=loss, **fields)
+def plan(loss: PolicyLossConfig = CONFIG.policy_loss, task: str = "sorting", **fields) -> RewardPlan:
+    users = (UserConfig("ann", task=TaskConfig(task)),)
+    config = replace(CONFIG, policy_loss=loss, users=users, **fields)
     found = make_plan(config, make_sessions(config)[0])
     assert found is not None
     return found
@@ -28,11 +29,12 @@ def test_a_session_that_reads_text_has_none() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_numbers_are_the_rows_unless_given(name: str) -> None:
     row = LOSSES[name]
-    assert plan(PolicyLossConfig(name)).numbers() == {
+    task = "facts" if name == "context" else "sorting"
+    assert plan(PolicyLossConfig(name), task=task).numbers() == {
         "loss": NUMBER[name], "clip_low": row.clip_low, "clip_high": row.clip_high, "beta": row.beta,
         "kl": 0.0, "entropy": 0.0,
     }  # fmt: skip
-    own = plan(PolicyLossConfig(name, clip_low=0.0, clip_high=0.5, beta=0.25, kl=0.125, entropy=0.5))
+    own = plan(PolicyLossConfig(name, clip_low=0.0, clip_high=0.5, beta=0.25, kl=0.125, entropy=0.5), task=task)
     assert (own.clips, own.numbers()["beta"], own.numbers()["kl"]) == ((0.0, 0.5), 0.25, 0.125)
 
 

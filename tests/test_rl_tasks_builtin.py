@@ -25,6 +25,7 @@ FIRST = {
     "programs": ("code 4:2 18:-12 2:4\n", "6-x\n"),
     "preference": ("say worm\n", "WORM SO WOW\n"),
     "lookup": ("find nxj\n", "get nxj\n"),
+    "facts": ("kay owns what mug?\n", "white\n"),
 }
 
 
@@ -86,7 +87,8 @@ def test_problems_of_level_one_are_short(name):
 @pytest.mark.parametrize("name", TASKS)
 def test_levels_are_harder(name):
     easy, hard = ([task_of(name, level=level).problem(index, "train") for index in range(60)] for level in (1, LEVELS))
-    assert sum(len(str(problem.data)) for problem in easy) < sum(len(str(problem.data)) for problem in hard)
+    lengths = [sum(len(str(problem.data) + problem.context) for problem in own) for own in (easy, hard)]
+    assert lengths[0] < lengths[1]
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -26,7 +26,7 @@ def test_a_sound_config_breaks_nothing(config):
 @pytest.mark.parametrize(
     ("config", "field", "message"),
     [
-        (TaskConfig("sort"), "name", "no task is called 'sort'; there are arithmetic, .*lookup and jsonl"),
+        (TaskConfig("sort"), "name", "no task is called 'sort'; there are arithmetic, .*facts and jsonl"),
         (replace(SORTING, level=0), "level", "must be 1 to 5, got 0"),
         (replace(SORTING, level=6), "level", "must be 1 to 5, got 6"),
         (replace(SORTING, seed=-1), "seed", "must not be negative, got -1"),

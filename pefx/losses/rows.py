@@ -178,8 +178,7 @@ LOSSES: dict[str, Loss] = {
         advantage="context",
         aggregation="token_mean",
         formula="-r A, A = logp given the context - old",
-        source="gradient of KL(without || with context) on own answers: Agarwal et al. 2024 (2306.13649), eq. 4, "
-        "with the policy that sees the context as its teacher",
+        source="on-policy distillation, Agarwal et al. 2024 (2306.13649), eq. 4, from itself with the context",
     ),
 }
 # The number by which the device knows a loss.

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pefx.adapters.bank import (
@@ -118,7 +119,7 @@ class Resident:
     def _zeros(self) -> dict[str, np.ndarray]:
         """An empty slot."""
         if self._fresh is None:
-            like = jax.eval_shape(lambda tree: take_slots(tree, np.zeros(1, np.int32)), self._tree())
+            like = jax.eval_shape(lambda tree: take_slots(tree, jnp.zeros(1, jnp.int32)), self._tree())
             self._fresh = {name: np.zeros(x.shape, x.dtype) for name, x in flatten(like).items()}
         return self._fresh
 
