@@ -138,7 +138,7 @@ async def study(server: Server, right: dict[int, list[int]], asked: Asked, optio
     parts = {"capacity": free, "alone": alone, "usual": usual, "among": among, "flood": flood, "beside": beside}
     parts["overload"] = over
     parts |= dict(zip(("before", "adding", "after"), coming["tallies"])) | {"first": coming["first"]}
-    return Seen(parts, memory.samples, capacity, client, coming["cold"])
+    return Seen(parts, memory.samples, capacity, client, coming["cold"], options.seconds)
 
 
 def numbers(seen: Seen) -> list[tuple[str, float, str, bool]]:
@@ -162,7 +162,8 @@ def numbers(seen: Seen) -> list[tuple[str, float, str, bool]]:
         ("refused of those at twice the capacity", parts["overload"].verdicts["refused"], "", True),
         ("refusals, p99 ms", refusal, "< 50", refusal < 50),
         ("memory at the end, MiB", seen.memory[-1][1] if seen.memory else float("nan"), "", True),
-        ("memory, MiB a minute", slope, "about 0", slope < 1),
+        ("memory under load, MiB a minute", slope, "about 0", slope < 1),
+        ("more while the rest was answered, MiB", seen.rest() if seen.memory else float("nan"), "", True),
         ("the quiet tenant's first token, p99 ms", 1e3 * p("alone", "first", 99), "", True),
         ("the same beside everybody, at 0.8 of the capacity", 1e3 * p("among", "first", 99), "", True),
         ("the same beside another's flood", 1e3 * p("beside", "first", 99), "", True),
@@ -197,7 +198,7 @@ def main(options: Options) -> int:
         table.add_row(name, f"{value:,.2f}".removesuffix(".00"), bound + ("" if holds else " (missed)"))
     Console().print(table)
     result = {name: value for name, value, _, _ in found}
-    result |= {"verdicts": {name: dict(tally.verdicts) for name, tally in seen.parts.items()}}
+    result |= {"memory": seen.memory, "verdicts": {name: dict(tally.verdicts) for name, tally in seen.parts.items()}}
     (options.out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     options.pictures.mkdir(parents=True, exist_ok=True)
     draw(seen, options.pictures / "serving-load.png")

@@ -133,10 +133,12 @@ def test_the_report_and_its_picture(tmp_path) -> None:
     names += ("before", "adding", "after", "first")
     parts = {name: Tally(first=[0.1, 0.2], each=[0.01, 0.02], refusals=[0.001]) for name in names}
     memory = [(float(second), 100 + second / 30) for second in range(60)]
-    seen = Seen(parts, memory, capacity=10, client=0.1, cold=1)
+    memory += [(float(second), 150.0) for second in range(60, 70)]  # the rest is answered
+    seen = Seen(parts, memory, capacity=10, client=0.1, cold=1, load=59.5)
     assert seen.slope() == pytest.approx(2)
+    assert seen.rest() == pytest.approx(50 - 59 / 30)
     bounds = {name: holds for name, _, _, holds in numbers(seen)}
-    assert not bounds["memory, MiB a minute"]
+    assert not bounds["memory under load, MiB a minute"]
     assert not bounds["reads for the first requests of those adapters"]
     assert bounds["lost"]
     draw(seen, tmp_path / "seen.png")

@@ -165,7 +165,7 @@ def _seen(plan: RewardPlan, rollout: Rollout, found: Passes) -> Scored:
         weights=routed(weights, missing, "mask" if loss.drop_unrouted else "fallback"),
         entropies=np.zeros(len(rollout.tokens), np.float32),
         missing=missing,
-        recorded=routes,
+        recorded=rollout.routes if replay == "live" else routes,
         live=found.routes,
         reward=rollout.reward,
         group=rollout.group,

@@ -18,7 +18,8 @@ SETTLED = 0.2  # of the time: after it memory should not grow
 
 @dataclass(frozen=True)
 class Seen:
-    """Tallies by part; memory under load (seconds, MiB); capacity in requests/s; the client's share of a core.
+    """Tallies by part; memory (seconds, MiB) under load, for the first `load` seconds, and while the rest is answered;
+    capacity in requests/s; the client's share of a core.
 
     `cold`: reads that the first requests of ready adapters caused.
     """
@@ -28,14 +29,19 @@ class Seen:
     capacity: float
     client: float
     cold: float
+    load: float
 
     def slope(self) -> float:
-        """MiB a minute, by least squares over the time after `SETTLED`."""
-        if len(self.memory) < 3:
+        """MiB a minute, by least squares over the load's time after `SETTLED`."""
+        loaded = [(seconds, mib) for seconds, mib in self.memory if SETTLED * self.load <= seconds <= self.load]
+        if len(loaded) < 3:
             return float("nan")
-        seconds, mib = np.asarray(self.memory).T
-        late = seconds >= SETTLED * seconds[-1]
-        return float(60 * np.polyfit(seconds[late], mib[late], 1)[0])
+        seconds, mib = np.asarray(loaded).T
+        return float(60 * np.polyfit(seconds, mib, 1)[0])
+
+    def rest(self) -> float:
+        """MiB that the memory grew by while the rest was answered."""
+        return self.memory[-1][1] - max((mib for seconds, mib in self.memory if seconds <= self.load), default=0.0)
 
 
 def draw(seen: Seen, path: Path) -> None:
