@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def run(config: TrainConfig, judge: Rewards) -> tuple[float, int]:
     """Seconds of the steps after the first two, and what they learned from, in tokens."""
     mesh: MeshConfig = resolved(config.mesh, len(config.users))
     with on_mesh(mesh):
-        trainee = AdapterTraining(config, mesh, lambda *given: Rewarded(*given, judge))
+        trainee = AdapterTraining(config, mesh, partial(Rewarded, rewards=judge))
         begun, tokens = 0.0, 0.0
         for step in range(trainee.steps):
             if step == 2:

@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -62,8 +62,8 @@ class Logistic:
     def host(self) -> dict[str, Any]:
         return {"position": self.position}
 
-    def restore(self, state: Any, host: Mapping[str, Any]) -> None:
-        self.x, self.position = state["x"], host["position"]
+    def restore(self, host: Mapping[str, Any], load: Callable[[Any], Any]) -> None:
+        self.x, self.position = load(self.state())["x"], host["position"]
 
     def saved(self, step: int) -> None:
         self.last_saved = step

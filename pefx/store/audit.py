@@ -183,7 +183,12 @@ def _parked(space: Keyspace, keys: list[str], found: Audit) -> None:
     for key in keys:
         value = space.read(key).value
         if value is not None:
-            _told(found, key, lambda key=key, value=value: (split_key(key), check_parked(value, f"'{key}'")))
+            _told(found, key, lambda key=key, value=value: _look_at_parked(key, value))
+
+
+def _look_at_parked(key: str, value: bytes) -> None:
+    split_key(key)
+    check_parked(value, f"'{key}'")
 
 
 def _indexes(space: Keyspace, keys: list[str], found: Audit) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pefx.adapters.bank import load_adapter
@@ -22,7 +23,7 @@ def rewards(config: TrainConfig, catalog: Path, policies: Sequence[str], task: T
     known = Catalog.open(catalog, read_only=True)
     there = set(known.policies())
     with on_mesh(MESH), Rewards() as judge:
-        trainee = AdapterTraining(here, MESH, lambda *given: Rewarded(*given, judge))
+        trainee = AdapterTraining(here, MESH, partial(Rewarded, rewards=judge))
         slots = trainee.resident
         for index, policy in enumerate(policies):
             if policy in there:
