@@ -32,5 +32,5 @@ config = TrainConfig(
     data=DataConfig(sequence_length=256, heldout_tokens=32_768),
     checkpoint=CheckpointConfig(every=500, keep=2),
     evaluate_every=500,
-    steps=3000,
+    steps=1600,
 )
