@@ -15,6 +15,8 @@ config = TrainConfig(
         heldout="build/corpus/base_heldout.jsonl",
         export="assets/base",
         batch_tokens=1024,
+        about="The text is the Python standard library, sources and documentation, as found on the machine that ran "
+        "this. The model writes Python-like text; it answers no questions.",
     ),
     optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100, weight_decay=0.05, final_fraction=0.05),
     data=DataConfig(sequence_length=256, heldout_tokens=65_536),

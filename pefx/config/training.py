@@ -60,7 +60,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Training of the base itself from random weights: its shape, tokenizer, text, and where it is written."""
+    """Training of the base itself from random weights: its shape, tokenizer, text, and where it is written.
+
+    `about` says on its card what the text is, and what the model does.
+    """
 
     model: ModelConfig
     tokenizer: str
@@ -69,6 +72,7 @@ class PretrainConfig:
     export: str
     batch_tokens: int = 2048
     stored_precision: Precision = "bfloat16"
+    about: str = ""
 
 
 @dataclass(frozen=True)

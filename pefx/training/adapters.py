@@ -167,14 +167,15 @@ class AdapterTraining:
         for one in taken:
             by_name[self.sessions[one.index].policy] = {
                 "loss": float(losses[one.place]),
-                "tokens": float(tokens[one.place]),
+                "tokens": float(one.tokens),
                 "gradient_norm": float(norms[one.place]),
                 "learning_rate": one.rate,
                 **self.curriculum.report(one.index, one.lessons, self._seen(one, of_tokens)),
             }
         rows = [one.place for one in taken]
         total = float(tokens[rows].sum())
-        return StepReport(float((losses * tokens)[rows].sum()) / max(total, 1e-30), total, by_name)
+        mean = float((losses * tokens)[rows].sum()) / max(total, 1e-30)
+        return StepReport(mean, float(sum(one.tokens for one in taken)), by_name)
 
     def _seen(self, one: "Taken", of_tokens: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Log-probabilities and entropies of each lesson's targets; none where they stayed behind."""
@@ -321,6 +322,11 @@ class Taken:
     place: int
     rate: float
     lessons: list[Lesson]
+
+    @property
+    def tokens(self) -> int:
+        """Targets that are learned from."""
+        return sum(int(np.count_nonzero(item.weights)) for item in self.lessons)
 
 
 def train_hyper(shards: Sequence[dict[str, Any]]) -> steps.TrainHyper:

@@ -1,5 +1,7 @@
 """The README of an exported base: what it is, what it read, how long it took, how good it is."""
 
+from textwrap import fill
+
 from pefx.config import PretrainConfig, TrainConfig
 from pefx.progress import clock
 from pefx.training.loop import Outcome
@@ -28,8 +30,7 @@ tokens, byte-level BPE with {vocabulary:,} entries. Weights are stored as {store
 | time | {time} |
 | precision | {precision} |
 
-The text is the Python standard library, sources and documentation, as found on the machine that ran this. The model
-writes Python-like text; it answers no questions and has no safety training.
+{about}
 
 ## Held-out loss by step
 | step | nats per token |
@@ -44,6 +45,7 @@ def model_card(config: TrainConfig, pretrain: PretrainConfig, outcome: Outcome, 
     curve = [f"| {step:,} | {scores['base']:.4f} |" for step, scores in sorted(outcome.evaluations.items())]
     return CARD.format(
         name=config.name,
+        about=fill(f"{pretrain.about} The model has no safety training.".strip(), 118),
         family=model.family,
         parameters=parameters,
         layers=model.layers,
