@@ -177,7 +177,7 @@ def rewarded_rules(config: TrainConfig, index: int, user: UserConfig) -> Broken:
 
 def rollout_rules(rollout: RolloutConfig, prefix: str) -> Broken:
     yield from positive(rollout, prefix, "prompts", "group", "max_tokens", "updates")
-    yield from not_negative(rollout, prefix, "temperature", "heldout")
+    yield from not_negative(rollout, prefix, "temperature", "heldout", "heldout_temperature")
     yield from holds(rollout, prefix, lambda x: 0 < x <= 1, "must be above 0 and at most 1", "top_p")
 
 

@@ -41,7 +41,7 @@ class RolloutConfig:
 
     With `context` it sees the problems' contexts while it draws, and neither when it learns nor when it is evaluated:
     what is learned is what it says when it knows, and the loss must be one that asks for no policy of its own.
-    On `heldout` problems that are never trained on, its answers at temperature 0 are what it is measured by.
+    It is measured by an answer, at `heldout_temperature`, to each of `heldout` problems that are never trained on.
     """
 
     prompts: int = 8
@@ -51,6 +51,7 @@ class RolloutConfig:
     top_p: float = 1.0
     updates: int = 1
     heldout: int = 64
+    heldout_temperature: float = 0.0
     context: bool = False
 
 

@@ -21,7 +21,7 @@ class Wish:
     """Answers that are wanted of `revision`: `samples` to each of problems [start, start + count) of a split.
 
     `seed` is the policy's own: draws follow from it, the problem and the sample alone. Held-out problems are answered
-    at temperature 0.
+    at a temperature of their own.
     """
 
     revision: Adapter
@@ -50,7 +50,7 @@ class Wish:
                 prompt=self.prompt(index),
                 seed=_seed(self.seed, self.split, index, sample),
                 max_tokens=how.max_tokens,
-                temperature=how.temperature if trained else 0.0,
+                temperature=how.temperature if trained else how.heldout_temperature,
                 top_p=how.top_p if trained else 1.0,
                 stop=() if self.task.config.name == JSONL else (END,),
             )
