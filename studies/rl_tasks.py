@@ -48,7 +48,7 @@ def main(options: Options) -> int:
         "Eight policies of rank 8, each rewarded for a task of its own, are trained together with GRPO over "
         f"`assets/base_tasks`: {config.steps} updates of {config.rollout.prompts} problems with "
         f"{config.rollout.group} answers each. The measure is the mean reward on {config.rollout.heldout} held-out "
-        "problems, at temperature 0.",
+        "problems, answered at the temperature of training, 1.",
         table(("task", "before", "after", "gain", "interval excludes 0"), lines),
         f"The reward of {len(rose)} of {len(tasks)} tasks rises by a margin whose interval lies above 0. Over all "
         f"updates the largest difference between the log-probabilities of sampler and trainer is {gap:g} nats.",
