@@ -130,9 +130,9 @@ class Rewarded(Texts):
         length, kept, taught = self._config.data.sequence_length, [], []
         for one in drawn:
             context = self._context(plan, one)
-            kept.append(fitting(one, length, len(context) if plan.context else 0))
-            seen = plan.rollout.context and one.error is None
-            taught.append(without(context, kept[-1]) if seen else kept[-1])
+            own = without(context, one) if plan.rollout.context and one.error is None else one
+            taught.append(fitting(own, length, len(context) if plan.context else 0))
+            kept.append(replace(one, error=taught[-1].error))
         return kept, taught
 
     def _context(self, plan: RewardPlan, rollout: Rollout) -> list[int]:
