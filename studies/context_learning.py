@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from pefx.config import OptimizerConfig, PolicyLossConfig, RolloutConfig, TaskConfig, TrainConfig, UserConfig
+from pefx.config import (
+    DataConfig,
+    OptimizerConfig,
+    PolicyLossConfig,
+    RolloutConfig,
+    TaskConfig,
+    TrainConfig,
+    UserConfig,
+)
 from pefx.settings import read_file
 from studies.programs.commands import ROOT
 from studies.rewarded.exam import rewards
@@ -23,7 +31,8 @@ from studies.rewarded.page import PAGES, Page, table
 from studies.rewarded.pictures import bars
 from studies.rewarded.runs import BASE, gain, heldout, of, trained
 
-ROLLOUT = RolloutConfig(prompts=8, group=8, max_tokens=8, heldout=64)
+ROLLOUT = RolloutConfig(prompts=4, group=8, max_tokens=8, heldout=64)
+DATA = DataConfig(sequence_length=96, tokens_per_user=3072, users_per_step=12)  # a lesson has the context before it
 WAYS = {
     "context": (ROLLOUT, PolicyLossConfig("context")),
     "distillation": (replace(ROLLOUT, context=True), PolicyLossConfig("cross_entropy")),
@@ -58,8 +67,8 @@ def main(options: Options) -> int:
     """Exit status 1 unless answers from the query alone get better, and other tasks lose at most a point."""
     every = read_file("configs/rl_tasks.py", TrainConfig)
     optimizer = OptimizerConfig(learning_rate=options.learning_rate, warmup_steps=3)
-    config = replace(every, users=users(options), steps=options.steps, evaluate_every=0, optimizer=optimizer)
-    rows = trained(config, options.out)
+    config = replace(every, users=users(options), steps=options.steps, optimizer=optimizer, data=DATA)
+    rows = trained(replace(config, evaluate_every=0), options.out)
     seeds = range(options.seeds)
     gains = {way: interval([gain(rows, f"{way}/{seed}") for seed in seeds]) for way in WAYS}
     ends = {
