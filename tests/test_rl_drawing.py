@@ -72,5 +72,5 @@ def test_what_is_too_long_or_failed_cannot_be_learned_from() -> None:
     one = rollout(0, 0, 1.0)  # seven tokens: six are read
     assert fitting(one, 6) is one
     long = fitting(one, 5)
-    assert long.error == "too long: 6 tokens, data.sequence_length is 5"
+    assert long.error == "too long: 6 tokens; data.sequence_length is 5"
     assert failed([one, long, replace(one, error="not drawn")]) == 2

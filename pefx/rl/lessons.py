@@ -138,7 +138,8 @@ def _piece(
         advantages = np.full(len(plain.tokens), graded[id(one)].advantage, np.float32)
         if found.context is not None:
             advantages = np.where(one.sampled, found.context - record.old, 0).astype(np.float32)[1:]
-        terms = Terms(advantages, record.old[1:], reference[1:], _replay(record.recorded), partner)
+        replayed = None if plan.loss.replay == "live" else _replay(record.recorded)
+        terms = Terms(advantages, record.old[1:], reference[1:], replayed, partner)
         lessons.append(replace(plain, weights=own[1:], terms=terms))
     return Piece(tuple(lessons), tuple(seen), denominator, position, facts)
 
