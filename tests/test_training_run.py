@@ -20,6 +20,7 @@ from pefx.huggingface import save_base
 from pefx.model import Base
 from pefx.store.catalog import Catalog
 from pefx.store.sessions import find_session
+from pefx.training.adapters import AdapterTraining
 from pefx.training.journal import METRICS, read_rows
 from pefx.training.parking import PLACE
 from pefx.training.run import train
@@ -175,6 +176,32 @@ def test_in_time_slices_users_end_in_the_same_revisions(world: Path, whole: dict
     before = catalog.get("cat").metrics["heldout_nats_per_token"]
     resident = Catalog.open(world / "whole.catalog", read_only=True).get("cat").metrics["heldout_nats_per_token"]
     assert before == resident
+
+
+@pytest.mark.slow
+def test_time_slices_may_change_with_the_shards(world: Path, whole: dict[str, str]) -> None:
+    """A slot on each of two shards; then one for everybody on one shard; then two on one."""
+    here = config(world, "reslotted", slots=2, slice_steps=2, mesh=MeshConfig(data=2))
+    for stop, fields in (
+        (6, {}),
+        (16, {"slots": 0, "mesh": MeshConfig(data=1)}),
+        (None, {"slots": 2, "slice_steps": 5, "mesh": MeshConfig(data=1)}),
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            if stop is None:
+                assert train(replace(here, **fields)) == 0
+                continue
+            advance = AdapterTraining.advance
+
+            def dies(self: AdapterTraining, step: int, stop: int = stop, advance: Any = advance) -> Any:
+                if step == stop:
+                    raise KeyboardInterrupt
+                return advance(self, step)
+
+            patch.setattr(AdapterTraining, "advance", dies)
+            with pytest.raises(KeyboardInterrupt):
+                train(replace(here, **fields))
+    assert hashes(world, "reslotted") == whole
 
 
 def test_without_a_catalog_sessions_wait_in_the_output_directory(world: Path) -> None:

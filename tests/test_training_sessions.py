@@ -101,6 +101,9 @@ def test_in_time_slices_too(work: list[int], width: int, slots: int, long: int, 
     progress = [Progress(micro=done[index]) for index in range(len(work))]
     resident = turns[cut - 1].resident[0] if cut else ()
     assert take_turns(sessions, progress, width, slices=Slices(slots, long, cut, resident)) == turns[cut:]
+    fewer = take_turns(sessions, progress, width, slices=Slices(1, long, cut, resident))
+    assert all(len(turn.resident[0]) == 1 for turn in fewer)
+    assert sum(len(turn.active[0]) for turn in fewer) == sum(len(turn.active[0]) for turn in turns[cut:])
 
 
 @pytest.mark.parametrize("shards", [2, 3])

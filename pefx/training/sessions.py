@@ -171,9 +171,10 @@ def _shard_turns(
         for index in indices
         if progress[index].micro < sessions[index].micro_batches
     ]
-    resident = [one for one in behind if one[1] in slices.resident]
-    waiting = [one for one in behind if one[1] not in slices.resident]
-    heapq.heapify(resident)
+    # There may be fewer slots than when they got theirs.
+    resident = sorted(one for one in behind if one[1] in slices.resident)[: slices.slots]
+    kept = {index for _, index, _ in resident}
+    waiting = [one for one in behind if one[1] not in kept]
     heapq.heapify(waiting)
     turns, here = [], None
     for step in count(slices.done):
