@@ -194,9 +194,6 @@ def test_contexts_score_or_are_shown_and_are_never_learned(world: Path, monkeypa
                 assert np.abs(expected).max() > 0
                 assert np.all(item.terms.advantages[~drawn] == 0)
     assert hashes(world, "context")["ann"] != hashes(world, "context")["eve"]
-    alone = config(world, "context-alone", users[:1], steps=2)
-    assert learn(alone) == 0
-    assert hashes(world, "context-alone")["eve"] == hashes(world, "context")["eve"]
 
 
 def test_the_context_pass_is_that_of_the_model_itself(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:

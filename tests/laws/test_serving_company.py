@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pefx.config import ServeConfig
+from pefx.config import MeshConfig, ServeConfig
 from pefx.mesh import on_mesh
 from pefx.serving.assembly import build_engine, read_parts
 from pefx.serving.engine import Engine, Way
@@ -55,6 +55,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
         step_tokens=32,
         page_size=PAGE,
         max_rank=8,
+        mesh=MeshConfig(data=1),  # half of the time to compile; shards are the matter of test_shardings
     )
 
 
@@ -104,7 +105,7 @@ def test_whole_answers_do_not_depend_on_company_pages_or_what_was_cached(served:
         assert engine.state().cached_tokens - cached > 10 * PAGE
     assert first == again == together
     # In lockstep: how often they make way for each other does not depend on when weights arrive.
-    with engine_of(replace(served, pages=26), Way(lockstep=True)) as (engine, policies):
+    with engine_of(replace(served, pages=18), Way(lockstep=True)) as (engine, policies):
         crowded = answer(engine, policies, asked)
         assert engine.state().preemptions >= 3
     assert crowded == together
