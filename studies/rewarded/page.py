@@ -18,6 +18,9 @@ def commit() -> str:
     return f"{name or 'unknown'}{' with changes' if changed else ''}"
 
 
+COMMIT = commit()  # as the study begins
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
@@ -37,7 +40,7 @@ class Page:
 
     def write(self, folder: Path = PAGES) -> Path:
         """The file that was written."""
-        made = f"Made by `{self.command}` at {commit()}, {self.seeds} seeds. Intervals are 95 % bootstrap over seeds."
+        made = f"Made by `{self.command}` at {COMMIT}, {self.seeds} seeds. Intervals are 95 % bootstrap over seeds."
         picture = [f"![{self.title}]({self.picture})"] if self.picture else []
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.md"
