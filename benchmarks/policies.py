@@ -113,7 +113,7 @@ def run(config: TrainConfig, judge: Rewards) -> tuple[float, int]:
 
 def measured(way: Way) -> dict[str, float]:
     """`timed`, in a process of its own."""
-    words = ["--policies", str(way.policies), "--together" if way.together else "--no-together"]
+    words = ["--policies", str(way.policies), "--together", str(way.together)]
     own = way.options
     words += [
         "--options.steps",
