@@ -20,6 +20,7 @@ from pefx.huggingface import save_base
 from pefx.model import Base
 from pefx.store.catalog import Catalog
 from pefx.store.sessions import find_session
+from pefx.training import run
 from pefx.training.adapters import AdapterTraining
 from pefx.training.journal import METRICS, read_rows
 from pefx.training.parking import PLACE
@@ -169,6 +170,11 @@ def test_in_time_slices_users_end_in_the_same_revisions(world: Path, whole: dict
         with pytest.raises(KeyboardInterrupt):
             train(sliced)
     assert {key.split("@")[0] for key in kept} == {"parked/ann", "parked/bob", "parked/cat"}
+    with pytest.MonkeyPatch.context() as patch:  # committed, and killed before it had said so
+        patch.setattr(run, "mark_finished", lambda *_: cut(Tenure(None, ""), 20))
+        with pytest.raises(KeyboardInterrupt):
+            train(sliced)
+    assert hashes(world, "sliced") == whole
     assert train(sliced) == 0
     assert hashes(world, "sliced") == whole
     catalog = Catalog.open(str(sliced.catalog), read_only=True)

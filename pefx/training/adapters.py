@@ -290,10 +290,14 @@ class AdapterTraining:
             return {}
         revisions = list(self.catalog.commit_many(drafts))
         self.tenure.end(self.steps)
-        if self.slots * self.layout.shards < len(self.sessions):
-            names = [session.policy for session in self.sessions]
-            self.parking.end((name, self.tenure.numbers.get(name, 0)) for name in names)
         return {r.policy: {"revision": r.number, "content_hash": r.content_hash} for r in revisions}
+
+    def finished(self) -> None:
+        """The run is recorded as finished, and never goes on: nothing has to wait for it. Without a catalog what waits
+        is all that there is of those who have no slot, and stays.
+        """
+        if self.catalog is not None and self.slots * self.layout.shards < len(self.sessions):
+            self.parking.end((policy, number) for policy, number in self.tenure.numbers.items())
 
     def _drafts(self, outcome: Outcome) -> Iterator[Draft]:
         """The adapters as they are now; reading one is the work of all processes."""

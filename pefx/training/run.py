@@ -37,4 +37,5 @@ def train(config: TrainConfig, curriculum: MakeCurriculum = Texts) -> int:
         for policy, revision in committed.items():
             print(f"{config.name}  committed {policy}@{revision['revision']}  {revision['content_hash'][:19]}")
         mark_finished(config, {"revisions": committed})
+        trainee.finished()
     return outcome.exit_code
