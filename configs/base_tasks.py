@@ -1,6 +1,7 @@
 """A second base, for rewards: a small Qwen3-MoE that reads bytes and can do the built-in tasks half of the time.
 
-First `python -m pefx.rl.tasks.text --out build/tasks --levels 1`, then `python train.py configs/base_tasks.py`.
+First `python -m pefx.rl.tasks.text --out build/tasks --levels 1 --count 400000`, then
+`python train.py configs/base_tasks.py`.
 """
 
 from pefx.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig, PretrainConfig, TrainConfig
@@ -28,11 +29,12 @@ config = TrainConfig(
         export="assets/base_tasks",
         batch_tokens=4096,
         about="The text is problems of pefx's built-in tasks at level 1, half of them with a right answer, half with a "
-        "wrong one. The model answers such problems, and nothing else.",
+        "wrong one, and a third more behind a context that holds the right one. The model answers such problems, and "
+        "nothing else.",
     ),
     optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=100, weight_decay=0.05, final_fraction=0.02),
     data=DataConfig(sequence_length=256, heldout_tokens=32_768),
     checkpoint=CheckpointConfig(every=500, keep=2),
     evaluate_every=500,
-    steps=1600,
+    steps=2400,
 )

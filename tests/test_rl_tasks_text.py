@@ -39,7 +39,8 @@ def test_every_task_is_there_and_every_line_ends():
 
 @pytest.mark.parametrize("exam", [False, True])
 def test_no_held_out_problem_is_in_it(exam):
-    prompts = {line.split(END)[0] + END for line in lines(0, 600, 0.5, LEVELS, exam)}
+    prompts = {line.split(END)[0] + END for line in lines(0, 600, 0.5, LEVELS, exam, contexts=0.0)}
+    prompts |= {line.split(END)[1] + END for line in lines(0, 300, 0.5, LEVELS, exam, contexts=1.0)}
     for name in TASKS:
         for level in LEVELS:
             task = make_task(TaskConfig(name, level))
@@ -48,8 +49,19 @@ def test_no_held_out_problem_is_in_it(exam):
 
 
 def test_the_exam_has_problems_of_its_own():
-    train = {line.split(END)[0] for line in lines(0, 1500, 1.0)}
-    assert not train & {line.split(END)[0] for line in lines(0, 150, 1.0, exam=True)}
+    train = {line.split(END)[0] for line in lines(0, 1500, 1.0, contexts=0.0)}
+    assert not train & {line.split(END)[0] for line in lines(0, 150, 1.0, exam=True, contexts=0.0)}
+
+
+def test_as_many_lines_as_asked_begin_with_a_context_and_are_right():
+    told = list(islice(examples(0, 0.0, (1, 2), False, tuple(TASKS), 0.25), 800))
+    assert sum(is_right for _, is_right in told) / 800 == pytest.approx(0.25, abs=0.05)
+    for line, is_right in told:
+        if is_right:
+            context, prompt, said, _ = line.split(END)
+            assert said in context
+            assert prompt not in context
+    assert not any(is_right for _, is_right in islice(examples(0, 0.0, (1,), False, ("json",), 1.0), 50))
 
 
 @pytest.mark.parametrize("right", [0.0, 0.25, 1.0])

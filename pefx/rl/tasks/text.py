@@ -20,37 +20,47 @@ from pefx.rl.tasks.protocol import END, Problem
 # Of the places of `place_of`, those whose problems are in `heldout.jsonl`.
 EXAM_PLACES = range(HELDOUT_PLACES, HELDOUT_PLACES + PLACES // 16)
 MANY = 100  # values of an option: they are users, not settings
+CONTEXTS = 0.35  # of all lines, those that begin with a context, as long as a task has one
 TRAIN_PLACES = range(EXAM_PLACES.stop, PLACES)
 
 
 def lines(
-    seed: int, count: int, right: float, levels: Sequence[int] = (1,), exam: bool = False, tasks: Sequence[str] = ()
+    seed: int,
+    count: int,
+    right: float,
+    levels: Sequence[int] = (1,),
+    exam: bool = False,
+    tasks: Sequence[str] = (),
+    contexts: float = CONTEXTS,
 ) -> Iterator[str]:
     """Yields `count` texts: prompt, completion and, of tasks with several turns, what comes between.
 
-    Tasks (all, unless some are named), levels and users are drawn evenly. A completion is right with probability
-    `right`, else a plausible wrong one; behind a problem's context, which every second one that has one begins with, it
-    is always right. `exam`: of the problems kept for `heldout.jsonl`. A pure function.
+    Tasks (all, unless some are named), levels and users are drawn evenly, but for a share `contexts` of the lines:
+    those are of tasks whose problems have a context, which they begin with. A completion is right with probability
+    `right`, else a plausible wrong one; behind a context it is always right. `exam`: of the problems kept for
+    `heldout.jsonl`. A pure function.
     """
-    for text, _ in islice(examples(seed, right, levels, exam, tasks or tuple(TASKS)), count):
+    for text, _ in islice(examples(seed, right, levels, exam, tasks or tuple(TASKS), contexts), count):
         yield text
 
 
 def examples(
-    seed: int, right: float, levels: Sequence[int], exam: bool, tasks: Sequence[str]
+    seed: int, right: float, levels: Sequence[int], exam: bool, tasks: Sequence[str], contexts: float = CONTEXTS
 ) -> Iterator[tuple[str, bool]]:
     """Texts as of `lines`, and whether each is right, without end."""
     random = Random(f"text {seed} {exam}")
+    places = EXAM_PLACES if exam else TRAIN_PLACES
+    told = [name for name in tasks if drawn(Random(0), name, levels[0], places).context]
     before: dict[str, str] = {}
     while True:
-        name, level = random.choice(tasks), random.choice(levels)
-        problem = drawn(random, name, level, EXAM_PLACES if exam else TRAIN_PLACES)
+        is_told = bool(told) and random.random() < contexts
+        name, level = random.choice(told if is_told else tasks), random.choice(levels)
+        problem = drawn(random, name, level, places)
         context, last = worked(TASKS[name], level, problem)
-        given = problem.context if problem.context and random.random() < 0.5 else ""
-        is_right = bool(given) or random.random() < right
+        is_right = is_told or random.random() < right
         said = last if is_right else wrong(random, last, before.get(name, last))
         before[name] = last
-        yield given + context + said, is_right
+        yield (problem.context if is_told else "") + context + said, is_right
 
 
 def drawn(random: Random, name: str, level: int, places: range) -> Problem:
