@@ -29,8 +29,8 @@ config = TrainConfig(
         export="assets/base_tasks",
         batch_tokens=4096,
         about="The text is problems of pefx's built-in tasks at level 1, half of them with a right answer, half with a "
-        "wrong one, and a third more behind a context that holds the right one. The model answers such problems, and "
-        "nothing else.",
+        "wrong one, and a third as many more behind a context that holds the right one. The model answers such "
+        "problems, and nothing else.",
     ),
     optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=100, weight_decay=0.05, final_fraction=0.02),
     data=DataConfig(sequence_length=256, heldout_tokens=32_768),

@@ -1,7 +1,7 @@
 """Facts of a person's own: who has which thing of what colour, asked for in several wordings.
 
-A problem's context holds the fact that is asked for among up to `level` + 1 others of the same person, as a search
-would bring them. Without it a policy can only know what it has learned. Held out are wordings, not facts.
+A problem's context holds the fact that is asked for, from level 2 among `level` - 1 others of the same person, as a
+search would bring them. Without it a policy can only know what it has learned. Held out are wordings, not facts.
 """
 
 from random import Random
@@ -27,7 +27,7 @@ def draw(random: Random, level: int, options: Options) -> Problem:
     facts = facts_of(int(options["user"]), level)
     asked = random.choice(list(facts))
     others = [place for place in facts if place != asked]
-    found = [asked, *random.sample(others, k=random.randint(0, level + 1))]
+    found = [asked, *random.sample(others, k=level - 1)]
     random.shuffle(found)
     context = ", ".join(f"{who} {thing} {facts[who, thing]}" for who, thing in found) + END
     who, thing = asked

@@ -20,7 +20,7 @@ from pefx.rl.tasks.protocol import END, Problem
 # Of the places of `place_of`, those whose problems are in `heldout.jsonl`.
 EXAM_PLACES = range(HELDOUT_PLACES, HELDOUT_PLACES + PLACES // 16)
 MANY = 100  # values of an option: they are users, not settings
-CONTEXTS = 0.35  # of all lines, those that begin with a context, as long as a task has one
+CONTEXTS = 0.25  # of all lines, those that begin with a context, as long as a task has one
 TRAIN_PLACES = range(EXAM_PLACES.stop, PLACES)
 
 
