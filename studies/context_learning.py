@@ -31,8 +31,8 @@ from studies.rewarded.page import PAGES, Page, table
 from studies.rewarded.pictures import bars
 from studies.rewarded.runs import BASE, gain, heldout, of, trained
 
-ROLLOUT = RolloutConfig(prompts=4, group=8, max_tokens=8, heldout=64)
-DATA = DataConfig(sequence_length=96, tokens_per_user=3072, users_per_step=12)  # a lesson has the context before it
+ROLLOUT = RolloutConfig(prompts=8, group=8, max_tokens=8, heldout=64)
+DATA = DataConfig(sequence_length=96, tokens_per_user=6144, users_per_step=12)  # a lesson has the context before it
 WAYS = {
     "context": (ROLLOUT, PolicyLossConfig("context")),
     "distillation": (replace(ROLLOUT, context=True), PolicyLossConfig("cross_entropy")),
@@ -44,8 +44,8 @@ class Options:
     """How much."""
 
     seeds: int = 6
-    steps: int = 60
-    learning_rate: float = 2e-3
+    steps: int = 100
+    learning_rate: float = 1e-3
     out: Path = ROOT / "runs" / "studies" / "context_learning"
 
 
@@ -67,7 +67,7 @@ def main(options: Options) -> int:
     """Exit status 1 unless answers from the query alone get better, and other tasks lose at most a point."""
     every = read_file("configs/rl_tasks.py", TrainConfig)
     optimizer = OptimizerConfig(learning_rate=options.learning_rate, warmup_steps=3)
-    config = replace(every, users=users(options), steps=options.steps, optimizer=optimizer, data=DATA)
+    config = replace(every, users=users(options), steps=options.steps, optimizer=optimizer, data=DATA, rollout=ROLLOUT)
     rows = trained(replace(config, evaluate_every=0), options.out)
     seeds = range(options.seeds)
     gains = {way: interval([gain(rows, f"{way}/{seed}") for seed in seeds]) for way in WAYS}

@@ -32,7 +32,7 @@ def by_hand(batch, kind) -> list[float]:
         spread = math.sqrt(math.fsum((r - mean) ** 2 for r in group) / len(group))
         if kind in ("group_centred", "batch_normalised"):
             found[i] = batch[i][0] - mean
-        elif kind == "group_normalised":
+        elif kind in ("group_normalised", "context"):
             found[i] = (batch[i][0] - mean) / (spread + 1e-6)
         elif kind == "preference" and max(group) > min(group):
             peers = [j for j in known if batch[j][1] == batch[i][1]]

@@ -187,12 +187,16 @@ def test_contexts_score_or_are_shown_and_are_never_learned(world: Path, monkeypa
             texts = [Tokenizer.load(world / "base").decode(item.tokens.tolist()) for item in lessons]
             assert all(text.startswith("def f") for text in texts)
         if name == "eve":
-            for own, item in zip(passes, lessons, strict=True):
-                drawn = item.weights > 0
-                expected = (own.context[1:] - item.terms.old_logprobs)[drawn]
-                np.testing.assert_array_equal(item.terms.advantages[drawn], expected.astype(np.float32))
-                assert np.abs(expected).max() > 0
-                assert np.all(item.terms.advantages[~drawn] == 0)
+            size, drawn = config(world, "context", users).rollout.group, [item.weights > 0 for item in lessons]
+            given = [
+                np.sum((own.context[1:] - item.terms.old_logprobs)[where], dtype=np.float64)
+                for own, item, where in zip(passes, lessons, drawn, strict=True)
+            ]
+            groups = np.reshape(given, (-1, size))
+            assert np.abs(groups).max() > 0
+            expected = (groups - groups.mean(axis=1, keepdims=True)) / (groups.std(axis=1, keepdims=True) + 1e-6)
+            for item, where, advantage in zip(lessons, drawn, expected.ravel(), strict=True):
+                np.testing.assert_allclose(item.terms.advantages[where], advantage, atol=1e-5)
     assert hashes(world, "context")["ann"] != hashes(world, "context")["eve"]
 
 

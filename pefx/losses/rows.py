@@ -26,9 +26,9 @@ Over = Literal["token", "sequence", "pair"]
 Old = Literal["none", "sampler", "trainer", "proximal", "base"]
 # From the rewards R of a group (the samples of one prompt). "none": not read. "group_centred": R - mean.
 # "group_normalised": (R - mean) / (std + 1e-6). "batch_normalised": the group centred, then all of the policy's batch
-# brought to mean 0 and standard deviation 1. "preference": 1 for the better of a pair, -1 for the worse. "context": not
-# from rewards; for each token, its log-probability by the same policy with the problem's context before the prompt,
-# less the old one without.
+# brought to mean 0 and standard deviation 1. "preference": 1 for the better of a pair, -1 for the worse. "context":
+# group-normalised, of another number than rewards: the log-probability of the whole answer by the same policy with the
+# problem's context before the prompt, less the old one without.
 Advantage = Literal["none", "group_centred", "group_normalised", "batch_normalised", "preference", "context"]
 # How tokens add up. "token_mean": the mean over all tokens of the batch. "sequence_mean": the mean over sequences of
 # the mean over the tokens of each. "constant": the sum over all tokens, divided by the number of sequences times the
@@ -177,7 +177,7 @@ LOSSES: dict[str, Loss] = {
         old="trainer",
         advantage="context",
         aggregation="token_mean",
-        formula="-r A, A = logp given the context - old",
+        formula="-r A, A of the sum of (logp given the context - old) over the answer",
         source="on-policy distillation, Agarwal et al. 2024 (2306.13649), eq. 4, from itself with the context",
     ),
 }

@@ -98,5 +98,5 @@ _WITHIN: dict[Advantage, Callable[[np.ndarray], np.ndarray]] = {
     "group_normalised": _normalised,
     "batch_normalised": _centred,
     "preference": _preferred,
-    "context": np.zeros_like,  # of tokens, and not from rewards
+    "context": _normalised,
 }

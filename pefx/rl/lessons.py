@@ -84,7 +84,7 @@ def pieces_of(
     """
     shares = np.array_split(np.arange(len(groups)), plan.micro_batches)
     every = [one for group in groups for one in group]
-    graded = dict(zip(map(id, every), _graded(plan, every), strict=True))
+    graded = dict(zip(map(id, every), _graded(plan, every, passes), strict=True))
     return [
         _piece(plan, [one for index in share for one in groups[index]], graded, passes, position, facts)
         for share in shares
@@ -100,16 +100,28 @@ class Grade:
     partner: int | None
 
 
-def _graded(plan: RewardPlan, rollouts: Sequence[Rollout]) -> list[Grade]:
+def _graded(plan: RewardPlan, rollouts: Sequence[Rollout], passes: dict[int, Passes]) -> list[Grade]:
     """Advantages within each group, and over the drawing where the loss wants it."""
-    usable = {id(one) for one in learnable(rollouts)}
-    rewards = np.asarray([_reward(plan, one) if id(one) in usable else np.nan for one in rollouts], np.float64)
+    usable = {id(one): passes.get(id(one), Passes()) for one in learnable(rollouts)}
+    value = _likelier if plan.context else _reward
+    rewards = np.asarray([value(plan, one, usable[id(one)]) if id(one) in usable else np.nan for one in rollouts])
     found: Graded = grade(rewards, np.asarray([one.group for one in rollouts], np.int64), plan.row.advantage)
     partners = [None if at < 0 else id(rollouts[at]) for at in found.partners]
     return [Grade(float(a), bool(t), p) for a, t, p in zip(found.advantages, found.taken, partners, strict=True)]
 
 
-def _reward(plan: RewardPlan, rollout: Rollout) -> float:
+def _likelier(plan: RewardPlan, rollout: Rollout, found: Passes) -> float:
+    """How much likelier, in nats, the context makes the answer."""
+    assert found.context is not None
+    return float(np.sum((found.context - _old(plan, rollout, found))[rollout.sampled], dtype=np.float64))
+
+
+def _old(plan: RewardPlan, rollout: Rollout, found: Passes) -> np.ndarray:
+    """Log-probabilities of the policy that the loss compares with."""
+    return rollout.logprobs if plan.row.old == "sampler" or found.trainer is None else found.trainer
+
+
+def _reward(plan: RewardPlan, rollout: Rollout, found: Passes) -> float:
     if not plan.loss.overlong:
         return rollout.reward
     return rollout.reward + overlong(rollout.drawn, plan.longest, plan.loss.overlong)
@@ -136,8 +148,6 @@ def _piece(
         plain, found = plain_lesson(one, replayed=False), passes.get(id(one), Passes())
         reference = np.zeros(len(one.tokens), np.float32) if found.reference is None else found.reference
         advantages = np.full(len(plain.tokens), graded[id(one)].advantage, np.float32)
-        if found.context is not None:
-            advantages = np.where(one.sampled, found.context - record.old, 0).astype(np.float32)[1:]
         replayed = None if plan.loss.replay == "live" else _replay(record.recorded)
         terms = Terms(advantages, record.old[1:], reference[1:], replayed, partner)
         lessons.append(replace(plain, weights=own[1:], terms=terms))
@@ -147,7 +157,7 @@ def _piece(
 def _seen(plan: RewardPlan, rollout: Rollout, found: Passes) -> Scored:
     """An answer as it is before any update, its tokens corrected."""
     trainer = rollout.logprobs if found.trainer is None else found.trainer
-    old = rollout.logprobs if plan.row.old == "sampler" else trainer
+    old = _old(plan, rollout, found)
     loss, replay = plan.loss, plan.loss.replay
     routes = {"live": None, "trainer": found.routes, "sampler": rollout.routes}[replay]
     missing = np.zeros(len(rollout.tokens), np.bool_)
