@@ -22,6 +22,7 @@ from pefx.data.tokenizer import Tokenizer
 from pefx.huggingface import save_base
 from pefx.model import Base
 from pefx.rl.curriculum import Rewarded
+from pefx.rl.live_engine import LiveEngine
 from pefx.rl.resident_sampler import ResidentSampler
 from pefx.rl.rewards import Rewards
 from pefx.training.adapters import AdapterTraining
@@ -63,3 +64,18 @@ def test_revisions_count_updates(config: TrainConfig, stale: int) -> None:
     assert numbers(sampler, training) == {"ann": 0 if stale else 1, "bob": 0}
     assert numbers(sampler, training, stale=False) == {"ann": 1, "bob": 0}
     np.testing.assert_array_equal(np.asarray(training.bank.scales), before)
+
+
+@pytest.mark.parametrize(("sequences", "pages"), [(8, 8 * 2), (1, 4)])
+def test_there_are_pages_for_what_can_be_learned_from(config: TrainConfig, monkeypatch, sequences: int, pages: int):
+    sizes, made = [], LiveEngine.__init__
+
+    def noted(self, *places, size, **names):
+        sizes.append(size.pages)
+        made(self, *places, size=size, **names)
+
+    monkeypatch.setattr(LiveEngine, "__init__", noted)
+    config = replace(config, sampler=SamplerConfig(sequences=sequences), page_size=16)  # lessons of 32, a context of 64
+    training = AdapterTraining(config, MeshConfig(data=1), partial(Rewarded, rewards=Rewards()))
+    ResidentSampler(config, Tokenizer.load(str(config.base)), routes=False).at(training)
+    assert sizes == [pages]

@@ -10,6 +10,7 @@ from pefx.config import TrainConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.loading import load_base
 from pefx.mesh import placement
+from pefx.packing import whole_pages
 from pefx.rl.live_engine import LiveEngine
 from pefx.rl.sampler import Sampler
 from pefx.serving.assembly import EngineSize
@@ -52,5 +53,13 @@ class ResidentSampler:
         if weights not in (None, config.base_weights):
             assert config.base is not None
             base, _ = load_base(config.base, config.precision, placement(), weights)
-        size = EngineSize(config.sampler.sequences, config.sampler.step_tokens, config.page_size)
+        size = EngineSize(config.sampler.sequences, config.sampler.step_tokens, config.page_size, self._pages(training))
         return LiveEngine(base, bank, held, mesh=training.mesh, tokenizer=self._tokenizer, size=size)
+
+    def _pages(self, training: AdapterTraining) -> int:
+        """Pages for as many answers as are drawn at once, none longer than what can be learned from; and each shard
+        has those of the longest that the base can read.
+        """
+        config, context = self._config, training.base.config.context
+        usual = whole_pages(min(config.data.sequence_length, context), config.page_size)
+        return max(config.sampler.sequences * usual, training.mesh.rows * whole_pages(context, config.page_size))
