@@ -26,8 +26,7 @@ from benchmarks.population.layouts import layouts
 from benchmarks.population.sharing import sharing
 from pefx.adapters.bank import Bank, empty_bank, load_adapter, read_adapter
 from pefx.adapters.checkpoint_merge import merge_checkpoint
-from pefx.adapters.methods import Adapter
-from pefx.adapters.sites import factor_shapes
+from pefx.adapters.methods.table import Adapter, leaf_shapes
 from pefx.config import AdapterSpec, MeshConfig, ModelConfig, ServeConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.huggingface import save_base
@@ -74,7 +73,7 @@ class World:
         """The trainer's adapter is another one."""
         self.turn += 1
         rng = np.random.default_rng(self.turn)
-        shapes = factor_shapes(self.base.config, SPEC)
+        shapes = leaf_shapes(self.base.config, SPEC)
         factors = {s: {k: rng.normal(0, 0.02, x).astype(np.float32) for k, x in p.items()} for s, p in shapes.items()}
         self.bank = jax.block_until_ready(load_adapter(self.bank, 0, factors, SPEC))
 

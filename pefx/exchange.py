@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from pefx.adapters.checkpoint_merge import merge_checkpoint
-from pefx.adapters.methods import Adapter
+from pefx.adapters.methods.table import Adapter, check_shapes
 from pefx.adapters.peft import find_adapters, read_peft
 from pefx.adapters.peft_config import CONFIG, TENSORS
 from pefx.adapters.peft_writing import Layout, write_peft
-from pefx.adapters.sites import check_shapes
 from pefx.config import ModelConfig, Precision
 from pefx.errors import PefxError
 from pefx.loading import open_base

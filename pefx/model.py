@@ -77,7 +77,11 @@ class Segment(nnx.Module):
 
 
 class Base(nnx.Module):
-    """The frozen model: embedding, segments, final norm, unembedding. Used as a plain pytree."""
+    """The frozen model: embedding, segments, final norm, unembedding. Used as a plain pytree.
+
+    `shared`: arrays beside its weights that adapters of one recipe share (`pefx.adapters.shared`), by recipe, site and
+    name.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         c = config
@@ -90,6 +94,7 @@ class Base(nnx.Module):
             if c.tied_embedding
             else weight(rngs, (c.vocab_size, c.hidden), ("vocab", "embed"), c.hidden**-0.5, c.precision)
         )
+        self.shared: dict[str, dict[str, dict[str, nnx.Param]]] = nnx.data({})
         if c.weights != "plain":
             quantise_modules(self, c)
 

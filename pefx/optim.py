@@ -79,11 +79,13 @@ def update_slots(
     slots: Int32[Array, "A"],
     hyper: Hyper,
     apply: Bool[Array, "A"],
+    rates: dict[str, Float[Array, "A"]] | None = None,
 ) -> tuple[FactorTree, OptState, Float[Array, "A"]]:
     """Add each active slot's gradient to what it has, and where `apply` update it by the mean; others stay as they are.
 
     One slot after another: a slot has its own norm, rate, decay and count, and no other slot's numbers come near it.
-    A slot past the end is padding. Returns factors, state and the norm of each slot's mean gradient.
+    A slot past the end is padding. `rates` are multiples of the learning rate by leaf: what has none stays as it is.
+    Returns factors, state and the norm of each slot's mean gradient.
 
     What lies with the experts is updated on every shard of an expert axis for the slots of all of them.
     """
@@ -96,7 +98,7 @@ def update_slots(
     # A slot whose window held no weighted token has no gradient: its moments and count stay as they are.
     apply = of_group(apply) & (weight > 0)
     before = jnp.take(opt.count, everyone, mode="clip")
-    each = _Each(jax.tree.map(of_group, hyper), apply, before, inverse, of_group(norms))
+    each = _Each(jax.tree.map(of_group, hyper), apply, before, inverse, of_group(norms), jax.tree.map(of_group, rates))
     own, with_experts = (held.map(lambda tree, i=i: tree and parted(tree)[i]) for i in (0, 1))
     sums = parted(gradients.sums)
     own = _update_all(own, sums[0], slots, jax.tree.map(of_own, each))
@@ -127,13 +129,16 @@ class _Held(NamedTuple):
 
 
 class _Each(NamedTuple):
-    """Numbers of each active slot: AdamW's, whether it is updated, updates so far, 1 / weight, norm of the mean."""
+    """Numbers of each active slot: AdamW's, whether it is updated, updates so far, 1 / weight, norm of the mean, and
+    rates by leaf.
+    """
 
     hyper: Hyper
     apply: Bool[Array, "A"]
     count: Int32[Array, "A"]
     inverse: Float[Array, "A"]
     norm: Float[Array, "A"]
+    rates: dict[str, Float[Array, "A"]] | None
 
 
 def _norms(held: FactorTree | None, sums: FactorTree, slots, everyone, inverse) -> Float[Array, "A"]:
@@ -201,11 +206,12 @@ def _update(held: _Held, sums: FactorTree, each: _Each) -> _Held:
     mu = jax.tree.map(lambda m, g: hyper.beta1 * m + (1.0 - hyper.beta1) * g, held.mu, mean)
     nu = jax.tree.map(lambda n, g: hyper.beta2 * n + (1.0 - hyper.beta2) * (g * g), held.nu, mean)
 
-    def updated(x, m, n):
+    def updated(path, x, m, n):
+        rate = hyper.learning_rate if each.rates is None else hyper.learning_rate * each.rates[path[-1].key]
         adam = m * first / (jnp.sqrt(n * second) + hyper.epsilon)
-        return x - hyper.learning_rate * (adam + hyper.weight_decay * x)
+        return x - rate * (adam + hyper.weight_decay * x)
 
-    factors = jax.tree.map(updated, held.factors, mu, nu)
+    factors = jax.tree_util.tree_map_with_path(updated, held.factors, mu, nu)
 
     def choose(new, old):
         return jax.tree.map(lambda x, y: jnp.where(each.apply, x, y), new, old)

@@ -15,10 +15,11 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int32
 
 from kernels.rows import rows_of
-from pefx.adapters.bank import ActiveSlots, Bank, by_slot
+from pefx.adapters.bank import Bank, by_slot, rederived
+from pefx.adapters.recipes import pulled
 from pefx.adapters.sites import is_partial
 from pefx.batch import Array, KVPool, TokenBatch
-from pefx.collectives import over_model, over_rows, whole_width
+from pefx.collectives import of_group, over_model, over_rows, whole_width
 from pefx.compiler import jit
 from pefx.config import Remat
 from pefx.losses.policy import PolicyNumbers, PolicyTerms, policy_losses
@@ -52,7 +53,8 @@ class TrainBatch:
 @dataclass(frozen=True)
 class TrainHyper:
     """Numbers of the `A` active adapters: `slots` in the bank (N for padding), AdamW's, and whether to update now;
-    `policy`, their losses, where the batch has policy terms.
+    `policy`, their losses, where the batch has policy terms; `rates`, by leaf, the multiple of the learning rate that
+    each learns it with, 0 where it is not trained (None: all with the learning rate).
     """
 
     slots: Int32[Array, "A"]
@@ -64,6 +66,7 @@ class TrainHyper:
     epsilon: Float[Array, "A"]
     apply: Bool[Array, "A"]
     policy: PolicyNumbers | None = None
+    rates: dict[str, Float[Array, "A"]] | None = None
 
     def numbers(self) -> Hyper:
         return Hyper(self.learning_rate, self.weight_decay, self.clip, self.beta1, self.beta2, self.epsilon)
@@ -196,15 +199,18 @@ def _train_shard(remat: Remat, base: Base, bank: Bank, opt: OptState, batch: Tra
     active = bank.take(hyper.slots)
 
     def loss(factors):
-        logprobs, logits, _ = _teacher_forced(base, ActiveSlots(factors, active.scales), batch, remat)
+        logprobs, logits, _ = _teacher_forced(base, replace(active, factors=factors), batch, remat)
         sums, weight, spread = _slot_losses(logprobs, logits, batch, hyper)
         return jnp.sum(sums), (sums, weight, logprobs, spread)
 
     sums, (losses, weight, *of_tokens) = jax.grad(loss, has_aux=True)(active.factors)
-    gradients = Gradients(_whole_gradient(sums), weight)
-    factors, opt, norm = update_slots(bank.factors, opt, gradients, hyper.slots, hyper.numbers(), hyper.apply)
+    gradients = Gradients(_trained(pulled(base, active, _whole_gradient(sums)), hyper.rates), weight)
+    factors, opt, norm = update_slots(
+        bank.factors, opt, gradients, hyper.slots, hyper.numbers(), hyper.apply, hyper.rates
+    )
+    bank = rederived(base, replace(bank, factors=factors), hyper.slots)
     means = losses / jnp.maximum(weight, 1e-30)
-    return replace(bank, factors=factors), opt, TrainMetrics(means[:asked], weight[:asked], norm[:asked], *of_tokens)
+    return bank, opt, TrainMetrics(means[:asked], weight[:asked], norm[:asked], *of_tokens)
 
 
 def _slot_losses(logprobs, logits, batch: TrainBatch, hyper: TrainHyper):
@@ -225,6 +231,18 @@ def _whole_gradient(sums: Any) -> Any:
         site: {name: over_model(x) if is_partial(site, name) else x for name, x in pair.items()}
         for site, pair in sums.items()
     }
+
+
+def _trained(sums: Any, rates: dict[str, Array] | None) -> Any:
+    """Gradients of what is trained, zeros of what is not."""
+    if rates is None:
+        return sums
+
+    def chosen(name: str, x: Array) -> Array:
+        live = of_group(rates[name]) if x.ndim == 5 else rates[name]
+        return jnp.where((live != 0).reshape(1, -1, *(1,) * (x.ndim - 2)), x, 0.0)
+
+    return {site: {name: chosen(name, x) for name, x in leaves.items()} for site, leaves in sums.items()}
 
 
 def _never_one(hyper: TrainHyper, slots: int) -> TrainHyper:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.config import AdapterSpec
 from pefx.families.config_json import read_config
 from pefx.loading import load_base

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from pefx.adapters.methods import Adapter, init_adapter, scale
+from pefx.adapters.methods.table import Adapter, init_adapter, scale
 from pefx.adapters.sites import SITES
 from pefx.batch import TokenBatch
 from pefx.config import AdapterSpec, ModelConfig

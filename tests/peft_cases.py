@@ -9,8 +9,8 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from pefx.adapters.methods import Adapter
-from pefx.adapters.sites import SITES, factor_shapes, has_site
+from pefx.adapters.methods.table import Adapter, leaf_shapes
+from pefx.adapters.sites import SITES, has_site
 from pefx.config import AdapterSpec, ModelConfig
 
 # Sizes differ from each other, so that nothing fits by chance.
@@ -42,7 +42,7 @@ def random_factors(
 ) -> Adapter:
     """Every factor full of numbers of its own, B too."""
     rng = np.random.default_rng(seed)
-    shapes = factor_shapes(config, spec)
+    shapes = leaf_shapes(config, spec)
     return {site: {k: rng.normal(size=x).astype(dtype) for k, x in pair.items()} for site, pair in shapes.items()}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.config import AdapterSpec, ModelConfig, ServeConfig
 from pefx.huggingface import save_base
 from pefx.loading import load_base

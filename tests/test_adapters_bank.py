@@ -20,8 +20,8 @@ from pefx.adapters.bank import (
     take_slots,
     unload,
 )
-from pefx.adapters.methods import scale
-from pefx.adapters.sites import SITES, factor_shapes
+from pefx.adapters.methods.table import leaf_shapes, scale
+from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from tests.model_small import MODEL, random_adapter
@@ -71,7 +71,7 @@ def test_a_bank_holds_what_was_last_loaded_in_each_slot(script):
 @pytest.mark.parametrize(("rank", "padded"), [(1, 8), (8, 8), (9, 16), (64, 64)])
 def test_ranks_are_allocated_in_whole_multiples(rank, padded):
     assert padded_rank(rank) == padded
-    shapes = factor_shapes(MODEL, spec_of(padded))
+    shapes = leaf_shapes(MODEL, spec_of(padded))
     bank = empty_bank(MODEL, spec_of(rank), 2)
     for site, pair in shapes.items():
         for name, shape in pair.items():

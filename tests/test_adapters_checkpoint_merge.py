@@ -13,7 +13,7 @@ from pefx.adapters import checkpoint_merge
 from pefx.adapters.bank import empty_bank, load_adapter
 from pefx.adapters.checkpoint_merge import MERGED, merge_checkpoint
 from pefx.adapters.merge import merge
-from pefx.adapters.methods import Adapter
+from pefx.adapters.methods.table import Adapter
 from pefx.adapters.peft import read_peft
 from pefx.config import AdapterSpec, ExpertForm, ModelConfig
 from pefx.errors import PefxError

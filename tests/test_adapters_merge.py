@@ -8,7 +8,7 @@ import pytest
 
 from pefx.adapters.bank import empty_bank, load_adapter
 from pefx.adapters.merge import merge, unmerge
-from pefx.adapters.methods import Adapter
+from pefx.adapters.methods.table import Adapter
 from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pefx.adapters.methods import SCALES, init_adapter, scale
-from pefx.adapters.sites import SITES, factor_shapes
+from pefx.adapters.methods.table import init_adapter, leaf_shapes, scale
+from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec
 from tests.model_small import MODEL
 
@@ -19,7 +19,7 @@ def test_scales(method, rank, want):
 def test_a_fresh_adapter_has_its_specs_shapes_and_changes_nothing(form):
     spec = AdapterSpec(rank=5, targets=tuple(SITES), expert_form=form)
     adapter = init_adapter(MODEL, spec, 3)
-    shapes = factor_shapes(MODEL, spec)
+    shapes = leaf_shapes(MODEL, spec)
     assert {site: {n: x.shape for n, x in pair.items()} for site, pair in adapter.items()} == shapes
     for pair in adapter.values():
         assert pair["a"].dtype == pair["b"].dtype == np.float32

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from pefx.adapters.methods import scale
+from pefx.adapters.methods.table import leaf_shapes, scale
 from pefx.adapters.peft import find_adapters, read_peft
-from pefx.adapters.sites import factor_shapes
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from pefx.families.config_json import read_config
@@ -51,7 +50,7 @@ PREFIX = "base_model.model.model.layers."
 def test_every_layout_gives_its_spec_and_shapes(name: str) -> None:
     adapter, spec = read_peft(GOLDENS / name, MODEL)
     assert spec == SPECS[name]
-    assert {site: {k: v.shape for k, v in pair.items()} for site, pair in adapter.items()} == factor_shapes(MODEL, spec)
+    assert {site: {k: v.shape for k, v in pair.items()} for site, pair in adapter.items()} == leaf_shapes(MODEL, spec)
     assert {value.dtype for pair in adapter.values() for value in pair.values()} == {np.dtype(np.float32)}
 
 

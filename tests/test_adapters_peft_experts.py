@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pefx.adapters.methods import scale
+from pefx.adapters.methods.table import scale
 from pefx.adapters.peft import read_peft
 from pefx.adapters.peft_experts import DOWN, GATE, UP, are_blocks, halves, join_fused, split_fused, split_stacked
 from pefx.errors import PefxError

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from safetensors.numpy import load_file
 
-from pefx.adapters.methods import Adapter, scale
+from pefx.adapters.methods.table import Adapter, scale
 from pefx.adapters.peft import find_adapters, read_peft
 from pefx.adapters.peft_writing import Layout, write_peft
 from pefx.adapters.sites import SITES

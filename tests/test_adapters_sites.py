@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from pefx.adapters.sites import SITES, check_shapes, factor_shapes, has_site, layer_count, layers_with, width
+from pefx.adapters.methods.table import check_shapes, leaf_shapes
+from pefx.adapters.sites import SITES, has_site, layer_count, layers_with, width
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from tests.model_small import MODEL, variant
@@ -33,26 +34,26 @@ WANTED = {  # layers, (experts,) and widths at MODEL's odd sizes
 
 
 def test_every_site_has_its_layers_and_widths():
-    shapes = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
+    shapes = leaf_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
     assert set(WANTED) == set(shapes)
     for site, (a, b) in WANTED.items():
         assert shapes[site] == {"a": (*a[:-1], 3, a[-1]), "b": (*b[:-1], 3, b[-1])}
 
 
 def test_latent_attention_has_sites_of_its_own():
-    shapes = factor_shapes(LATENT, AdapterSpec(rank=3, targets=tuple(SITES)))
+    shapes = leaf_shapes(LATENT, AdapterSpec(rank=3, targets=tuple(SITES)))
     for site, (a, b) in WANTED_LATENT.items():
         assert shapes[site] == {"a": (*a[:-1], 3, a[-1]), "b": (*b[:-1], 3, b[-1])}
     assert not {"q_proj", "k_proj", "v_proj"} & set(shapes)
-    assert set(factor_shapes(LATENT, AdapterSpec())) == set(shapes) - {"unembed"}
-    direct = factor_shapes(replace(LATENT, query_rank=0), AdapterSpec(rank=3))
+    assert set(leaf_shapes(LATENT, AdapterSpec())) == set(shapes) - {"unembed"}
+    direct = leaf_shapes(replace(LATENT, query_rank=0), AdapterSpec(rank=3))
     assert direct["q_proj"]["b"] == (3, 3, 27)
     assert not {"q_a_proj", "q_b_proj"} & set(direct)
 
 
 def test_shared_hidden_drops_the_expert_axis_on_the_hidden_side_only():
-    split = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
-    shared = factor_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES), expert_form="shared_hidden"))
+    split = leaf_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
+    shared = leaf_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES), expert_form="shared_hidden"))
     for site in split:
         for factor in ("a", "b"):
             dropped = (site, factor) in {
@@ -63,9 +64,9 @@ def test_shared_hidden_drops_the_expert_axis_on_the_hidden_side_only():
 
 
 def test_sites_without_a_layer_are_left_out():
-    dense = factor_shapes(variant(dense_layers=(0, 1, 2)), AdapterSpec())
+    dense = leaf_shapes(variant(dense_layers=(0, 1, 2)), AdapterSpec())
     assert set(dense) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-    sparse = factor_shapes(variant(dense_layers=()), AdapterSpec())
+    sparse = leaf_shapes(variant(dense_layers=()), AdapterSpec())
     assert not {"gate_proj", "up_proj", "down_proj"} & set(sparse)
     assert sparse["experts.gate_proj"]["a"][0] == 3
 
@@ -77,15 +78,15 @@ def test_layers_past_the_end_do_not_count():
 
 def test_an_unknown_target_is_refused_by_name():
     with pytest.raises(PefxError, match=r"adapter target 'q' is not known; choose from q_proj, k_proj") as caught:
-        factor_shapes(MODEL, AdapterSpec(targets=("q_proj", "q")))
+        leaf_shapes(MODEL, AdapterSpec(targets=("q_proj", "q")))
     assert caught.value.kind == "bad_adapter"
 
 
 def test_a_spec_that_touches_nothing_is_refused():
     with pytest.raises(PefxError, match="none of the adapter's targets"):
-        factor_shapes(variant(dense_layers=()), AdapterSpec(targets=("gate_proj",)))
+        leaf_shapes(variant(dense_layers=()), AdapterSpec(targets=("gate_proj",)))
     with pytest.raises(PefxError, match="none of the adapter's targets"):
-        factor_shapes(MODEL, AdapterSpec(targets=()))
+        leaf_shapes(MODEL, AdapterSpec(targets=()))
 
 
 def test_widths_are_the_configs():
@@ -93,7 +94,7 @@ def test_widths_are_the_configs():
 
 
 def test_shared_experts_are_one_dense_layer_beside_the_routed_ones():
-    shapes = factor_shapes(variant(shared_experts=2), AdapterSpec(rank=3, targets=tuple(SITES)))
+    shapes = leaf_shapes(variant(shared_experts=2), AdapterSpec(rank=3, targets=tuple(SITES)))
     assert set(shapes) - set(WANTED) == {f"shared_experts.{name}_proj" for name in ("gate", "up", "down")}
     assert shapes["shared_experts.up_proj"] == {"a": (2, 3, 33), "b": (2, 3, 26)}
     assert shapes["shared_experts.down_proj"] == {"a": (2, 3, 26), "b": (2, 3, 33)}
@@ -113,7 +114,7 @@ def test_layers_of_a_site_are_in_the_order_of_its_factors() -> None:
 
 def test_shapes_that_do_not_fit_are_refused_by_name() -> None:
     spec = AdapterSpec(rank=4, targets=("q_proj", "up_proj"))
-    shapes = factor_shapes(MODEL, spec)
+    shapes = leaf_shapes(MODEL, spec)
     check_shapes(MODEL, spec, shapes)
     wrong = {
         "lacks site 'up_proj'": {"q_proj": shapes["q_proj"]},

@@ -12,7 +12,7 @@ import pefx.http.run
 import pefx.rl.run
 import pefx.serving.run
 from pefx import cli
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pefx.adapters.bank import bank_spec, empty_bank, load_adapter
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.batch import KVPool
 from pefx.compiler import jit
 from pefx.config import Weights, block_of

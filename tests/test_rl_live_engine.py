@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from pefx import steps
 from pefx.adapters.bank import Bank, bank_spec, by_slot, empty_bank, load_adapter
-from pefx.adapters.methods import Adapter, init_adapter
+from pefx.adapters.methods.table import Adapter, init_adapter
 from pefx.batch import KVPool
 from pefx.compiler import jit
 from pefx.config import AdapterSpec, MeshConfig

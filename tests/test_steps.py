@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from pefx.adapters.bank import bank_spec, by_slot, empty_bank, load_adapter
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.config import AdapterSpec, MeshConfig
 from pefx.mesh import of_base, on_mesh, place
 from pefx.model import Base

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pefx.adapters.methods import scale
-from pefx.adapters.sites import factor_shapes
+from pefx.adapters.methods.table import leaf_shapes, scale
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.store.catalog import Catalog
 from pefx.store.difference import difference
@@ -55,7 +54,7 @@ def test_a_site_that_only_one_has(tmp_path: Path) -> None:
     assert found["o_proj"].before == 0.0
     assert found["o_proj"].change == pytest.approx(found["o_proj"].after)
     assert found["q_proj"].change == pytest.approx(0.0, abs=1e-5)
-    assert set(factor_shapes(MODEL, AdapterSpec(rank=2))) > set(found)
+    assert set(leaf_shapes(MODEL, AdapterSpec(rank=2))) > set(found)
 
 
 def test_the_same_content_and_another_base(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from pefx.adapters.bank import Bank, empty_bank, load_adapter
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from pefx.model import Base

@@ -20,7 +20,7 @@ from pefx_serving import TARGETS, generation, serving
 
 from pefx import steps
 from pefx.adapters.bank import Bank, by_slot, empty_bank, load_adapter
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.config import AdapterSpec, MeshConfig
 from pefx.loading import load_base
 from pefx.mesh import of_base, on_mesh, place, resolved, use_cores

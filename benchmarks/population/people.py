@@ -12,7 +12,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from pefx.adapters.sites import factor_shapes
+from pefx.adapters.methods.table import leaf_shapes
 from pefx.config import AdapterSpec
 from pefx.families.config_json import read_config
 from pefx.store.commits import Draft
@@ -41,7 +41,7 @@ def pool() -> np.ndarray:
 def places() -> list[tuple[str, str, tuple[int, ...], int, int]]:
     """Site and factor, shape, and where in an adapter's numbers each factor begins and ends."""
     found, at = [], 0
-    for site, pair in factor_shapes(read_config(BASE), SPEC).items():
+    for site, pair in leaf_shapes(read_config(BASE), SPEC).items():
         for factor, shape in pair.items():
             found.append((site, factor, shape, at, at + math.prod(shape)))
             at = found[-1][-1]

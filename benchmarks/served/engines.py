@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pefx.adapters.sites import factor_shapes
+from pefx.adapters.methods.table import leaf_shapes
 from pefx.config import AdapterSpec, ServeConfig
 from pefx.families.config_json import read_config
 from pefx.huggingface import base_digest
@@ -42,7 +42,7 @@ def made_up(shapes: dict[str, dict[str, tuple[int, ...]]], seed: int) -> dict[st
 def commit_adapters(place: Path, base: Path, spec: AdapterSpec, indices: Sequence[int]) -> None:
     """Commits one revision of each `name_of(index)` to the catalog at `place`, which is made if there is none."""
     shape = read_config(base)
-    digest, shapes = base_digest(shape, read_headers(base)), factor_shapes(shape, spec)
+    digest, shapes = base_digest(shape, read_headers(base)), leaf_shapes(shape, spec)
     drafts = (
         Draft(
             policy=name_of(index),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pefx.adapters.bank import empty_bank, load_adapter
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.model import Base

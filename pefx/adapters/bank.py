@@ -1,10 +1,15 @@
 """The bank: N adapters stacked on a slot axis, behind the layer axis. Ranks differ by zero padding.
 
+At each site a bank has factors `a` and `b`, `gains` where some method has them, and the leaves of methods that derive
+those from others (`pefx.adapters.recipes`).
+
 A `Bank` is resident and read in place; `ActiveSlots` is a compact copy of the slots a training step updates, scanned
 layer by layer so that its gradient is as small as it is.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,8 +19,10 @@ from jaxtyping import Float, Int32
 
 from kernels.factors import Factors
 from kernels.fresh import fresh
-from pefx.adapters.methods import Adapter, scale
-from pefx.adapters.sites import SITES, factor_shapes, width_axis
+from pefx.adapters.methods.method import Leaf
+from pefx.adapters.methods.table import METHODS, Adapter, leaf_shapes, scale
+from pefx.adapters.recipes import Recipe, derived, recipe_of, recipes_of
+from pefx.adapters.sites import SITES, width_axis
 from pefx.batch import Array
 from pefx.collectives import group_slots, index, of_own, size
 from pefx.compiler import jit
@@ -23,8 +30,10 @@ from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from pefx.layers.linear import Adapters
 from pefx.mesh import DATA, EXPERT, fetch, of_base, sharded, share
+from pefx.model import Base
 
 FactorTree = dict[str, dict[str, Any]]  # by site and factor; None where a tree was taken apart
+GAINED = ("gains", "magnitude")  # leaves of which there are gains
 RANK_MULTIPLE = 8  # a rank of one row would take other bits, and does not compile for TPUs
 
 
@@ -61,9 +70,10 @@ def joined(own: Any, with_experts: Any) -> Any:
 def _of_kind(factors: FactorTree, kind: str) -> dict[str, dict[str, Any]]:
     """By site, the factors that a layer of this kind has; "across_experts": those that the experts of a layer share."""
     found = {}
-    for site, pair in factors.items():
+    for site, leaves in factors.items():
         named = SITES[site].kind
-        part = {name: x if _kind(named, x) == kind else None for name, x in pair.items()}
+        part = {name: leaves[name] for name in ("a", "b", "gains") if name in leaves}
+        part = {name: x if _kind(named, x) == kind else None for name, x in part.items()}
         if any(x is not None for x in part.values()):
             found[site] = part
     return found
@@ -79,10 +89,13 @@ class Bank:
     """Factors `[L, N, (E,) R, width]` by site, and each slot's scale. An empty slot is all zeros.
 
     Within a step: of this shard's slots and widths; factors of one expert and scales, of all slots of its expert axis.
+    Of slots whose factors are derived, `kinds` says by which of the `recipes` (-1: by none).
     """
 
     factors: FactorTree
     scales: Float[Array, "N"]
+    kinds: Int32[Array, "N"] | None = None
+    recipes: tuple[Recipe, ...] = field(default=(), metadata={"static": True})
 
     @property
     def slots(self) -> int:
@@ -102,7 +115,7 @@ class Bank:
             return None if x is None else x.reshape(-1, *x.shape[2:])
 
         return {
-            site: Factors(fold(f["a"]), fold(f["b"]), scales, offset)
+            site: _as_read({name: fold(x) for name, x in f.items()}, scales, offset)
             for site, f in _of_kind(self.factors, kind).items()
         }
 
@@ -111,7 +124,8 @@ class Bank:
         own, with_experts = parted(self.factors)
         everyone = group_slots(slots, self.slots)
         factors = joined(take_slots(own, slots), take_slots(with_experts, everyone))
-        return ActiveSlots(factors, jnp.take(self.scales, everyone, mode="clip"))
+        scales, kinds = jax.tree.map(lambda x: jnp.take(x, everyone, mode="clip"), (self.scales, self.kinds))
+        return ActiveSlots(factors, scales, kinds, self.recipes)
 
 
 @jax.tree_util.register_dataclass
@@ -121,6 +135,8 @@ class ActiveSlots:
 
     factors: FactorTree
     scales: Float[Array, "A"]
+    kinds: Int32[Array, "A"] | None = None
+    recipes: tuple[Recipe, ...] = field(default=(), metadata={"static": True})
 
     @property
     def slots(self) -> int:
@@ -134,7 +150,13 @@ class ActiveSlots:
     def at(self, layer: Int32[Array, ""], kind: str, scanned: FactorTree) -> Adapters:
         """One layer's factors by site, as the scan sliced them."""
         zero, scales = jnp.zeros((), jnp.int32), self.scales if kind == "experts" else of_own(self.scales)
-        return {site: Factors(f["a"], f["b"], scales, zero) for site, f in scanned.items()}
+        return {site: _as_read(f, scales, zero) for site, f in scanned.items()}
+
+
+def _as_read(factors: dict[str, Any], scales: Array, offset: Array) -> Factors:
+    """One site's factors as kernels read them; gains are rows of one."""
+    gains = factors.get("gains")
+    return Factors(factors["a"], factors["b"], scales, offset, None if gains is None else gains[..., 0, :])
 
 
 def _slot_axis(x: Any) -> int:
@@ -177,19 +199,40 @@ def put_slots(tree: Any, slots: Int32[Array, "A"], parts: Any) -> Any:
     return jax.lax.fori_loop(0, slots.shape[0], one, tree)
 
 
+def rederived(base: Base, bank: Bank, slots: Int32[Array, "A"]) -> Bank:
+    """The bank, with these slots' factors made anew of their leaves; of a shard. Past the end, nothing."""
+    if not bank.recipes:
+        return bank
+    own, with_experts = parted(derived(base, bank.take(slots)))
+    held, held_with_experts = parted(bank.factors)
+    everyone = group_slots(slots, bank.slots)
+    return replace(
+        bank, factors=joined(put_slots(held, slots, own), put_slots(held_with_experts, everyone, with_experts))
+    )
+
+
 def padded_rank(rank: int) -> int:
     """The rank a bank is allocated at."""
     return -(-rank // RANK_MULTIPLE) * RANK_MULTIPLE
 
 
-def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int) -> Bank:
-    """A bank of zeros for adapters up to `spec`'s rank on its targets, in its expert form. Float32."""
-    shapes = factor_shapes(config, replace(spec, rank=padded_rank(spec.rank)))
+def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequence[AdapterSpec] = ()) -> Bank:
+    """A bank of zeros for adapters of LoRA up to `spec`'s rank on its targets, in its expert form, and for those of
+    other methods that are as one of `specs`. Float32.
+    """
+    shapes = leaf_shapes(config, replace(spec, method="lora", rank=padded_rank(spec.rank)))
+    for other in specs:
+        for site, leaves in leaf_shapes(config, replace(other, rank=padded_rank(other.rank))).items():
+            for name, shape in leaves.items():
+                shapes[site][name] = tuple(map(max, shapes[site].get(name, shape), shape))
+            if any(name in GAINED for name in leaves):
+                shapes[site]["gains"] = (shapes[site]["b"][0], 1, shapes[site]["b"][-1])
     factors = {
-        site: {name: jnp.zeros((s[0], slots, *s[1:]), jnp.float32) for name, s in pair.items()}
-        for site, pair in shapes.items()
+        site: {name: jnp.zeros((s[0], slots, *s[1:]), jnp.float32) for name, s in leaves.items()}
+        for site, leaves in shapes.items()
     }
-    return Bank(factors, jnp.zeros(slots, jnp.float32))
+    recipes = recipes_of(specs)
+    return Bank(factors, jnp.zeros(slots, jnp.float32), jnp.full(slots, -1, jnp.int32) if recipes else None, recipes)
 
 
 def bank_spec(specs: list[AdapterSpec]) -> AdapterSpec:
@@ -208,62 +251,83 @@ def bank_spec(specs: list[AdapterSpec]) -> AdapterSpec:
     )
 
 
-def load_adapter(bank: Bank, slot: int, adapter: Adapter, spec: AdapterSpec) -> Bank:
-    """The bank with `adapter` in `slot`: one call for the whole adapter, the old bank donated.
+def load_adapter(bank: Bank, slot: int, adapter: Adapter, spec: AdapterSpec, base: Base | None = None) -> Bank:
+    """The bank with `adapter` in `slot`: one call for the whole adapter, the old bank donated. `base` is needed where
+    its factors are derived.
 
-    Raises PefxError (kind "bad_adapter") if a target, shape or rank does not fit; then nothing has changed.
+    Raises PefxError (kind "bad_adapter") if a target, shape, rank or method does not fit; then nothing has changed.
     """
     _check_slot(bank, slot)
-    return _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec))
+    recipe = recipe_of(spec)
+    if recipe is None:
+        return _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec), -1)
+    if recipe not in bank.recipes:
+        told = f"the bank has no room for method '{spec.method}' of rank {spec.rank} and {spec.units} units"
+        raise PefxError(told, "bad_adapter")
+    if base is None or recipe.name not in base.shared:
+        raise ValueError(f"{recipe} is made with what a base shares, and there is none")
+    kind = bank.recipes.index(recipe)
+    bank = _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec), kind)
+    return _rederive(base, bank, share(of_base, np.full(2, slot, np.int32)))
 
 
 def unload(bank: Bank, slot: int) -> Bank:
     """The bank with `slot` zeroed. Raises PefxError if there is no such slot."""
     _check_slot(bank, slot)
     zeros = jax.tree.map(lambda x: np.zeros((x.shape[0], *x.shape[2:]), np.float32), bank.factors)
-    return _put(bank, slot, zeros, 0.0)
+    return _put(bank, slot, zeros, 0.0, -1)
 
 
-def _put(bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_scale: float) -> Bank:
-    one = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32))
-    return _write_slot(bank, share(of_base, np.int32(slot)), share(of_one, one))
+def _put(bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_scale: float, kind: int) -> Bank:
+    kinds = None if bank.kinds is None else np.full(1, kind, np.int32)
+    part = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32), kinds, bank.recipes)
+    return _write_slot(bank, share(of_base, np.int32(slot)), share(of_one, part))
 
 
 def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str, dict[str, np.ndarray]]:
-    """The adapter in the bank's shapes: checked, rank padded with zeros, missing sites zero."""
+    """The adapter in the bank's shapes: checked, padded with zeros, missing sites and leaves zero, gains one."""
     foreign = sorted(set(adapter) - set(bank.factors))
     if foreign:
         raise PefxError(f"the bank has no site '{foreign[0]}'; it has {', '.join(bank.factors)}", "bad_adapter")
+    leaves = METHODS[spec.method].leaves
     for site in bank.factors:
         if (site in spec.targets) != (site in adapter):
             wrong = "lacks" if site in spec.targets else "has"
             raise PefxError(
                 f"the adapter {wrong} site '{site}', its spec says {', '.join(spec.targets)}", "bad_adapter"
             )
-        if site in adapter and set(adapter[site]) != {"a", "b"}:
-            raise PefxError(f"site '{site}' has factors {sorted(adapter[site])}, not a and b", "bad_adapter")
+        if site in adapter and set(adapter[site]) != set(leaves):
+            told = f"site '{site}' has factors {sorted(adapter[site])}, not {' and '.join(leaves)}"
+            raise PefxError(told, "bad_adapter")
     out = {}
-    for site, pair in bank.factors.items():
+    for site, room in bank.factors.items():
         out[site] = {}
-        for name, room in pair.items():
-            shape = (room.shape[0], *room.shape[2:])
-            if site not in adapter:
-                out[site][name] = np.zeros(shape, np.float32)
-                continue
-            value = np.asarray(adapter[site][name])
-            rank = value.shape[-2] if value.ndim >= 2 else -1
-            if rank != spec.rank:
-                raise PefxError(f"{site}.{name} has rank {rank}, its spec says {spec.rank}", "bad_adapter")
-            if rank > shape[-2]:
-                raise PefxError(f"{site}.{name} has rank {rank}, above the bank's {shape[-2]}", "bad_adapter")
-            if (*value.shape[:-2], value.shape[-1]) != (*shape[:-2], shape[-1]):
-                raise PefxError(
-                    f"{site}.{name} has shape {value.shape}; this bank needs {(*shape[:-2], rank, shape[-1])}",
-                    "bad_adapter",
-                )
-            pad = [(0, 0)] * (value.ndim - 2) + [(0, shape[-2] - rank), (0, 0)]
-            out[site][name] = np.pad(value.astype(np.float32), pad)
+        for name, held in room.items():
+            shape = (held.shape[0], *held.shape[2:])
+            if name in adapter.get(site, {}):
+                out[site][name] = _padded(np.asarray(adapter[site][name]), shape, f"{site}.{name}", leaves[name], spec)
+            else:
+                out[site][name] = np.full(shape, 1.0 if name == "gains" else 0.0, np.float32)
     return out
+
+
+def _padded(value: np.ndarray, shape: tuple[int, ...], where: str, leaf: Leaf, spec: AdapterSpec) -> np.ndarray:
+    """One leaf in the bank's shape."""
+    own = {"one": 1, "rank": spec.rank, "units": spec.units}
+    pad = [(0, 0)] * len(shape)
+    for axis, named in ((-2, leaf.rows), (-1, leaf.columns)):
+        if named not in own:
+            continue
+        found = value.shape[axis] if value.ndim >= 2 else -1
+        if found != own[named]:
+            raise PefxError(f"{where} has {named} {found}, its spec says {own[named]}", "bad_adapter")
+        if found > shape[axis]:
+            raise PefxError(f"{where} has {named} {found}, above the bank's {shape[axis]}", "bad_adapter")
+        pad[axis] = (0, shape[axis] - found)
+    padded = tuple(length - more for length, (_, more) in zip(shape, pad, strict=True))
+    if value.shape != padded:
+        raise PefxError(f"{where} has shape {value.shape}; this bank needs {padded}", "bad_adapter")
+    return np.pad(value.astype(np.float32), pad)
 
 
 def read_adapter(bank: Bank, slot: int, config: ModelConfig, spec: AdapterSpec) -> Adapter:
@@ -272,15 +336,18 @@ def read_adapter(bank: Bank, slot: int, config: ModelConfig, spec: AdapterSpec) 
     Raises PefxError if the bank has no such slot, or no room for an adapter of this spec.
     """
     _check_slot(bank, slot)
-    shapes = factor_shapes(config, spec)
+    shapes = leaf_shapes(config, spec)
     for site in shapes:
         if site not in bank.factors:
             raise PefxError(f"the bank has no site '{site}'; it has {', '.join(bank.factors)}", "bad_adapter")
     factors = {site: bank.factors[site] for site in shapes}
     rows = fetch(_read_slot(factors, share(of_base, np.int32(slot))))
     return {
-        site: {name: np.array(x[:, 0, ..., : spec.rank, :], np.float32) for name, x in pair.items()}
-        for site, pair in rows.items()
+        site: {
+            name: np.array(rows[site][name][:, 0, ..., : shape[-2], : shape[-1]], np.float32)
+            for name, shape in leaves.items()
+        }
+        for site, leaves in shapes.items()
     }
 
 
@@ -313,7 +380,20 @@ def _write_shard(bank: Bank, slot: Int32[Array, ""], one: Bank) -> Bank:
     (own, with_experts), (new, new_with_experts) = parted(bank.factors), parted(one.factors)
     own = put(own, bank.slots, first + index(EXPERT) * bank.slots, new)
     with_experts = put(with_experts, slots, first, new_with_experts)
-    return Bank(joined(own, with_experts), put(bank.scales, slots, first, one.scales))
+    scales, kinds = put((bank.scales, bank.kinds), slots, first, (one.scales, one.kinds))
+    return replace(bank, factors=joined(own, with_experts), scales=scales, kinds=kinds)
+
+
+def _rederive_shard(base: Base, bank: Bank, slots: Int32[Array, "A"]) -> Bank:
+    """`rederived` on one shard, of slots counted over all; others' are past the end."""
+    local = slots - (index(DATA) * bank.scales.shape[0] + index(EXPERT) * bank.slots)
+    return rederived(base, bank, jnp.where((local >= 0) & (local < bank.slots), local, bank.slots))
+
+
+@partial(jit, donate_argnums=1)
+def _rederive(base: Base, bank: Bank, slots: Int32[Array, "A"]) -> Bank:
+    """These slots' factors, counted over all shards, made anew of their leaves."""
+    return sharded(_rederive_shard, (of_base, by_slot, of_base), lambda specs: specs[1])(base, bank, slots)
 
 
 _write_slot = jit(_write, donate_argnums=0)

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from pefx.adapters.merge import sum_of
-from pefx.adapters.methods import Adapter, scale
+from pefx.adapters.methods.table import Adapter, check_shapes, scale
 from pefx.adapters.peft_names import Place, module_name
-from pefx.adapters.sites import SITES, check_shapes, layers_with
+from pefx.adapters.sites import SITES, layers_with
 from pefx.complete_directory import complete_directory
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from pefx.adapters.methods import Adapter, scale
-from pefx.adapters.sites import SITES, check_shapes, parameter
+from pefx.adapters.matrices import held_by
+from pefx.adapters.methods.table import Adapter, check_shapes, scale
+from pefx.adapters.sites import SITES
 from pefx.compiler import jit
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from pefx.model import Base, runs
+from pefx.model import Base
 
 
 def merge(base: Base, adapter: Adapter, spec: AdapterSpec) -> Base:
@@ -38,14 +39,9 @@ def _with(base: Base, adapter: Adapter, spec: AdapterSpec, factor: float) -> Bas
     _check(base, adapter, spec)
     found = jax.tree.map(lambda x: x, base)
     for site, pair in adapter.items():
-        path = parameter(site)
-        if path is None:
-            _add(found, "unembed", _first(pair), factor, False)
-            continue
-        for segment, layers in zip(found.segments, _rows(base, site), strict=True):
-            if layers is not None:
-                own = {name: x[layers] for name, x in pair.items()}
-                _add(segment, path, own, factor, SITES[site].kind == "experts")
+        for holder, name, layers in held_by(found, site):
+            own = {leaf: x[layers] for leaf, x in pair.items()}
+            _add(holder, name, own, factor, SITES[site].kind == "experts")
     return found
 
 
@@ -56,32 +52,11 @@ def _check(base: Base, adapter: Adapter, spec: AdapterSpec) -> None:
         raise PefxError("the unembedding is tied to the embedding: an adapter of it cannot be merged", "bad_adapter")
 
 
-def _rows(base: Base, site: str) -> list[slice | None]:
-    """Of each segment, which layers of an adapter's site are its; None where it has no such site."""
-    kind, seen, found = SITES[site].kind, 0, []
-    for run, dense in runs(base.config):
-        if kind == "attention":
-            found.append(slice(run.start, run.stop))
-        elif (kind == "dense") == dense:
-            found.append(slice(seen, seen + len(run)))
-            seen += len(run)
-        else:
-            found.append(None)
-    return found
-
-
-def _first(pair: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The unembedding's factors: it is no layer."""
-    return {name: x[0] for name, x in pair.items()}
-
-
-def _add(holder: Any, path: str, pair: dict[str, np.ndarray], factor: float, inward: bool) -> None:
-    """Put the sum in place of a parameter; `inward` are experts' matrices, `[in, out]`."""
-    *parents, name = path.split(".")
-    for parent in parents:
-        holder = getattr(holder, parent)
+def _add(holder: Any, name: str, pair: dict[str, np.ndarray], factor: float, inward: bool) -> None:
+    """Put the sum in place of a parameter; `inward` are experts' matrices, `[in, out]`. The unembedding is no layer."""
     variable = getattr(holder, name)
     w = variable[...]
+    pair = pair if w.ndim > 2 else {leaf: x[0] for leaf, x in pair.items()}
     # Turned around outside of the sum: on some processors a product has other last bits the other way around.
     held = jnp.swapaxes(w, -1, -2) if inward else w
     together = _layer_by_layer if w.ndim > 2 else _added

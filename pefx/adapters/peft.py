@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pefx.adapters.methods import SCALES, Adapter, scale
+from pefx.adapters.methods.table import METHODS, Adapter, leaf_shapes, scale
 from pefx.adapters.peft_config import CONFIG, TENSORS, PeftConfig, read_peft_config
 from pefx.adapters.peft_experts import DOWN, GATE, UP, are_blocks, halves, split_fused, split_stacked
 from pefx.adapters.peft_names import EXPERTS, KEY, STACKED, Place, all_names, places_of, sites_named
-from pefx.adapters.sites import SITES, factor_shapes, has_site, layers_with
+from pefx.adapters.sites import SITES, has_site, layers_with
 from pefx.config import AdapterSpec, ExpertForm, ModelConfig
 from pefx.errors import PefxError
 from pefx.safetensors_files import StoredTensor, read_header, read_metadata
@@ -210,11 +210,11 @@ def _spec(pieces: list[Piece], peft: PeftConfig, config: ModelConfig) -> Adapter
     usual = Counter(np.float32(piece.scale) for piece in pieces).most_common(1)[0][0]
     exact = next(piece.scale for piece in pieces if np.float32(piece.scale) == usual)
     named = [peft.alpha, *peft.alpha_pattern.values()]
-    fitting = [alpha for alpha in named if np.float32(SCALES[peft.method](alpha, rank) / exact) == 1]
+    fitting = [alpha for alpha in named if np.float32(METHODS[peft.method].scale(alpha, rank) / exact) == 1]
     return AdapterSpec(
         method=peft.method,
         rank=rank,
-        alpha=fitting[0] if fitting else exact / SCALES[peft.method](1.0, rank),
+        alpha=fitting[0] if fitting else exact / METHODS[peft.method].scale(1.0, rank),
         targets=tuple(site for site in SITES if any(site == piece.place.site for piece in pieces)),
         expert_form=_form(pieces, config),
     )
@@ -234,7 +234,7 @@ def _form(pieces: Iterable[Piece], config: ModelConfig) -> ExpertForm:
 
 def _stack(pieces: list[Piece], spec: AdapterSpec, config: ModelConfig, peft: PeftConfig, source: Path) -> Adapter:
     """One array per site and factor, from the pieces of its layers and experts; none may be missing."""
-    shapes = factor_shapes(config, spec)
+    shapes = leaf_shapes(config, spec)
     adapter = {site: {name: np.zeros(x, np.float32) for name, x in pair.items()} for site, pair in shapes.items()}
     filled: dict[Place, str] = {}
     for piece in pieces:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from pefx.adapters.methods import SCALES
+from pefx.adapters.methods.table import METHODS
 from pefx.config import Method
 from pefx.errors import PefxError
 from pefx.families.config_json import read_json
@@ -59,7 +59,7 @@ class PeftConfig:
     def scale_of(self, module: str) -> float:
         """The factor on the product of a module's factors, of a parameter's."""
         alpha = _first_match(self.alpha_pattern, self.key(module), self.alpha)
-        return SCALES[self.method](alpha, self.rank_of(module))
+        return METHODS[self.method].scale(alpha, self.rank_of(module))
 
     def key(self, module: str) -> str:
         """The name that patterns are matched against."""

@@ -23,12 +23,12 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from pefx.adapters.methods import Adapter
+from pefx.adapters.methods.table import Adapter, check_shapes
 from pefx.adapters.peft import SITES_FIELD
 from pefx.adapters.peft_config import CONFIG, TENSORS
 from pefx.adapters.peft_experts import DOWN, GATE, UP, Pair, join_fused
 from pefx.adapters.peft_names import Place, key, module_name
-from pefx.adapters.sites import SITES, check_shapes, layers_with
+from pefx.adapters.sites import SITES, layers_with
 from pefx.complete_directory import complete_directory, sync
 from pefx.config import AdapterSpec, ModelConfig, Precision
 from pefx.errors import PefxError

@@ -1,10 +1,8 @@
 """Where adapters attach: one table of site names, written once for training, serving, storage and exchange."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pefx.config import AdapterSpec, ModelConfig
-from pefx.errors import PefxError
 
 
 @dataclass(frozen=True)
@@ -130,49 +128,22 @@ DIVIDED = {
 }
 
 
-def width_axis(site: str, factor: str) -> str | None:
-    """The logical axis of a factor's width, None where it is never divided."""
-    return DIVIDED.get(SITES[site].reads if factor == "a" else SITES[site].writes)
+# Leaves as wide as what a site reads, or writes.
+SIDES = {"a": "reads", **dict.fromkeys(("b", "gains", "magnitude", "by_output"), "writes")}
+
+
+def width_axis(site: str, leaf: str) -> str | None:
+    """The logical axis of a leaf's columns, None where they are never divided."""
+    return DIVIDED.get(getattr(SITES[site], SIDES[leaf])) if leaf in SIDES else None
 
 
 def is_partial(site: str, factor: str) -> bool:
     """Whether this factor is whole on the shards of a divided width, each of which has a part of its gradient."""
-    return width_axis(site, factor) is None and width_axis(site, "ba"["ab".index(factor)]) is not None
+    other = "a" if SIDES.get(factor) == "writes" else "b"
+    return factor in SIDES and width_axis(site, factor) is None and width_axis(site, other) is not None
 
 
-def factor_shapes(config: ModelConfig, spec: AdapterSpec) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Shapes of an adapter's factors by site, `[L, (E,) R, width]`. Sites the base has no layer for are left out.
-
-    Raises PefxError for a target that is no site, or if no target is in the base.
-    """
-    shapes = {}
-    for target in spec.targets:
-        if target not in SITES:
-            raise PefxError(f"adapter target '{target}' is not known; choose from {', '.join(SITES)}", "bad_adapter")
-        site = SITES[target]
-        if not has_site(config, target):
-            continue
-        layers = layer_count(config, site.kind)
-        shapes[target] = {}
-        for factor, side in (("a", site.reads), ("b", site.writes)):
-            split = site.kind == "experts" and not (spec.expert_form == "shared_hidden" and site.shared == factor)
-            experts = (config.experts,) if split else ()
-            shapes[target][factor] = (layers, *experts, spec.rank, width(config, side))
-    if not shapes:
-        raise PefxError(f"none of the adapter's targets {spec.targets} exists in this base", "bad_adapter")
-    return shapes
-
-
-def check_shapes(config: ModelConfig, spec: AdapterSpec, found: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
-    """Raise PefxError (kind "bad_adapter") unless these are the shapes, by site and factor, that a spec means here."""
-    shapes = factor_shapes(config, spec)
-    if set(shapes) != set(found):
-        odd = min(set(shapes) ^ set(found))
-        wrong = "lacks" if odd in shapes else "has"
-        raise PefxError(f"the adapter {wrong} site '{odd}'; its spec on this base means {list(shapes)}", "bad_adapter")
-    for site, pair in shapes.items():
-        if set(found[site]) != {"a", "b"}:
-            raise PefxError(f"site '{site}' has factors {sorted(found[site])}, not a and b", "bad_adapter")
-        for name, shape in pair.items():
-            if found[site][name] != shape:
-                raise PefxError(f"{site}.{name} has shape {found[site][name]}; this base needs {shape}", "bad_adapter")
+def has_experts(site: str, factor: str, spec: AdapterSpec) -> bool:
+    """Whether this factor has an expert axis; in `shared_hidden` the hidden-side factor has none."""
+    place = SITES[site]
+    return place.kind == "experts" and not (spec.expert_form == "shared_hidden" and place.shared == factor)

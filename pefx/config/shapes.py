@@ -7,7 +7,7 @@ Precision = Literal["float32", "bfloat16"]
 # How the large matrices of the base are held: in the base's precision, or in 8 bits with a scale for each block.
 Weights = Literal["plain", "int8", "fp8"]
 ExpertForm = Literal["per_expert", "shared_hidden"]
-Method = Literal["lora", "rslora"]
+Method = Literal["lora", "rslora", "lora_plus", "dora", "vera", "lora_xs", "tiny_lora", "ia3"]
 # What a router makes of its logits.
 RouterScores = Literal["softmax", "sigmoid"]
 # What a backward pass computes again instead of keeping it: nothing, or every layer from its input.
@@ -101,8 +101,11 @@ def block_of(size: int) -> int:
 
 @dataclass(frozen=True)
 class AdapterSpec:
-    """What an adapter is, apart from its numbers. `targets` are site names of `pefx.adapters.sites`; those that a base
-    does not have are left out.
+    """What an adapter is, apart from its numbers: a `method` of `pefx.adapters.methods`, and its sizes. `targets` are
+    site names of `pefx.adapters.sites`; those that a base does not have are left out.
+
+    Of "lora" and its kin, the factor that `frozen` names stays as it starts. `units` are the numbers that "tiny_lora"
+    learns for a matrix.
     """
 
     method: Method = "lora"
@@ -114,6 +117,8 @@ class AdapterSpec:
         "shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj",
     )  # fmt: skip
     expert_form: ExpertForm = "per_expert"
+    frozen: Literal["none", "a", "b"] = "none"
+    units: int = 2
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 from kernels.factors import Factors
 from kernels.lora_matmul.api import lora_matmul
 from kernels.rows import Rows
+from kernels.slot_gain.api import slot_gain
 
 Adapters = dict[str, Factors]  # by site name; a missing site has no adapter
 
@@ -37,7 +38,8 @@ def linear(
 def adapted(
     y: Float[Array, "T F"], x: Float[Array, "T D"], factors: Factors | None, rows: Rows | None
 ) -> Float[Array, "T F"]:
-    """`y` plus each row's own adapter of `x`, in y's dtype; others keep its bits."""
+    """`y` plus each row's own adapter of `x`, times its gains if any, in y's dtype; others keep their bits."""
     if factors is None or rows is None:
         return y
-    return lora_matmul(y, x, factors, rows)
+    y = lora_matmul(y, x, factors._replace(gains=None), rows)
+    return y if factors.gains is None else slot_gain(y, factors.gains, factors.offset, rows)

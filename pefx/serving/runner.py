@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pefx.adapters.bank import Bank, by_slot, load_adapter
-from pefx.adapters.methods import Adapter
+from pefx.adapters.methods.table import Adapter
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec
 from pefx.mesh import by_page, by_row, fetch, made, of_base, place

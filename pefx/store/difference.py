@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pefx.adapters.methods import scale
+from pefx.adapters.methods.table import scale
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
 from pefx.store.encoding import to_plain

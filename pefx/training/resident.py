@@ -18,7 +18,7 @@ from pefx.adapters.bank import (
     read_adapter,
     take_slots,
 )
-from pefx.adapters.methods import Adapter, init_adapter
+from pefx.adapters.methods.table import Adapter, init_adapter
 from pefx.checkpoint import flatten
 from pefx.compiler import jit
 from pefx.config import ModelConfig

@@ -30,10 +30,9 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pefx.adapters.checkpoint_merge import merge_checkpoint
-from pefx.adapters.methods import Adapter
+from pefx.adapters.methods.table import Adapter, leaf_shapes
 from pefx.adapters.peft import read_peft
 from pefx.adapters.peft_writing import Layout, write_peft
-from pefx.adapters.sites import factor_shapes
 from pefx.config import AdapterSpec
 from pefx.families.config_json import read_config
 from pefx.loading import load_base
@@ -275,7 +274,7 @@ def merge_apart(name: str) -> float:
 def random_apart(base: str, spec: AdapterSpec, layout: Layout) -> float:
     """How far the logits of a random adapter, as PEFT loads what is written, are from those of the merged base."""
     config, rng = read_config(HERE / base), np.random.default_rng(30)
-    shapes = factor_shapes(config, spec)
+    shapes = leaf_shapes(config, spec)
     adapter = {s: {k: rng.normal(0, 0.2, x).astype(np.float32) for k, x in pair.items()} for s, pair in shapes.items()}
     tokens = sequences(ADAPTER_LENGTHS, config.vocab_size, 31)
     with tempfile.TemporaryDirectory() as folder:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.optim import init_opt
 from pefx.steps import TrainHyper, score, train_step
 from tests.laws import world

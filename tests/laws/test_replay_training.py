@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from pefx.adapters.bank import bank_spec, empty_bank, load_adapter
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.batch import KVPool
 from pefx.compiler import jit
 from pefx.config import AdapterSpec, Remat

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from pefx.adapters.bank import Bank, bank_spec, by_slot, empty_bank, load_adapter
-from pefx.adapters.methods import init_adapter
+from pefx.adapters.methods.table import init_adapter
 from pefx.batch import KVPool
 from pefx.config import AdapterSpec, ExpertForm, MeshConfig
 from pefx.mesh import by_page, of_base, on_mesh, place

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
-from pefx.adapters.methods import Adapter, init_adapter
+from pefx.adapters.methods.table import Adapter, init_adapter
 from pefx.adapters.sites import SITES
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec, ExpertForm, ModelConfig, Precision

@@ -1,0 +1,105 @@
+"""What a method is: the numbers that an adapter of it holds, and the factors that the kernels apply for them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from pefx.adapters.directions import Directions
+from pefx.adapters.sites import Site
+
+Leaves = Mapping[str, Array]  # of one site, by name: [L, N, (E,) rows, columns]
+# What an array begins as: a pure function of a generator and its shape. Float32.
+Start = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+class Leaf(NamedTuple):
+    """An array of an adapter at a site, `[L, (E,) rows, columns]`.
+
+    Sizes by name: the site's widths `reads` and `writes`, the `rank`, `one`, or the spec's `units`. `side` is the width
+    that its gradient is a sum over, where it has none of its own.
+    """
+
+    rows: str
+    columns: str
+    start: Start
+    side: Literal["reads", "writes"]
+
+
+def constant(value: float) -> Start:
+    """The same number everywhere."""
+    return lambda rng, shape: np.full(shape, value, np.float32)
+
+
+def uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """In +-1/sqrt(columns), as PEFT's Kaiming start."""
+    bound = shape[-1] ** -0.5
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+ZERO, ONE = constant(0.0), constant(1.0)
+
+
+class Given(NamedTuple):
+    """What `derive` is given beside a slot's leaves: the base's `shared` arrays of this recipe and site, `[L, (E,)
+    rows, columns]`; the site's matrices `[L, out, in]`; each slot's scale; and a sum over the shards of `reads`.
+    """
+
+    shared: Mapping[str, Array]
+    matrices: Callable[[], Array]
+    scales: Float[Array, "N"]
+    over_reads: Callable[[Array], Array]
+
+
+class Source(NamedTuple):
+    """What `shared` is given of a site: the axes of its stacks, `(L,)` or `(L, E)`, its two widths and the widest that
+    the base has; the recipe's rank and units; a generator of its own; and the base's directions there.
+    """
+
+    stack: tuple[int, ...]
+    reads: int
+    writes: int
+    widest: tuple[int, int]
+    rank: int
+    units: int
+    rng: np.random.Generator
+    matrices: Callable[[], np.ndarray]
+    directions: Callable[[], Directions]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method of adaptation.
+
+    `leaves` are what an adapter holds at each site, all of them trained. `scale` is the factor on the product of a and
+    b, of alpha and rank. `derive` makes factors `a`, `b` or `gains` of leaves, where they are not leaves themselves:
+    differentiable, and each slot's of its own leaves; `shared` makes what it needs that all adapters of a base share,
+    float32 `[L, (E,) rows, columns]` by name. `rates` are multiples of the learning rate, by leaf. `refuses`
+    says of a site why the method has no place there (None: it has).
+    """
+
+    leaves: Mapping[str, Leaf]
+    scale: Callable[[float, int], float]
+    derive: Callable[[Leaves, Given], dict[str, Array]] | None = None
+    shared: Callable[[Source], dict[str, np.ndarray]] = lambda source: {}
+    rates: Mapping[str, float] = field(default_factory=dict)
+    refuses: Callable[[Site], str | None] = lambda site: None
+
+
+def by_rank(alpha: float, rank: int) -> float:
+    """Hu et al. 2021 (2106.09685), section 4.1."""
+    return alpha / rank
+
+
+def unscaled(alpha: float, rank: int) -> float:
+    """The product as it is."""
+    return 1.0
+
+
+def rows_only(site: Site) -> str | None:
+    """Gains are of whole rows of a projection, which routed experts and absorbed keys and values do not have."""
+    if site.kind == "experts":
+        return "routed experts have no gains"
+    return "keys and values of latent attention are never made" if site.writes == "keys_and_values" else None

@@ -1,0 +1,104 @@
+"""The methods by name: what an adapter of a spec holds on a base, how it is scaled, how it starts."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from pefx.adapters.methods.dora import DORA
+from pefx.adapters.methods.ia3 import IA3
+from pefx.adapters.methods.lora import LORA, LORA_PLUS, RSLORA
+from pefx.adapters.methods.lora_xs import LORA_XS
+from pefx.adapters.methods.method import Method
+from pefx.adapters.methods.tiny_lora import TINY_LORA
+from pefx.adapters.methods.vera import VERA
+from pefx.adapters.sites import SITES, has_experts, has_site, layer_count, width
+from pefx.config import AdapterSpec, ModelConfig
+from pefx.errors import PefxError
+
+Adapter = dict[str, dict[str, np.ndarray]]  # {site: {leaf: [L, (E,) rows, columns]}}; LoRA's leaves are "a" and "b"
+Shapes = dict[str, dict[str, tuple[int, ...]]]  # by site and leaf
+
+METHODS: dict[str, Method] = {
+    "lora": LORA,
+    "rslora": RSLORA,
+    "lora_plus": LORA_PLUS,
+    "dora": DORA,
+    "vera": VERA,
+    "lora_xs": LORA_XS,
+    "tiny_lora": TINY_LORA,
+    "ia3": IA3,
+}
+FACTOR = {"reads": "a", "writes": "b"}  # by side
+
+
+def scale(spec: AdapterSpec) -> float:
+    """The factor on an adapter's product."""
+    return METHODS[spec.method].scale(spec.alpha, spec.rank)
+
+
+def leaf_shapes(config: ModelConfig, spec: AdapterSpec) -> Shapes:
+    """Shapes of what an adapter holds, by site and leaf. Sites the base has no layer for are left out.
+
+    Raises PefxError for a target that is no site or that the method has no place at, for a rank above a matrix's size
+    where the method reads its directions, or if no target is in the base.
+    """
+    method, shapes = METHODS[spec.method], {}
+    for target in spec.targets:
+        if target not in SITES:
+            raise PefxError(f"adapter target '{target}' is not known; choose from {', '.join(SITES)}", "bad_adapter")
+        if not has_site(config, target):
+            continue
+        site = SITES[target]
+        if reason := method.refuses(site):
+            raise PefxError(f"method '{spec.method}' cannot adapt '{target}': {reason}", "wrong_target")
+        if method.derive is not None and site.kind == "experts" and spec.expert_form == "shared_hidden":
+            told = f"method '{spec.method}' has factors of every expert of '{target}'; expert_form must be per_expert"
+            raise PefxError(told, "wrong_form")
+        sizes = {"one": 1, "rank": spec.rank, "units": spec.units}
+        sizes |= {side: width(config, getattr(site, side)) for side in ("reads", "writes")}
+        shapes[target] = {
+            name: (
+                layer_count(config, site.kind),
+                *((config.experts,) if has_experts(target, FACTOR[leaf.side], spec) else ()),
+                sizes[leaf.rows],
+                sizes[leaf.columns],
+            )
+            for name, leaf in method.leaves.items()
+        }
+    if not shapes:
+        raise PefxError(f"none of the adapter's targets {spec.targets} exists in this base", "bad_adapter")
+    return shapes
+
+
+def check_shapes(config: ModelConfig, spec: AdapterSpec, found: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+    """Raise PefxError (kind "bad_adapter") unless these are the shapes, by site and leaf, that a spec means here."""
+    shapes = leaf_shapes(config, spec)
+    if set(shapes) != set(found):
+        odd = min(set(shapes) ^ set(found))
+        wrong = "lacks" if odd in shapes else "has"
+        raise PefxError(f"the adapter {wrong} site '{odd}'; its spec on this base means {list(shapes)}", "bad_adapter")
+    for site, leaves in shapes.items():
+        if set(found[site]) != set(leaves):
+            told = f"site '{site}' has factors {sorted(found[site])}, not {' and '.join(leaves)}"
+            raise PefxError(told, "bad_adapter")
+        for name, shape in leaves.items():
+            if found[site][name] != shape:
+                raise PefxError(f"{site}.{name} has shape {found[site][name]}; this base needs {shape}", "bad_adapter")
+
+
+def init_adapter(config: ModelConfig, spec: AdapterSpec, seed: int) -> Adapter:
+    """A fresh adapter, whose delta is zero. Float32.
+
+    Each leaf of a site draws from one stream of `seed`, so that a site does not depend on which others exist.
+    """
+    leaves, adapter = METHODS[spec.method].leaves, {}
+    for site, shapes in sorted(leaf_shapes(config, spec).items()):
+        rng = np.random.default_rng([seed, *site.encode()])
+        adapter[site] = {name: leaves[name].start(rng, shape) for name, shape in shapes.items()}
+    return adapter
+
+
+def rates(spec: AdapterSpec, name: str) -> float:
+    """The multiple of the learning rate that a leaf learns with; 0 where it is not trained."""
+    method = METHODS[spec.method]
+    return method.rates.get(name, 1.0) if name in method.leaves and name != spec.frozen else 0.0

@@ -1,0 +1,31 @@
+"""TinyLoRA: LoRA-XS whose small matrix is a sum of fixed random ones, `R = sum_i v_i P_i`; only v is trained.
+
+Singular values go half to each side, as in PEFT.
+"""
+
+import numpy as np
+from jaxtyping import Array
+
+from pefx.adapters.methods import lora_xs
+from pefx.adapters.methods.method import ZERO, Given, Leaf, Leaves, Method, Source, unscaled
+
+
+def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
+    """As LoRA-XS, with R of v."""
+    projections = given.shared["projections"]  # [L, (E,) units, R * R]
+    rank = given.shared["a"].shape[-2]
+    parts = leaves["vector"][..., None] * projections[:, None, ..., None, :, :]
+    # One after another: a product of a single row would take other bits among more slots.
+    flat = sum(parts[..., unit, :] for unit in range(parts.shape[-2]))
+    return lora_xs.derive({"between": flat.reshape(*flat.shape[:-2], rank, rank)}, given)
+
+
+def shared(source: Source) -> dict[str, np.ndarray]:
+    """`a = (V S^1/2)^T`, `b = (U S^1/2)^T`, and `projections [L, (E,) units, R R]`, normal of variance 1 / R."""
+    found, rank = source.directions(), source.rank
+    half = np.sqrt(found.strengths)[..., None]
+    drawn = source.rng.normal(0, rank**-0.5, (*source.stack, source.units, rank * rank))
+    return {"a": found.inward * half, "b": found.outward * half, "projections": drawn.astype(np.float32)}
+
+
+TINY_LORA = Method({"vector": Leaf("one", "units", ZERO, "writes")}, unscaled, derive, shared)

@@ -1,0 +1,140 @@
+"""Methods whose factors are made of other numbers: how they are made, and how their gradients come back.
+
+The model and its kernels know factors alone, whatever the methods of a batch. A step differentiates by the factors;
+here those gradients become ones of the leaves, and after the update the leaves become factors again. Each slot's
+numbers follow from its own leaves, and are chosen, never mixed with those of others.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
+
+from pefx.adapters.matrices import matrices
+from pefx.adapters.methods.method import Given, Method
+from pefx.adapters.methods.table import METHODS
+from pefx.adapters.sites import DIVIDED, SITES
+from pefx.collectives import of_own, over_model
+from pefx.config import AdapterSpec
+from pefx.model import Base
+
+Tree = dict[str, dict[str, Any]]  # by site and leaf: [L, N, (E,) rows, columns]
+
+
+class Recipe(NamedTuple):
+    """A method at sizes that its shared arrays depend on."""
+
+    method: str
+    rank: int
+    units: int
+
+    @property
+    def row(self) -> Method:
+        """The method."""
+        return METHODS[self.method]
+
+    @property
+    def name(self) -> str:
+        """The name of its shared arrays in a base."""
+        return f"{self.method}_{self.rank}_{self.units}"
+
+
+def recipe_of(spec: AdapterSpec) -> Recipe | None:
+    """How the factors of an adapter are made; None where it holds them."""
+    return None if METHODS[spec.method].derive is None else Recipe(spec.method, spec.rank, spec.units)
+
+
+def recipes_of(specs: Sequence[AdapterSpec]) -> tuple[Recipe, ...]:
+    """Those of all specs, each once, in order."""
+    return tuple(sorted({recipe for recipe in map(recipe_of, specs) if recipe is not None}))
+
+
+@runtime_checkable
+class Slots(Protocol):
+    """A bank, or a part of one: see `pefx.adapters.bank`."""
+
+    @property
+    def factors(self) -> Tree: ...
+    @property
+    def scales(self) -> Float[Array, "N"]: ...
+    @property
+    def kinds(self) -> Int32[Array, "N"] | None: ...
+    @property
+    def recipes(self) -> tuple[Recipe, ...]: ...
+
+
+def derived(base: Base, slots: Slots) -> Tree:
+    """The slots' leaves, with factors as their recipes make them."""
+    found = {site: dict(leaves) for site, leaves in slots.factors.items()}
+    for index, recipe, site, given in _each(base, slots):
+        own = slots.factors[site]
+        for name, made in _derive(recipe, _cut(recipe, own), given).items():
+            found[site][name] = _chosen(slots, index, _padded(made, own[name]), found[site][name])
+    return found
+
+
+def pulled(base: Base, slots: Slots, sums: Tree) -> Tree:
+    """Gradients of the slots' leaves, from those of their factors."""
+    found = {site: dict(leaves) for site, leaves in sums.items()}
+    for index, recipe, site, given in _each(base, slots):
+        leaves = _cut(recipe, slots.factors[site])
+        made, pull = jax.vjp(lambda own, recipe=recipe, given=given: _derive(recipe, own, given), leaves)
+        (through,) = pull({name: _fitted(sums[site][name], x) for name, x in made.items()})
+        for name, leaf in recipe.row.leaves.items():
+            total = through[name] if name in made else through[name] + _fitted(sums[site][name], through[name])
+            if leaf.columns not in ("reads", "writes") and getattr(SITES[site], leaf.side) in DIVIDED:
+                total = over_model(total)
+            found[site][name] = _chosen(slots, index, _padded(total, found[site][name]), found[site][name])
+    return found
+
+
+def _derive(recipe: Recipe, leaves: Mapping[str, Array], given: Given) -> dict[str, Array]:
+    derive = recipe.row.derive
+    assert derive is not None
+    return derive(leaves, given)
+
+
+def _each(base: Base, slots: Slots):
+    """(place, recipe, site, what `derive` is given) of all recipes, and the sites that each has in this base."""
+    for index, recipe in enumerate(slots.recipes):
+        for site, shared in base.shared[recipe.name].items():
+            if not set(recipe.row.leaves) <= set(slots.factors.get(site, ())):
+                continue
+            reads = SITES[site].reads in DIVIDED
+
+            def over_reads(x: Array, reads=reads) -> Array:
+                return over_model(x) if reads else x
+
+            scales = slots.scales if SITES[site].kind == "experts" else of_own(slots.scales)
+            held = {name: x[...] for name, x in shared.items()}
+            yield index, recipe, site, Given(held, lambda site=site: matrices(base, site), scales, over_reads)
+
+
+def _cut(recipe: Recipe, leaves: Mapping[str, Array]) -> dict[str, Array]:
+    """A recipe's own leaves, without the padding of the bank's."""
+    sizes = {"one": 1, "rank": recipe.rank, "units": recipe.units}
+
+    def part(name: str) -> Array:
+        leaf, x = recipe.row.leaves[name], leaves[name]
+        return x[..., : sizes[leaf.rows], : sizes.get(leaf.columns, x.shape[-1])]
+
+    return {name: part(name) for name in recipe.row.leaves}
+
+
+def _fitted(x: Array, like: Array) -> Array:
+    """The part of a padded array that is as large as `like`."""
+    return x[..., : like.shape[-2], : like.shape[-1]]
+
+
+def _padded(x: Array, like: Array) -> Array:
+    """An array with zeros up to the size of `like`."""
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, like.shape[axis] - x.shape[axis]) for axis in (-2, -1)])
+
+
+def _chosen(slots: Slots, index: int, new: Array, old: Array) -> Array:
+    """`new` for the slots of one recipe, `old` for others."""
+    assert slots.kinds is not None
+    kinds = slots.kinds if old.ndim == 5 else of_own(slots.kinds)
+    return jnp.where((kinds == index).reshape(1, -1, *(1,) * (old.ndim - 2)), new, old)

@@ -1,0 +1,66 @@
+"""What all adapters of a recipe share on a base: held beside its weights once, whoever has adapters of it."""
+
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from flax import nnx
+
+from pefx.adapters.directions import directions
+from pefx.adapters.matrices import matrices
+from pefx.adapters.methods.method import Source
+from pefx.adapters.methods.table import leaf_shapes
+from pefx.adapters.recipes import Recipe, recipe_of
+from pefx.adapters.sites import SITES, layer_count, width, width_axis
+from pefx.config import AdapterSpec
+from pefx.mesh import fetch, of_base, place
+from pefx.model import Base
+
+
+def with_shared(base: Base, specs: Iterable[AdapterSpec]) -> Base:
+    """The base with what adapters of `specs` share beside its weights; `base` itself stays as it is. Within its mesh.
+
+    Raises PefxError, naming the site, where a rank is above a matrix's size, or the base has numbers that are none.
+    """
+    found = {name: dict(sites) for name, sites in base.shared.items()}
+    for spec in specs:
+        recipe = recipe_of(spec)
+        if recipe is None:
+            continue
+        own = found.setdefault(recipe.name, {})
+        for site in leaf_shapes(base.config, spec):
+            if site not in own:
+                own[site] = _placed(site, recipe, base)
+    copy = jax.tree.map(lambda x: x, base)
+    copy.shared = nnx.data(found)
+    return copy
+
+
+def _placed(site: str, recipe: Recipe, base: Base) -> dict[str, nnx.Param]:
+    """A site's shared arrays on the mesh, each divided as the factor of its name is."""
+    found = {}
+    for name, x in recipe.row.shared(_source(site, recipe, base)).items():
+        experts = ("experts",) if SITES[site].kind == "experts" else ()
+        axes = ("layers", *experts, "rank", width_axis(site, "b" if name == "squares" else name))
+        found[name] = place(of_base, nnx.Param(np.ascontiguousarray(x, np.float32), out_sharding=axes))
+    return found
+
+
+def _source(site: str, recipe: Recipe, base: Base) -> Source:
+    config, at = base.config, SITES[site]
+    widths = [(width(config, one.reads), width(config, one.writes)) for one in SITES.values()]
+
+    def held() -> np.ndarray:
+        return np.asarray(fetch(matrices(base, site)), np.float32)
+
+    return Source(
+        stack=(layer_count(config, at.kind), *((config.experts,) if at.kind == "experts" else ())),
+        reads=width(config, at.reads),
+        writes=width(config, at.writes),
+        widest=(max(reads for reads, _ in widths), max(writes for _, writes in widths)),
+        rank=recipe.rank,
+        units=recipe.units,
+        rng=np.random.default_rng([*site.encode()]),
+        matrices=held,
+        directions=lambda: directions(site, held, recipe.rank),
+    )
