@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float, Int32
 
-from pefx.adapters.bank import Bank, FactorTree, joined, parted, put_slot, slot_at
+from pefx.adapters.bank import Bank, FactorTree
 from pefx.adapters.sites import width_axis
+from pefx.adapters.slots import joined, parted, put_slot, slot_at
 from pefx.batch import Array
 from pefx.collectives import all_experts, group_slots, of_group, of_own, over_model, size
 from pefx.mesh import EXPERT

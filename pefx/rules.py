@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from pefx.adapters.methods.table import METHODS
 from pefx.adapters.sites import SITES
 from pefx.config import (
     AdapterSpec,
@@ -59,6 +60,8 @@ def serve_rules(config: ServeConfig) -> Broken:
     yield from mesh_rules(config.mesh)
     yield from http_rules(config.http)
     yield from target_rules(config.targets, "")
+    for index, other in enumerate(config.others):
+        yield from adapter_rules(other, f"others.{index}.")
     if config.catalog == "":
         yield "catalog", "is empty; name a folder, or None to serve the base alone"
 
@@ -220,8 +223,14 @@ def checkpoint_rules(checkpoint: CheckpointConfig, prefix: str) -> Broken:
 
 
 def adapter_rules(spec: AdapterSpec, prefix: str) -> Broken:
-    yield from positive(spec, prefix, "rank", "alpha")
+    yield from positive(spec, prefix, "rank", "alpha", "units")
     yield from target_rules(spec.targets, prefix)
+    method = METHODS[spec.method]
+    for target in spec.targets:
+        if target in SITES and (reason := method.refuses(SITES[target])):
+            yield f"{prefix}targets", f"method {spec.method!r} cannot adapt {target!r}: {reason}"
+    if spec.frozen != "none" and (spec.frozen not in method.leaves or len(method.leaves) == 1):
+        yield f"{prefix}frozen", f"is of methods that train a and b; {spec.method!r} trains {', '.join(method.leaves)}"
 
 
 def target_rules(targets: tuple[str, ...], prefix: str) -> Broken:

@@ -1,7 +1,7 @@
 """What a config needs in memory, from the shapes of what it would build; nothing is allocated."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,8 @@ def sizes(config: TrainConfig | ServeConfig) -> list[Size]:
 def training_sizes(config: TrainConfig) -> Iterator[Size]:
     model = read_model(config.base or "", config)
     yield measure("base", abstract_base(model))
-    bank = abstract_bank(model, bank_spec([user.adapter or config.adapter for user in config.users]), len(config.users))
+    specs = [user.adapter or config.adapter for user in config.users]
+    bank = abstract_bank(model, bank_spec(specs), len(config.users), specs)
     yield measure(f"bank of {len(config.users)} adapters", bank)
     opt = jax.eval_shape(init_opt, bank)
     yield measure("moments", (opt.mu, opt.nu))
@@ -59,7 +60,7 @@ def serving_sizes(config: ServeConfig) -> Iterator[Size]:
     yield measure("base", abstract_base(model))
     if config.catalog is not None:
         spec = AdapterSpec(rank=config.max_rank, targets=config.targets, expert_form=config.expert_form)
-        yield measure(f"bank of {config.slots} slots", abstract_bank(model, spec, config.slots))
+        yield measure(f"bank of {config.slots} slots", abstract_bank(model, spec, config.slots, config.others))
     pages = config.pages or config.sequences * whole_pages(model.context, config.page_size)
     yield pool(model, pages, config.page_size)
 
@@ -69,8 +70,8 @@ def read_model(base: str, config: TrainConfig | ServeConfig) -> ModelConfig:
     return replace(read_config(base), precision=config.precision, weights=config.base_weights)
 
 
-def abstract_bank(model: ModelConfig, spec: AdapterSpec, slots: int) -> Any:
-    return jax.eval_shape(lambda: empty_bank(model, spec, slots))
+def abstract_bank(model: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequence[AdapterSpec] = ()) -> Any:
+    return jax.eval_shape(lambda: empty_bank(model, spec, slots, specs))
 
 
 def pool(model: ModelConfig, pages: int, page_size: int) -> Size:

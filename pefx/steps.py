@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int32
 
 from kernels.rows import rows_of
 from pefx.adapters.bank import Bank, by_slot, rederived
-from pefx.adapters.recipes import pulled
+from pefx.adapters.derivation import pulled
 from pefx.adapters.sites import is_partial
 from pefx.batch import Array, KVPool, TokenBatch
 from pefx.collectives import of_group, over_model, over_rows, whole_width

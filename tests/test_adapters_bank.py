@@ -15,13 +15,12 @@ from pefx.adapters.bank import (
     empty_bank,
     load_adapter,
     padded_rank,
-    put_slots,
     read_adapter,
-    take_slots,
     unload,
 )
 from pefx.adapters.methods.table import leaf_shapes, scale
 from pefx.adapters.sites import SITES
+from pefx.adapters.slots import put_slots, take_slots
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from tests.model_small import MODEL, random_adapter

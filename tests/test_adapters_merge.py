@@ -8,11 +8,13 @@ import pytest
 
 from pefx.adapters.bank import empty_bank, load_adapter
 from pefx.adapters.merge import merge, unmerge
-from pefx.adapters.methods.table import Adapter
+from pefx.adapters.methods.table import METHODS, Adapter
+from pefx.adapters.shared import with_shared
 from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from pefx.steps import score
+from tests.method_cases import BASE, changed, spec_of
 from tests.model_small import SPEC, make_base, random_adapter, random_tokens, train_batch, variant
 
 HEADS = variant(tied_embedding=False, shared_experts=1, layers=2)
@@ -39,6 +41,20 @@ def test_a_merged_base_computes_what_base_and_adapter_do(config: ModelConfig, fo
     back = unmerge(whole, adapter, spec)
     for before, after in zip(jax.tree.leaves(base), jax.tree.leaves(back), strict=True):
         np.testing.assert_allclose(after, before, rtol=0, atol=1e-6 * max(1, np.abs(before).max()))
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("lora", "rslora", "lora_plus")])
+def test_a_merged_base_computes_what_base_and_adapter_of_any_method_do(method):
+    spec = spec_of(method)
+    adapter = changed(spec)
+    held = with_shared(BASE, [spec])
+    bank = load_adapter(empty_bank(BASE.config, replace(spec, method="lora"), 1, [spec]), 0, adapter, spec, held)
+    cases = ((BASE, bank), (merge(BASE, adapter, spec), None), (BASE, None))
+    want, got, bare = (np.asarray(score(*case, BATCH)) for case in cases)
+    assert np.abs(want - bare).max() > 0.01
+    np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
+    with pytest.raises(PefxError, match=f"an adapter of method '{method}' is no pair of factors"):
+        unmerge(BASE, adapter, spec)
 
 
 @pytest.mark.parametrize("site", SITES)

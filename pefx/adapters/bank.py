@@ -1,7 +1,7 @@
 """The bank: N adapters stacked on a slot axis, behind the layer axis. Ranks differ by zero padding.
 
 At each site a bank has factors `a` and `b`, `gains` where some method has them, and the leaves of methods that derive
-those from others (`pefx.adapters.recipes`).
+those from others (`pefx.adapters.derivation`).
 
 A `Bank` is resident and read in place; `ActiveSlots` is a compact copy of the slots a training step updates, scanned
 layer by layer so that its gradient is as small as it is.
@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from kernels.factors import Factors
-from kernels.fresh import fresh
+from pefx.adapters.derivation import derived
 from pefx.adapters.methods.method import Leaf
-from pefx.adapters.methods.table import METHODS, Adapter, leaf_shapes, scale
-from pefx.adapters.recipes import Recipe, derived, recipe_of, recipes_of
+from pefx.adapters.methods.recipe import Recipe, recipe_of, recipes_of
+from pefx.adapters.methods.table import GAINED, METHODS, Adapter, leaf_shapes, scale
 from pefx.adapters.sites import SITES, width_axis
+from pefx.adapters.slots import is_split, joined, parted, put_slot, put_slots, slot_at, take_slots
 from pefx.batch import Array
 from pefx.collectives import group_slots, index, of_own, size
 from pefx.compiler import jit
@@ -33,7 +34,6 @@ from pefx.mesh import DATA, EXPERT, fetch, of_base, sharded, share
 from pefx.model import Base
 
 FactorTree = dict[str, dict[str, Any]]  # by site and factor; None where a tree was taken apart
-GAINED = ("gains", "magnitude")  # leaves of which there are gains
 RANK_MULTIPLE = 8  # a rank of one row would take other bits, and does not compile for TPUs
 
 
@@ -45,26 +45,9 @@ def by_slot(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
     if x.ndim == 1:
         return ("group_slots",)
     site, factor = (key.key for key in path[-2:])
-    if _split(x):
+    if is_split(x):
         return ("layers", "group_slots", "experts", "rank", width_axis(site, factor))
     return ("layers", "slots", "rank", width_axis(site, factor))
-
-
-def _split(factor: Any) -> bool:
-    """Whether each expert has its own."""
-    return factor.ndim == 5
-
-
-def parted(tree: Any) -> tuple[Any, Any]:
-    """What of a tree of factors lies with the slots' rows, and what with the experts; None in place of the rest."""
-    return jax.tree.map(lambda x: None if _split(x) else x, tree), jax.tree.map(
-        lambda x: x if _split(x) else None, tree
-    )
-
-
-def joined(own: Any, with_experts: Any) -> Any:
-    """The tree that `parted` took apart."""
-    return jax.tree.map(lambda x, y: y if x is None else x, own, with_experts, is_leaf=lambda x: x is None)
 
 
 def _of_kind(factors: FactorTree, kind: str) -> dict[str, dict[str, Any]]:
@@ -80,7 +63,7 @@ def _of_kind(factors: FactorTree, kind: str) -> dict[str, dict[str, Any]]:
 
 
 def _kind(named: str, factor: Any) -> str:
-    return "across_experts" if named == "experts" and not _split(factor) else named
+    return "across_experts" if named == "experts" and not is_split(factor) else named
 
 
 @jax.tree_util.register_dataclass
@@ -89,7 +72,7 @@ class Bank:
     """Factors `[L, N, (E,) R, width]` by site, and each slot's scale. An empty slot is all zeros.
 
     Within a step: of this shard's slots and widths; factors of one expert and scales, of all slots of its expert axis.
-    Of slots whose factors are derived, `kinds` says by which of the `recipes` (-1: by none).
+    Of slots whose factors are derived, `kinds` says by which of the `recipes`, counted from 1 (0: by none).
     """
 
     factors: FactorTree
@@ -159,46 +142,6 @@ def _as_read(factors: dict[str, Any], scales: Array, offset: Array) -> Factors:
     return Factors(factors["a"], factors["b"], scales, offset, None if gains is None else gains[..., 0, :])
 
 
-def _slot_axis(x: Any) -> int:
-    """Slots are behind the layers, or first in an array of one number a slot."""
-    return min(x.ndim - 1, 1)
-
-
-def slot_at(tree: Any, slot: Int32[Array, ""]) -> Any:
-    """The part of one slot in every array, its axis kept; past the end, the last slot's."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1, _slot_axis(x)), tree)
-
-
-def put_slot(tree: Any, slot: Int32[Array, ""], part: Any) -> Any:
-    """Replace the part of one slot in every array."""
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, slot, _slot_axis(x)), tree, part)
-
-
-def take_slots(tree: Any, slots: Int32[Array, "A"]) -> Any:
-    """A copy of these slots of every array; past the end, of the last. A slot at a time: a gather is slower on CPU."""
-
-    def one(i, out):
-        return put_slot(out, i, slot_at(tree, slots[i]))
-
-    def room(x: Array) -> Array:
-        axis = _slot_axis(x)
-        return fresh((*x.shape[:axis], slots.shape[0], *x.shape[axis + 1 :]), x)
-
-    return jax.lax.fori_loop(0, slots.shape[0], one, jax.tree.map(room, tree))
-
-
-def put_slots(tree: Any, slots: Int32[Array, "A"], parts: Any) -> Any:
-    """Replace these slots of every array, in place where the tree is donated; past the end, nothing."""
-
-    def one(i, tree):
-        part, count = slot_at(parts, i), jax.tree.leaves(tree)[0]
-        live = slots[i] < count.shape[_slot_axis(count)]
-        kept = jax.tree.map(lambda x, y: jnp.where(live, x, y), part, slot_at(tree, slots[i]))
-        return put_slot(tree, slots[i], kept)
-
-    return jax.lax.fori_loop(0, slots.shape[0], one, tree)
-
-
 def rederived(base: Base, bank: Bank, slots: Int32[Array, "A"]) -> Bank:
     """The bank, with these slots' factors made anew of their leaves; of a shard. Past the end, nothing."""
     if not bank.recipes:
@@ -232,7 +175,7 @@ def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequen
         for site, leaves in shapes.items()
     }
     recipes = recipes_of(specs)
-    return Bank(factors, jnp.zeros(slots, jnp.float32), jnp.full(slots, -1, jnp.int32) if recipes else None, recipes)
+    return Bank(factors, jnp.zeros(slots, jnp.float32), jnp.zeros(slots, jnp.int32) if recipes else None, recipes)
 
 
 def bank_spec(specs: list[AdapterSpec]) -> AdapterSpec:
@@ -260,13 +203,13 @@ def load_adapter(bank: Bank, slot: int, adapter: Adapter, spec: AdapterSpec, bas
     _check_slot(bank, slot)
     recipe = recipe_of(spec)
     if recipe is None:
-        return _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec), -1)
+        return _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec), 0)
     if recipe not in bank.recipes:
         told = f"the bank has no room for method '{spec.method}' of rank {spec.rank} and {spec.units} units"
         raise PefxError(told, "bad_adapter")
     if base is None or recipe.name not in base.shared:
         raise ValueError(f"{recipe} is made with what a base shares, and there is none")
-    kind = bank.recipes.index(recipe)
+    kind = bank.recipes.index(recipe) + 1
     bank = _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec), kind)
     return _rederive(base, bank, share(of_base, np.full(2, slot, np.int32)))
 
@@ -275,7 +218,7 @@ def unload(bank: Bank, slot: int) -> Bank:
     """The bank with `slot` zeroed. Raises PefxError if there is no such slot."""
     _check_slot(bank, slot)
     zeros = jax.tree.map(lambda x: np.zeros((x.shape[0], *x.shape[2:]), np.float32), bank.factors)
-    return _put(bank, slot, zeros, 0.0, -1)
+    return _put(bank, slot, zeros, 0.0, 0)
 
 
 def _put(bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_scale: float, kind: int) -> Bank:

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from pefx.adapters.merge import sum_of
+from pefx.adapters.methods.recipe import check_exchangeable
 from pefx.adapters.methods.table import Adapter, check_shapes, scale
 from pefx.adapters.peft_names import Place, module_name
 from pefx.adapters.sites import SITES, layers_with
@@ -59,6 +60,7 @@ def merge_checkpoint(
     """
     source, target = Path(base_directory), Path(target_directory)
     config, raw = read_config(source), read_json(source / "config.json")
+    check_exchangeable(spec)
     check_shapes(config, spec, {site: {k: np.shape(x) for k, x in pair.items()} for site, pair in adapter.items()})
     if raw.get("quantization_config") is not None:
         told = f"{source / 'config.json'}: quantization_config is set; only a base that is not quantised can be merged"

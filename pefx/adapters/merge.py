@@ -1,7 +1,8 @@
 """An adapter folded into a base's weights: one base more, as fast as the bare one, instead of a slot of a bank.
 
-Weights are `W + s (A B)` in the layout of each parameter, summed in float32 and rounded to the base's precision; taking
-the adapter out again gives the weights back but for that rounding.
+Weights are `W + s (A B)` in the layout of each parameter, summed in float32 and rounded to the base's precision, then
+times the gains where a method has them; taking an adapter of LoRA out again gives the weights back but for the
+rounding.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from pefx.adapters.applied import applied
 from pefx.adapters.matrices import held_by
+from pefx.adapters.methods.recipe import check_exchangeable
 from pefx.adapters.methods.table import Adapter, check_shapes, scale
 from pefx.adapters.sites import SITES
 from pefx.compiler import jit
@@ -23,7 +26,7 @@ from pefx.model import Base
 
 
 def merge(base: Base, adapter: Adapter, spec: AdapterSpec) -> Base:
-    """The base with the adapter in its weights; `base` itself stays as it is.
+    """The base with the adapter in its weights, `gains (W + s (A B))`; `base` itself stays as it is.
 
     Raises PefxError (kind "bad_adapter") where a factor does not fit, or where the unembedding is the embedding too.
     """
@@ -31,12 +34,16 @@ def merge(base: Base, adapter: Adapter, spec: AdapterSpec) -> Base:
 
 
 def unmerge(base: Base, adapter: Adapter, spec: AdapterSpec) -> Base:
-    """The base without an adapter that was merged into it. Raises as `merge` does."""
+    """The base without an adapter that was merged into it. Raises as `merge` does, and where the adapter is no pair of
+    factors: what those of other methods are follows from the base before.
+    """
+    check_exchangeable(spec)
     return _with(base, adapter, spec, -scale(spec))
 
 
 def _with(base: Base, adapter: Adapter, spec: AdapterSpec, factor: float) -> Base:
     _check(base, adapter, spec)
+    adapter = applied(base, adapter, spec)
     found = jax.tree.map(lambda x: x, base)
     for site, pair in adapter.items():
         for holder, name, layers in held_by(found, site):
@@ -61,6 +68,8 @@ def _add(holder: Any, name: str, pair: dict[str, np.ndarray], factor: float, inw
     held = jnp.swapaxes(w, -1, -2) if inward else w
     together = _layer_by_layer if w.ndim > 2 else _added
     new = _summed(together)(held, *(_long(pair[x], w.shape[:-2]) for x in ("a", "b")), np.float32(factor))
+    if "gains" in pair:
+        new = (new.astype(jnp.float32) * np.swapaxes(pair["gains"], -1, -2)).astype(w.dtype)
     variable[...] = jnp.swapaxes(new, -1, -2) if inward else new
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
+from pefx.adapters.methods.recipe import check_exchangeable
 from pefx.adapters.methods.table import Adapter, check_shapes
 from pefx.adapters.peft import SITES_FIELD
 from pefx.adapters.peft_config import CONFIG, TENSORS
@@ -57,6 +58,7 @@ def write_peft(
     fit the spec and the base, "not_finite" for values that are no numbers (or not in `precision`).
     """
     directory = Path(directory)
+    check_exchangeable(spec)
     check_shapes(config, spec, {site: {k: np.shape(x) for k, x in pair.items()} for site, pair in adapter.items()})
     stored = {site: {k: _stored(f"{site}.{k}", x, precision) for k, x in adapter[site].items()} for site in adapter}
     tensors = {name: np.ascontiguousarray(x) for name, x in _tensors(stored, config, layout)}

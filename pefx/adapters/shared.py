@@ -9,8 +9,8 @@ from flax import nnx
 from pefx.adapters.directions import directions
 from pefx.adapters.matrices import matrices
 from pefx.adapters.methods.method import Source
+from pefx.adapters.methods.recipe import Recipe, recipe_of
 from pefx.adapters.methods.table import leaf_shapes
-from pefx.adapters.recipes import Recipe, recipe_of
 from pefx.adapters.sites import SITES, layer_count, width, width_axis
 from pefx.config import AdapterSpec
 from pefx.mesh import fetch, of_base, place

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pefx.adapters.bank import Bank, by_slot, empty_bank
+from pefx.adapters.shared import with_shared
 from pefx.config import AdapterSpec, MeshConfig, ServeConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.distributed import agree, several
@@ -44,7 +45,8 @@ def read_parts(config: ServeConfig, catalog: Catalog | None) -> Parts:
     check_divides(replace(read_config(config.base), weights=config.base_weights), mesh)
     with on_mesh(mesh):
         base, digest = load_base(config.base, config.precision, placement(), config.base_weights)
-    policies = Policies(catalog, digest, bank_room(config), agree if several() else None)
+        base = with_shared(base, config.others)
+    policies = Policies(catalog, digest, bank_room(config), agree if several() else None, config.others)
     return Parts(base, digest, tokenizer, policies, mesh)
 
 
@@ -77,7 +79,7 @@ def build_engine(config: ServeConfig, parts: Parts, queue: Queue, way: Way) -> t
     base, shards = parts.base, parts.mesh.rows
     slots, bank = whole_pages(config.slots, shards), None
     if config.catalog is not None:
-        bank = made(by_slot, lambda: empty_bank(base.config, bank_room(config), shards * slots))
+        bank = made(by_slot, lambda: empty_bank(base.config, bank_room(config), shards * slots, config.others))
     residencies = [Residency(slots) for _ in range(shards)] if bank is not None else []
     tiers = Tiers(parts.policies.load, config.host_cache_mb << 20, slots=residencies)
     supply = Supply(bank, residencies or [None] * shards, tiers, parts.policies)

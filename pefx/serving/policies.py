@@ -1,11 +1,12 @@
 """From the policy a request names to a revision that may be served here: the right one, or an error (law 6)."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
+from pefx.adapters.methods.recipe import needs_room, recipe_of
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.store.records import Revision
@@ -29,7 +30,8 @@ class Revisions(Protocol):
 
 
 class Policies:
-    """The policies of `catalog` (None: there are none) as far as they fit the base `digest` and a bank of `bank`.
+    """The policies of `catalog` (None: there are none) as far as they fit the base `digest` and a bank of `bank`, which
+    has room for other methods than LoRA where an adapter is like one of `others`.
 
     `agree` gives every process what one of them found: the catalog may grow while they look.
     """
@@ -40,8 +42,10 @@ class Policies:
         digest: str,
         bank: AdapterSpec,
         agree: Callable[[str], str] | None = None,
+        others: Sequence[AdapterSpec] = (),
     ):
         self._catalog, self._digest, self._bank, self._agree = catalog, digest, bank, agree
+        self._others = [(other.method, recipe_of(other)) for other in others]
 
     def resolve(self, policy: str, number: int | str | None) -> Revision:
         """The revision to serve; `number` may be an alias, None is the latest.
@@ -115,6 +119,9 @@ class Policies:
         extra = sorted(set(spec.targets) - set(bank.targets))
         if extra:
             raise PefxError(f"{name} adapts {', '.join(extra)}, which the bank does not hold (targets)", "wrong_target")
+        if needs_room(spec) and (spec.method, recipe_of(spec)) not in self._others:
+            message = f"{name} is of method '{spec.method}' (rank {spec.rank}), which the bank does not hold (others)"
+            raise PefxError(message, "wrong_form")
         of_experts = any(target.startswith("experts.") for target in spec.targets)
         if of_experts and spec.expert_form != bank.expert_form:
             message = f"{name} has {spec.expert_form} experts, the bank holds {bank.expert_form} (expert_form)"

@@ -99,7 +99,7 @@ class Runner:
         if self.bank is None:
             raise RuntimeError("there is no bank to load an adapter into")
         each = self.bank.slots // self._room.shards
-        self.bank = load_adapter(self.bank, shard * each + slot, adapter, spec)
+        self.bank = load_adapter(self.bank, shard * each + slot, adapter, spec, self._base)
 
     def run(self, plan: StepPlan) -> tuple[list[Outcome], list[np.ndarray | None]]:
         """One step. Returns what came out for each of `plan.wanted`, in order.

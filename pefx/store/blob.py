@@ -1,8 +1,9 @@
 """An adapter as one packed blob of safetensors bytes, and the hash that identifies a revision.
 
-Tensors are named `site.a` and `site.b` and lie in one canonical order (widest type first, then by name: the order the
-safetensors library writes), so equal adapters give equal bytes. The format is written here, not by the library, because
-the bytes are hashed: they must not follow a library's version, and its numpy reader knows no bfloat16.
+Tensors are named `site.leaf` (of LoRA `site.a` and `site.b`) and lie in one canonical order (widest type first, then by
+name: the order the safetensors library writes), so equal adapters give equal bytes. The format is written here, not by
+the library, because the bytes are hashed: they must not follow a library's version, and its numpy reader knows no
+bfloat16.
 """
 
 import hashlib
@@ -16,13 +17,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pefx.adapters.sites import SITES
+from pefx.adapters.methods.table import FACTOR, METHODS
+from pefx.adapters.sites import SITES, has_experts
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.store.encoding import canonical_json, to_plain
 
 Adapter = Mapping[str, Mapping[str, Any]]
-"""{site: {"a": [L, R, in], "b": [L, R, out]}}; expert factors have an expert axis after L."""
+"""{site: {leaf: [L, rows, columns]}}, "a" and "b" of LoRA; leaves of experts have an expert axis after L."""
 
 Layout = tuple[tuple[tuple[str, str], np.dtype, tuple[int, ...]], ...]
 """Site and factor, type and shape of every tensor."""
@@ -138,7 +140,7 @@ def content_hash(data: bytes, spec: AdapterSpec, base: str) -> str:
 @lru_cache(maxsize=64)
 def _identity(spec: AdapterSpec, base: str) -> tuple[bytes, bytes]:
     """The identity's JSON before and behind the hash of the weights, which sorts last."""
-    identity = {"format": "pefx-revision-1", "base": base, "spec": to_plain(canonical_spec(spec)), "weights": ""}
+    identity = {"format": "pefx-revision-2", "base": base, "spec": to_plain(canonical_spec(spec)), "weights": ""}
     text = canonical_json(identity, "adapter spec")
     return text[:-2], text[-2:]
 
@@ -168,7 +170,7 @@ def _check_factors(adapter: Adapter, where: str) -> None:
     """A site without factors leaves no trace in a layout."""
     if not all(adapter.values()):
         site = next(site for site, factors in adapter.items() if not factors)
-        raise PefxError(f"{where}: site '{site}' has factors [], needs 'a' and 'b'", "wrong_target")
+        raise PefxError(f"{where}: site '{site}' has no factors", "wrong_target")
 
 
 def _misfit(layout: Layout, spec: AdapterSpec) -> tuple[str, str | None] | None:
@@ -178,27 +180,29 @@ def _misfit(layout: Layout, spec: AdapterSpec) -> tuple[str, str | None] | None:
         return f"adapter target '{unknown[0]}' is not known; choose from {', '.join(SITES)}", "wrong_target"
     if not layout:
         return "the adapter has no tensors", None
+    leaves, sizes = METHODS[spec.method].leaves, {"one": 1, "rank": spec.rank, "units": spec.units}
     for site in dict.fromkeys(site for (site, _), _, _ in layout):
         factors = {name: shape for (other, name), _, shape in layout if other == site}
         if site not in spec.targets:
             return f"site '{site}' is no target of the adapter spec ({', '.join(spec.targets)})", "wrong_target"
-        if set(factors) != {"a", "b"}:
-            return f"site '{site}' has factors {sorted(factors)}, needs 'a' and 'b'", "wrong_target"
-        for factor in ("a", "b"):
-            shape = factors[factor]
-            axes = 3 + _has_experts(site, factor, spec)
-            if len(shape) != axes:
-                needed = "[L, E, R, size]" if axes == 4 else "[L, R, size]"
-                return f"tensor '{site}.{factor}' has shape {list(shape)}, needs {needed}", "wrong_target"
-            if shape[-2] != spec.rank:
-                return f"tensor '{site}.{factor}' has rank {shape[-2]}, the spec says {spec.rank}", "wrong_rank"
-        if factors["a"][0] != factors["b"][0]:
-            layers = sorted({factors["a"][0], factors["b"][0]})
+        if set(factors) != set(leaves):
+            needed = " and ".join(f"'{leaf}'" for leaf in leaves)
+            return f"site '{site}' has factors {sorted(factors)}, needs {needed}", "wrong_target"
+        for name, leaf in leaves.items():
+            shape, split = factors[name], has_experts(site, FACTOR[leaf.side], spec)
+            if len(shape) != 3 + split:
+                needed = f"[L, {'E, ' if split else ''}{_named(leaf.rows)}, {_named(leaf.columns)}]"
+                return f"tensor '{site}.{name}' has shape {list(shape)}, needs {needed}", "wrong_target"
+            for size, named in zip(shape[-2:], (leaf.rows, leaf.columns), strict=True):
+                if named in sizes and size != sizes[named]:
+                    kind = "wrong_rank" if named == "rank" else "wrong_target"
+                    return f"tensor '{site}.{name}' has {named} {size}, the spec says {sizes[named]}", kind
+        layers = sorted({shape[0] for shape in factors.values()})
+        if len(layers) > 1:
             return f"the factors of site '{site}' have {layers} layers, need the same", "wrong_target"
     return None
 
 
-def _has_experts(site: str, factor: str, spec: AdapterSpec) -> bool:
-    """Whether this factor has an expert axis; in `shared_hidden` the hidden-side factor has none."""
-    place = SITES[site]
-    return place.kind == "experts" and not (spec.expert_form == "shared_hidden" and place.shared == factor)
+def _named(size: str) -> str:
+    """A size of a leaf, as messages have it."""
+    return {"one": "1", "rank": "R"}.get(size, "size" if size in FACTOR else size)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pefx.adapters.methods.recipe import needs_room
 from pefx.adapters.methods.table import scale
 from pefx.errors import PefxError
 from pefx.store.catalog import Catalog
@@ -64,7 +65,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _site(site: str, old: Revision, new: Revision, weights: tuple[dict[str, Any], dict[str, Any]]) -> SiteChange:
-    pairs = [(w.get(site), scale(revision.spec)) for w, revision in zip(weights, (old, new), strict=True)]
+    specs = (old.spec, new.spec)
+    if any(map(needs_room, specs)):
+        return _leaves(site, old, new, weights)
+    pairs = [(w.get(site), scale(spec)) for w, spec in zip(weights, specs, strict=True)]
     first, second = (None if pair is None else _scaled(pair, factor) for pair, factor in pairs)
     own = [0.0 if pair is None else _inner(pair, pair) for pair in (first, second)]
     try:
@@ -75,6 +79,17 @@ def _site(site: str, old: Revision, new: Revision, weights: tuple[dict[str, Any]
     # From three sums of products, so never below zero but for rounding.
     change = max(own[0] + own[1] - 2 * cross, 0.0)
     return SiteChange(site, own[0] ** 0.5, own[1] ** 0.5, change**0.5)
+
+
+def _leaves(site: str, old: Revision, new: Revision, weights: tuple[dict[str, Any], dict[str, Any]]) -> SiteChange:
+    """Of methods whose leaves are no pair of factors: norms of the leaves themselves."""
+    left, right = ({name: x.astype(np.float64).ravel() for name, x in own.get(site, {}).items()} for own in weights)
+    if left and right and {n: x.size for n, x in left.items()} != {n: x.size for n, x in right.items()}:
+        told = f"site '{site}' has other leaves in {old.key} than in {new.key}: they do not compare"
+        raise PefxError(told, "wrong_base")
+    change = {name: right.get(name, 0.0) - left.get(name, 0.0) for name in left | right}
+    before, after, between = (sum(float(np.sum(x * x)) for x in own.values()) ** 0.5 for own in (left, right, change))
+    return SiteChange(site, before, after, between)
 
 
 def _scaled(pair: dict[str, np.ndarray], factor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pefx import steps
 from pefx.adapters.bank import Bank
+from pefx.adapters.shared import with_shared
 from pefx.config import MeshConfig, TrainConfig
 from pefx.data.tokenizer import Tokenizer
 from pefx.distributed import owner
@@ -74,9 +75,9 @@ class AdapterTraining:
         self.slots = slots_of(config, shards)  # of each shard
         self.hypers = HyperTable(self.sessions, rates, self.slots)
         self._go_on_from(0, [Progress() for _ in self.sessions])
-        self.base, self.digest = load_base(directory, config.precision, placement(), config.base_weights)
-        self.model = self.base.config
-        self.resident = Resident(self.model, self.sessions, self.slots, shards, accumulate=config.accumulate > 1)
+        base, self.digest = load_base(directory, config.precision, placement(), config.base_weights)
+        self.base, self.model = with_shared(base, [session.spec for session in self.sessions]), base.config
+        self.resident = Resident(self.base, self.sessions, self.slots, shards, accumulate=config.accumulate > 1)
         # Opened before anything is trained for it: a catalog that cannot be written is an error now, not in an hour.
         self.catalog = None
         if config.catalog is not None and owner():
@@ -337,6 +338,8 @@ def train_hyper(shards: Sequence[dict[str, Any]]) -> steps.TrainHyper:
     """A step's numbers, of those of all shards."""
     fields = beside(shards)
     policy = {name: fields.pop(name) for name in ("loss", *LOSS_FIELDS) if name in fields}
+    if "rates" in fields:
+        fields["rates"] = beside([shard["rates"] for shard in shards])
     return steps.TrainHyper(**fields, policy=PolicyNumbers(**policy) if policy else None)
 
 

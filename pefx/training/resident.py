@@ -14,15 +14,14 @@ from pefx.adapters.bank import (
     empty_bank,
     load_adapter,
     of_one,
-    put_slots,
     read_adapter,
-    take_slots,
 )
 from pefx.adapters.methods.table import Adapter, init_adapter
+from pefx.adapters.slots import put_slots, take_slots
 from pefx.checkpoint import flatten
 from pefx.compiler import jit
-from pefx.config import ModelConfig
 from pefx.mesh import fetch, made, of_base, place, share
+from pefx.model import Base
 from pefx.optim import init_opt
 from pefx.training.sessions import Session
 
@@ -30,13 +29,14 @@ from pefx.training.sessions import Session
 class Resident:
     """`bank` and `opt` have `slots` slots on each of `shards` shards; `sessions` is the run's list, kept true here.
 
-    Made and used within the mesh it lies on. Sessions that have a slot from the start begin there, afresh.
+    Made and used within the mesh it lies on, where `base` has what the adapters share. Sessions that have a slot from
+    the start begin there, afresh.
     """
 
-    def __init__(self, model: ModelConfig, sessions: list[Session], slots: int, shards: int, accumulate: bool):
-        self.model, self.sessions, self.slots = model, sessions, slots
-        spec = bank_spec([session.spec for session in sessions])
-        self.bank = made(by_slot, lambda: empty_bank(model, spec, shards * slots))
+    def __init__(self, base: Base, sessions: list[Session], slots: int, shards: int, accumulate: bool):
+        self._base, self.model, self.sessions, self.slots = base, base.config, sessions, slots
+        specs = [session.spec for session in sessions]
+        self.bank = made(by_slot, lambda: empty_bank(self.model, bank_spec(specs), shards * slots, specs))
         self.opt = made(by_slot, lambda: init_opt(self.bank, accumulate))
         self._fresh: dict[str, np.ndarray] | None = None
         for index in self.here:
@@ -114,7 +114,7 @@ class Resident:
     def _load_fresh(self, index: int) -> None:
         session = self.sessions[index]
         fresh = init_adapter(self.model, session.spec, session.seed)
-        self.bank = load_adapter(self.bank, self.place(index), fresh, session.spec)
+        self.bank = load_adapter(self.bank, self.place(index), fresh, session.spec, self._base)
 
     def _zeros(self) -> dict[str, np.ndarray]:
         """An empty slot."""

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pefx.adapters.methods.table import rate_of, uneven
 from pefx.config import AdapterSpec, OptimizerConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
 
@@ -206,6 +207,7 @@ class HyperTable:
         self._sessions = sessions
         self._rates = rates
         self._slots = slots
+        self._leaves = uneven(session.spec for session in sessions)
 
     def rate(self, index: int, micro: int) -> float:
         """The learning rate of the update that micro-batch `micro` of session `index` belongs to."""
@@ -224,6 +226,12 @@ class HyperTable:
             for name in names:
                 fields[name][place] = getattr(session.optimizer, name)
             fields["learning_rate"][place] = self.rate(index, micro)
+        if self._leaves:
+            own = [self._sessions[index].spec for index in active]
+            fields["rates"] = {
+                name: np.float32([rate_of(spec, name) for spec in own] + [1.0] * (width - len(own)))
+                for name in self._leaves
+            }
         return fields
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter, read_adapter
-from pefx.adapters.methods.table import METHODS, Adapter, init_adapter, rates
+from pefx.adapters.methods.table import METHODS, Adapter, init_adapter, rate_of
 from pefx.adapters.shared import with_shared
 from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec
@@ -123,7 +123,7 @@ def trained(names: tuple[str, ...], room: tuple[str, ...] = NAMES):
             beta2=np.full(count, 0.95, np.float32),
             epsilon=np.full(count, 1e-8, np.float32),
             apply=np.ones(count, bool),
-            rates={leaf: np.float32([rates(spec_of(name), leaf) for name in names]) for leaf in sorted(leaves)},
+            rates={leaf: np.float32([rate_of(spec_of(name), leaf) for name in names]) for leaf in sorted(leaves)},
         )
         bank, opt, metrics = train_step(base(), bank, opt, train_batch(items, SHARE * count, 2 * count), hyper)
     return jax.device_get((bank, opt, metrics.gradient_norm))

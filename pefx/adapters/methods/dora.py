@@ -5,31 +5,27 @@
 must be none.
 """
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from pefx.adapters.methods.lora import LEAVES
-from pefx.adapters.methods.method import ONE, Given, Leaf, Leaves, Method, Source, by_rank, rows_only
+from pefx.adapters.methods.method import ONE, Array, Given, Leaf, Leaves, Method, Source, by_rank, rows_only
 
 
 def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
     """The gains of each slot. `magnitude` is relative to the base's own rows: ones are the base, to the bit."""
-    a, b = (jax.lax.stop_gradient(leaves[name]) for name in ("a", "b"))
-    return {"gains": leaves["magnitude"] / _growth(a, b, given)}
+    return {"gains": leaves["magnitude"] / _growth(leaves["a"], leaves["b"], given)}
 
 
-def _growth(a: Float[Array, "L N R D"], b: Float[Array, "L N R F"], given: Given) -> Float[Array, "L N 1 F"]:
-    """`|W + s B A| / |W|` of each row, from products with W of the rank's size: no matrix of a slot is made."""
-    scale, w = given.scales[None, :, None, None], given.matrices().astype(jnp.float32)
-    own = given.shared["squares"][:, None]
-    cross = given.over_reads(jnp.einsum("lnrd,lfd->lnrf", a, w))
-    inner = given.over_reads(jnp.einsum("lnrd,lnqd->lnrq", a, a))
-    once = jnp.sum(b * cross, axis=2, keepdims=True)
-    twice = jnp.sum(b * jnp.einsum("lnrq,lnqf->lnrf", inner, b), axis=2, keepdims=True)
-    change = 2 * scale * once + scale**2 * twice
-    return jnp.sqrt(jnp.maximum(1 + change / own, 0.0))
+def _growth(a: Array, b: Array, given: Given) -> Array:
+    """`|W + s B A| / |W|` of each row, `[L, N, 1, F]`, of a `[L, N, R, D]` and b `[L, N, R, F]`: from products of the
+    rank's size, no matrix of a slot is made.
+    """
+    scale, squares = given.scales[None, :, None, None], given.shared["squares"][:, None]
+    cross = given.over_reads(a @ given.matrices().astype("float32").swapaxes(-1, -2)[:, None])
+    inner = given.over_reads(a @ a.swapaxes(-1, -2))
+    change = 2 * scale * (b * cross).sum(axis=-2, keepdims=True)
+    change = change + scale**2 * (b * (inner @ b)).sum(axis=-2, keepdims=True)
+    return (1 + change / squares).clip(0) ** 0.5
 
 
 def shared(source: Source) -> dict[str, np.ndarray]:

@@ -3,21 +3,14 @@
 `W + s U S R V^T`, of which R is trained. It starts at zero (the paper: almost), so that the start is the base.
 """
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
-from pefx.adapters.methods.method import ZERO, Given, Leaf, Leaves, Method, Source, by_rank
+from pefx.adapters.methods.method import ZERO, Array, Given, Leaf, Leaves, Method, Source, by_rank
 
 
 def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
     """`a = V^T`, `b = (U S R)^T`."""
-    v, u = given.shared["a"][:, None], given.shared["b"][:, None]
-    between = leaves["between"]
-    return {
-        "a": jnp.broadcast_to(v, (*between.shape[:-2], *v.shape[-2:])),
-        "b": jnp.einsum("ln...ij,ln...if->ln...jf", between, jnp.broadcast_to(u, (*between.shape[:-2], *u.shape[-2:]))),
-    }
+    return {"a": given.shared["a"][:, None], "b": leaves["between"].swapaxes(-1, -2) @ given.shared["b"][:, None]}
 
 
 def shared(source: Source) -> dict[str, np.ndarray]:

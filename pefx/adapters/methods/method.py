@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float
 
 from pefx.adapters.directions import Directions
 from pefx.adapters.sites import Site
 
+Array = Any  # of numpy or of the device: what is made of arrays here is made by their own operators
 Leaves = Mapping[str, Array]  # of one site, by name: [L, N, (E,) rows, columns]
 # What an array begins as: a pure function of a generator and its shape. Float32.
 Start = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -49,7 +49,7 @@ class Given(NamedTuple):
 
     shared: Mapping[str, Array]
     matrices: Callable[[], Array]
-    scales: Float[Array, "N"]
+    scales: Array
     over_reads: Callable[[Array], Array]
 
 
@@ -75,9 +75,9 @@ class Method:
 
     `leaves` are what an adapter holds at each site, all of them trained. `scale` is the factor on the product of a and
     b, of alpha and rank. `derive` makes factors `a`, `b` or `gains` of leaves, where they are not leaves themselves:
-    differentiable, and each slot's of its own leaves; `shared` makes what it needs that all adapters of a base share,
-    float32 `[L, (E,) rows, columns]` by name. `rates` are multiples of the learning rate, by leaf. `refuses`
-    says of a site why the method has no place there (None: it has).
+    differentiable, and each slot's of its own leaves (of factors among them no gradient is taken); `shared` makes what
+    it needs that all adapters of a base share, float32 `[L, (E,) rows, columns]` by name. `rates` are multiples of the
+    learning rate, by leaf. `refuses` says of a site why the method has no place there (None: it has).
     """
 
     leaves: Mapping[str, Leaf]

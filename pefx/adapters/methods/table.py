@@ -1,6 +1,6 @@
 """The methods by name: what an adapter of a spec holds on a base, how it is scaled, how it starts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -28,6 +28,7 @@ METHODS: dict[str, Method] = {
     "tiny_lora": TINY_LORA,
     "ia3": IA3,
 }
+GAINED = ("gains", "magnitude")  # leaves of which there are gains
 FACTOR = {"reads": "a", "writes": "b"}  # by side
 
 
@@ -98,7 +99,16 @@ def init_adapter(config: ModelConfig, spec: AdapterSpec, seed: int) -> Adapter:
     return adapter
 
 
-def rates(spec: AdapterSpec, name: str) -> float:
+def rate_of(spec: AdapterSpec, name: str) -> float:
     """The multiple of the learning rate that a leaf learns with; 0 where it is not trained."""
     method = METHODS[spec.method]
     return method.rates.get(name, 1.0) if name in method.leaves and name != spec.frozen else 0.0
+
+
+def uneven(specs: Iterable[AdapterSpec]) -> tuple[str, ...]:
+    """The leaves of a bank of such adapters, by name, where not all of them are learned with the same rate by all."""
+    specs = list(specs)
+    names = sorted({"a", "b"}.union(*(METHODS[spec.method].leaves for spec in specs)))
+    if set(names) & set(GAINED):
+        names = sorted({*names, "gains"})
+    return tuple(names) if any(rate_of(spec, name) != 1 for spec in specs for name in names) else ()

@@ -4,20 +4,17 @@ Singular values go half to each side, as in PEFT.
 """
 
 import numpy as np
-from jaxtyping import Array
 
 from pefx.adapters.methods import lora_xs
-from pefx.adapters.methods.method import ZERO, Given, Leaf, Leaves, Method, Source, unscaled
+from pefx.adapters.methods.method import ZERO, Array, Given, Leaf, Leaves, Method, Source, unscaled
 
 
 def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
     """As LoRA-XS, with R of v."""
     projections = given.shared["projections"]  # [L, (E,) units, R * R]
     rank = given.shared["a"].shape[-2]
-    parts = leaves["vector"][..., None] * projections[:, None, ..., None, :, :]
-    # One after another: a product of a single row would take other bits among more slots.
-    flat = sum(parts[..., unit, :] for unit in range(parts.shape[-2]))
-    return lora_xs.derive({"between": flat.reshape(*flat.shape[:-2], rank, rank)}, given)
+    flat = (leaves["vector"].swapaxes(-1, -2) * projections[:, None]).sum(axis=-2)
+    return lora_xs.derive({"between": flat.reshape(*flat.shape[:-1], rank, rank)}, given)
 
 
 def shared(source: Source) -> dict[str, np.ndarray]:

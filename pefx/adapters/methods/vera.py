@@ -3,9 +3,8 @@ multiplies their ranks, and the outputs.
 """
 
 import numpy as np
-from jaxtyping import Array
 
-from pefx.adapters.methods.method import ZERO, Given, Leaf, Leaves, Method, Source, constant, unscaled
+from pefx.adapters.methods.method import ZERO, Array, Given, Leaf, Leaves, Method, Source, constant, unscaled
 
 
 def derive(leaves: Leaves, given: Given) -> dict[str, Array]:

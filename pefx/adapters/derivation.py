@@ -5,50 +5,22 @@ here those gradients become ones of the leaves, and after the update the leaves 
 numbers follow from its own leaves, and are chosen, never mixed with those of others.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from pefx.adapters.matrices import matrices
-from pefx.adapters.methods.method import Given, Method
-from pefx.adapters.methods.table import METHODS
+from pefx.adapters.methods.method import Given
+from pefx.adapters.methods.recipe import Recipe
 from pefx.adapters.sites import DIVIDED, SITES
 from pefx.collectives import of_own, over_model
-from pefx.config import AdapterSpec
 from pefx.model import Base
 
+FACTORS = ("a", "b", "gains")
 Tree = dict[str, dict[str, Any]]  # by site and leaf: [L, N, (E,) rows, columns]
-
-
-class Recipe(NamedTuple):
-    """A method at sizes that its shared arrays depend on."""
-
-    method: str
-    rank: int
-    units: int
-
-    @property
-    def row(self) -> Method:
-        """The method."""
-        return METHODS[self.method]
-
-    @property
-    def name(self) -> str:
-        """The name of its shared arrays in a base."""
-        return f"{self.method}_{self.rank}_{self.units}"
-
-
-def recipe_of(spec: AdapterSpec) -> Recipe | None:
-    """How the factors of an adapter are made; None where it holds them."""
-    return None if METHODS[spec.method].derive is None else Recipe(spec.method, spec.rank, spec.units)
-
-
-def recipes_of(specs: Sequence[AdapterSpec]) -> tuple[Recipe, ...]:
-    """Those of all specs, each once, in order."""
-    return tuple(sorted({recipe for recipe in map(recipe_of, specs) if recipe is not None}))
 
 
 @runtime_checkable
@@ -83,7 +55,8 @@ def pulled(base: Base, slots: Slots, sums: Tree) -> Tree:
         made, pull = jax.vjp(lambda own, recipe=recipe, given=given: _derive(recipe, own, given), leaves)
         (through,) = pull({name: _fitted(sums[site][name], x) for name, x in made.items()})
         for name, leaf in recipe.row.leaves.items():
-            total = through[name] if name in made else through[name] + _fitted(sums[site][name], through[name])
+            passes = name in FACTORS and name not in made
+            total = through[name] + _fitted(sums[site][name], through[name]) if passes else through[name]
             if leaf.columns not in ("reads", "writes") and getattr(SITES[site], leaf.side) in DIVIDED:
                 total = over_model(total)
             found[site][name] = _chosen(slots, index, _padded(total, found[site][name]), found[site][name])
@@ -91,14 +64,26 @@ def pulled(base: Base, slots: Slots, sums: Tree) -> Tree:
 
 
 def _derive(recipe: Recipe, leaves: Mapping[str, Array], given: Given) -> dict[str, Array]:
+    """What a recipe makes of leaves; those that are factors themselves are read without a gradient.
+
+    Slot after slot: of all at once a product would have as many rows as there are slots, and bits that depend on it.
+    """
     derive = recipe.row.derive
     assert derive is not None
-    return derive(leaves, given)
+    held = {name: jax.lax.stop_gradient(x) if name in FACTORS else x for name, x in leaves.items()}
+
+    def one(slot: tuple[dict[str, Array], Array]) -> dict[str, Array]:
+        own, scale = slot
+        made = derive({name: x[:, None] for name, x in own.items()}, given._replace(scales=scale[None]))
+        return {name: x[:, 0] for name, x in made.items()}
+
+    made = jax.lax.map(one, ({name: jnp.moveaxis(x, 1, 0) for name, x in held.items()}, given.scales))
+    return {name: jnp.moveaxis(x, 0, 1) for name, x in made.items()}
 
 
 def _each(base: Base, slots: Slots):
-    """(place, recipe, site, what `derive` is given) of all recipes, and the sites that each has in this base."""
-    for index, recipe in enumerate(slots.recipes):
+    """(number, recipe, site, what `derive` is given) of all recipes, and the sites that each has in this base."""
+    for index, recipe in enumerate(slots.recipes, 1):
         for site, shared in base.shared[recipe.name].items():
             if not set(recipe.row.leaves) <= set(slots.factors.get(site, ())):
                 continue
@@ -108,7 +93,7 @@ def _each(base: Base, slots: Slots):
                 return over_model(x) if reads else x
 
             scales = slots.scales if SITES[site].kind == "experts" else of_own(slots.scales)
-            held = {name: x[...] for name, x in shared.items()}
+            held = {name: jnp.asarray(x[...]) for name, x in shared.items()}
             yield index, recipe, site, Given(held, lambda site=site: matrices(base, site), scales, over_reads)
 
 

@@ -1,0 +1,24 @@
+"""Which adapters' factors are made of other numbers, and which a plain bank cannot hold."""
+
+import pytest
+
+from pefx.adapters.methods.recipe import Recipe, check_exchangeable, needs_room, recipe_of, recipes_of
+from pefx.config import AdapterSpec
+from pefx.errors import PefxError
+
+PLAIN, VERA, GAINS = AdapterSpec(), AdapterSpec(method="vera", rank=4), AdapterSpec(method="ia3", targets=("k_proj",))
+
+
+def test_recipes_are_of_methods_that_derive():
+    assert recipe_of(PLAIN) is recipe_of(GAINS) is None
+    assert recipe_of(VERA) == Recipe("vera", 4, 2)
+    other = AdapterSpec(method="dora", rank=4, alpha=1.0)
+    assert recipes_of([VERA, PLAIN, other, VERA]) == (Recipe("dora", 4, 2), Recipe("vera", 4, 2))
+    assert Recipe("vera", 4, 2).name == "vera_4_2"
+
+
+def test_what_is_no_pair_of_factors_is_named():
+    assert [needs_room(spec) for spec in (PLAIN, VERA, GAINS)] == [False, True, True]
+    check_exchangeable(PLAIN)
+    with pytest.raises(PefxError, match="an adapter of method 'ia3' is no pair of factors"):
+        check_exchangeable(GAINS)

@@ -1,0 +1,29 @@
+"""What adapters of a recipe share lies beside the base once, and changes nothing of it."""
+
+import jax
+import numpy as np
+import pytest
+
+from pefx.adapters.shared import with_shared
+from pefx.config import AdapterSpec
+from pefx.errors import PefxError
+from tests.method_cases import BASE
+
+
+def test_it_is_made_once_and_the_base_stays():
+    spec = AdapterSpec(method="lora_xs", rank=3, targets=("q_proj",))
+    one = with_shared(BASE, [spec, AdapterSpec()])
+    assert dict(BASE.shared) == {}
+    assert {name: list(sites) for name, sites in one.shared.items()} == {"lora_xs_3_2": ["q_proj"]}
+    two = with_shared(one, [spec, AdapterSpec(method="lora_xs", rank=3, targets=("q_proj", "o_proj"))])
+    assert list(two.shared["lora_xs_3_2"]) == ["q_proj", "o_proj"]
+    assert two.shared["lora_xs_3_2"]["q_proj"] is one.shared["lora_xs_3_2"]["q_proj"]
+    bare = with_shared(two, [])
+    bare.shared = BASE.shared
+    for left, right in zip(jax.tree.leaves(bare), jax.tree.leaves(BASE), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_a_rank_above_a_matrix_is_named():
+    with pytest.raises(PefxError, match="rank 19 is above the size of 'q_proj', 18 x 33: at most 18"):
+        with_shared(BASE, [AdapterSpec(method="lora_xs", rank=19, targets=("q_proj",))])
