@@ -88,7 +88,7 @@ def test_other_shapes_are_refused_by_name(changes: dict[str, Any], told: str) ->
 @pytest.mark.parametrize(
     ("field", "value", "told"),
     [
-        ("method", "dora", "Invalid enum value 'dora' - at `spec.method`"),
+        ("method", "nora", "Invalid enum value 'nora' - at `spec.method`"),
         ("targets", "q_proj", "Expected `array`, got `str` - at `spec.targets`"),
         ("targets", ["q_proj", 1], "Expected `str`, got `int` - at `spec.targets[1]`"),
         ("mood", 1, "unknown field 'spec.mood' in a Revision"),

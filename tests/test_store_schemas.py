@@ -17,7 +17,7 @@ from pefx.store.encoding import decode, encode, to_plain
 from pefx.store.garbage import collect
 from pefx.store.keyspace import Write
 from pefx.store.names import policy_key, revision_key
-from pefx.store.records import Policy, Revision
+from pefx.store.records import Policy, Revision, Session
 from pefx.store.schemas import SCHEMA
 from tests.store_small import bits, commit, fresh
 from tests.test_store_encoding import POLICY, TIME, seal
@@ -47,9 +47,33 @@ def test_the_first_schema_is_read() -> None:
         decode(Policy, seal("policy", {**policy, "mood": 1}, 1), "p")
 
 
+def old_spec(record: Any) -> dict[str, Any]:
+    """A record with its spec as releases before methods had it."""
+    plain = to_plain(record)
+    names = ("method", "rank", "alpha", "targets", "expert_form")
+    return plain | {"spec": {name: plain["spec"][name] for name in names}}
+
+
+def as_schema_2(record: Any) -> bytes:
+    """What the second release would have stored."""
+    plain = old_spec(record) if isinstance(record, Policy | Revision) else to_plain(record)
+    return seal(type(record).__name__.lower(), plain, 2)
+
+
+def test_records_of_the_second_release_are_read(tmp_path: Path) -> None:
+    catalog = fresh(tmp_path)
+    made = commit(catalog, "ann", 1)
+    for record in (made, catalog.policy("ann")):
+        assert decode(type(record), as_schema_2(record), "x") == record
+        with pytest.raises(PefxError, match="unknown field 'spec.frozen' in"):
+            decode(type(record), seal(type(record).__name__.lower(), to_plain(record), 2), "x")
+    session = Session("ann", 1, "run", TIME, TIME)
+    assert decode(Session, as_schema_2(session), "x") == session
+
+
 def as_schema_1(record: Any) -> bytes:
     """What the first release would have stored."""
-    plain = to_plain(record)
+    plain = old_spec(record)
     if isinstance(record, Policy):
         return seal("policy", {n: plain[n] for n in ("name", "base", "spec", "head", "head_hash", "created")}, 1)
     old = {n: v for n, v in plain.items() if n not in ("seeds", "metrics", "session")}

@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from pefx.config import AdapterSpec, ModelConfig, TrainConfig, UserConfig
+from pefx.model import Base
 from pefx.training.resident import Resident, sessions_of
 from pefx.training.sessions import make_sessions
 
@@ -12,13 +14,14 @@ MODEL = ModelConfig(
     hidden=16, layers=2, heads=2, kv_heads=1, head_size=8, dense_hidden=16, expert_hidden=8, experts=2,
     experts_per_token=1, context=64,
 )  # fmt: skip
+BASE = Base(MODEL, nnx.Rngs(0))
 SPECS = [AdapterSpec(rank=rank, targets=("q_proj", "experts.up_proj")) for rank in (2, 4, 8)]
 
 
 def resident(slots: int, users: int = 3) -> Resident:
     named = tuple(UserConfig(f"u{i}", "x.jsonl", adapter=SPECS[i % 3], seed=i) for i in range(users))
     sessions = make_sessions(TrainConfig("run", "out", users=named, slots=slots))
-    return Resident(MODEL, sessions, slots, 1, accumulate=True)
+    return Resident(BASE, sessions, slots, 1, accumulate=True)
 
 
 def disturb(found: Resident) -> None:

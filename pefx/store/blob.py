@@ -29,6 +29,8 @@ Adapter = Mapping[str, Mapping[str, Any]]
 Layout = tuple[tuple[tuple[str, str], np.dtype, tuple[int, ...]], ...]
 """Site and factor, type and shape of every tensor."""
 
+# Fields of a spec that came later: at what adapters before them were, they are not told, so that no hash changes.
+LATER = {"frozen": "none", "units": 2}
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 EXPONENTS = {
@@ -140,7 +142,8 @@ def content_hash(data: bytes, spec: AdapterSpec, base: str) -> str:
 @lru_cache(maxsize=64)
 def _identity(spec: AdapterSpec, base: str) -> tuple[bytes, bytes]:
     """The identity's JSON before and behind the hash of the weights, which sorts last."""
-    identity = {"format": "pefx-revision-2", "base": base, "spec": to_plain(canonical_spec(spec)), "weights": ""}
+    told = {name: value for name, value in to_plain(canonical_spec(spec)).items() if LATER.get(name) != value}
+    identity = {"format": "pefx-revision-1", "base": base, "spec": told, "weights": ""}
     text = canonical_json(identity, "adapter spec")
     return text[:-2], text[-2:]
 

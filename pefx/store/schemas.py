@@ -2,12 +2,38 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pefx.config import AdapterSpec
-from pefx.store.records import LATEST, Policy, Revision
+from pefx.config.shapes import ExpertForm
+from pefx.store.records import LATEST, Policy, Revision, Score, Session, Stage
 
-SCHEMA = 2
+SCHEMA = 3
+
+
+@dataclass(frozen=True)
+class AdapterSpec2:
+    """All methods were LoRA, in one scale or another."""
+
+    method: Literal["lora", "rslora"]
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    expert_form: ExpertForm
+
+
+@dataclass(frozen=True)
+class Policy2(Policy):
+    """Its spec was an older one."""
+
+    spec: AdapterSpec2  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclass(frozen=True)
+class Revision2(Revision):
+    """Its spec was an older one."""
+
+    spec: AdapterSpec2  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @dataclass(frozen=True)
@@ -16,7 +42,7 @@ class Policy1:
 
     name: str
     base: str
-    spec: AdapterSpec
+    spec: AdapterSpec2
     head: int
     head_hash: str
     created: str
@@ -30,7 +56,7 @@ class Revision1:
     number: int
     content_hash: str
     base: str
-    spec: AdapterSpec
+    spec: AdapterSpec2
     parent: int | None
     step: int
     seed: int
@@ -43,11 +69,20 @@ class Revision1:
     blob_bytes: int
 
 
+def _spec(old: AdapterSpec2) -> AdapterSpec:
+    return AdapterSpec(**vars(old))
+
+
+def _renewed(cls: type[Any]) -> Callable[[Any], Any]:
+    """A record as it was, with its spec as it is today."""
+    return lambda old: cls(**(vars(old) | {"spec": _spec(old.spec)}))
+
+
 def _policy(old: Policy1) -> Policy:
     return Policy(
         name=old.name,
         base=old.base,
-        spec=old.spec,
+        spec=_spec(old.spec),
         head=old.head,
         head_hash=old.head_hash,
         created=old.created,
@@ -62,7 +97,7 @@ def _revision(old: Revision1) -> Revision:
         number=old.number,
         content_hash=old.content_hash,
         base=old.base,
-        spec=old.spec,
+        spec=_spec(old.spec),
         parent=None if old.parent is None else f"{old.policy}@{old.parent}",
         step=old.step,
         seeds={"run": old.seed},
@@ -79,5 +114,8 @@ def _revision(old: Revision1) -> Revision:
 OLD_SCHEMAS: dict[tuple[int, str], tuple[type[Any], Callable[[Any], Any]]] = {
     (1, "policy"): (Policy1, _policy),
     (1, "revision"): (Revision1, _revision),
+    (2, "policy"): (Policy2, _renewed(Policy)),
+    (2, "revision"): (Revision2, _renewed(Revision)),
+    **{(2, cls.__name__.lower()): (cls, lambda old: old) for cls in (Session, Stage, Score)},
 }
 """By schema and kind of record: the class it was, and how it is read today."""
