@@ -65,7 +65,7 @@ def test_records_of_the_second_release_are_read(tmp_path: Path) -> None:
     made = commit(catalog, "ann", 1)
     for record in (made, catalog.policy("ann")):
         assert decode(type(record), as_schema_2(record), "x") == record
-        with pytest.raises(PefxError, match="unknown field 'spec.frozen' in"):
+        with pytest.raises(PefxError, match=r"unknown field 'spec\.frozen' in"):
             decode(type(record), seal(type(record).__name__.lower(), to_plain(record), 2), "x")
     session = Session("ann", 1, "run", TIME, TIME)
     assert decode(Session, as_schema_2(session), "x") == session
