@@ -229,7 +229,7 @@ class HyperTable:
         if self._leaves:
             own = [self._sessions[index].spec for index in active]
             fields["rates"] = {
-                name: np.float32([rate_of(spec, name) for spec in own] + [1.0] * (width - len(own)))
+                name: np.asarray([rate_of(spec, name) for spec in own] + [1.0] * (width - len(own)), np.float32)
                 for name in self._leaves
             }
         return fields

@@ -1,6 +1,7 @@
 """Laws 2 to 5 for every method of adaptation, all of them in one batch: each is as it would be among its own kind."""
 
 from functools import cache
+from typing import get_args
 
 import jax
 import numpy as np
@@ -11,16 +12,17 @@ from pefx.adapters.methods.table import METHODS, Adapter, init_adapter, rate_of
 from pefx.adapters.shared import with_shared
 from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec
+from pefx.config.shapes import Method
 from pefx.optim import init_opt
 from pefx.steps import TrainHyper, score, train_step
 from tests.laws.world import MODEL, PAGE, Item, make_base, random_sequences, rows_of, serve_logprobs, train_batch
 
-NAMES = tuple(METHODS)
+NAMES = get_args(Method)
 SHARE, STEPS = 64, 3  # tokens of each adapter in a step
 ROOM = bank_spec([AdapterSpec(rank=16, targets=tuple(SITES))])
 
 
-def spec_of(name: str) -> AdapterSpec:
+def spec_of(name: Method) -> AdapterSpec:
     """Every site that the method has a place at; ranks differ."""
     sites = tuple(site for site, at in SITES.items() if METHODS[name].refuses(at) is None)
     return AdapterSpec(method=name, rank=2 if name == "tiny_lora" else 3 + NAMES.index(name), targets=sites, units=3)
@@ -31,7 +33,7 @@ def base():
     return with_shared(make_base(), [spec_of(name) for name in NAMES])
 
 
-def changed(name: str) -> Adapter:
+def changed(name: Method) -> Adapter:
     """An adapter none of whose leaves is as it began."""
     rng = np.random.default_rng(NAMES.index(name))
     fresh = init_adapter(MODEL, spec_of(name), 1)
@@ -42,7 +44,7 @@ def changed(name: str) -> Adapter:
     return {site: {leaf: moved(x) for leaf, x in leaves.items()} for site, leaves in fresh.items()}
 
 
-def bank_of(adapters: dict[str, Adapter], room: tuple[str, ...] = NAMES) -> Bank:
+def bank_of(adapters: dict[Method, Adapter], room: tuple[Method, ...] = NAMES) -> Bank:
     """A bank with room for methods, these adapters in its slots 1, 2, ..."""
     bank = empty_bank(MODEL, ROOM, len(NAMES) + 2, [spec_of(name) for name in room])
     for slot, (name, adapter) in enumerate(adapters.items(), 1):
@@ -50,11 +52,11 @@ def bank_of(adapters: dict[str, Adapter], room: tuple[str, ...] = NAMES) -> Bank
     return bank
 
 
-def texts(name: str, step: int = 0) -> list[np.ndarray]:
+def texts(name: Method, step: int = 0) -> list[np.ndarray]:
     return [item.tokens for item in random_sequences(2, 1, seed=100 * step + NAMES.index(name), longest=PAGE)]
 
 
-def scored(bank: Bank, slots: dict[str, int]) -> dict[str, list[np.ndarray]]:
+def scored(bank: Bank, slots: dict[Method, int]) -> dict[Method, list[np.ndarray]]:
     """Log-probabilities of each method's own texts, through the forward of training."""
     items = [Item(tokens, slot) for name, slot in slots.items() for tokens in texts(name)]
     found = rows_of(items, np.asarray(score(base(), bank, train_batch(items, SHARE * len(NAMES), 2 * len(NAMES)))))
@@ -106,12 +108,12 @@ def test_what_is_read_is_what_was_loaded(name):
     assert all(same(found[site].values(), [want[site][leaf] for leaf in found[site]]) for site in want)
 
 
-def trained(names: tuple[str, ...], room: tuple[str, ...] = NAMES):
+def trained(names: tuple[Method, ...], room: tuple[Method, ...] = NAMES):
     """Bank and optimizer state after some steps of these methods' adapters, in slots 1, 2, ..."""
     bank = bank_of({name: changed(name) for name in names}, room)
     opt, count = init_opt(bank, accumulate=False), len(names)
     leaves = {leaf for site in bank.factors.values() for leaf in site}
-    numbers = np.arange(count, dtype=np.float32) if count > 1 else np.float32([NAMES.index(names[0])])
+    numbers = np.arange(count, dtype=np.float32) if count > 1 else np.asarray([NAMES.index(names[0])], np.float32)
     for step in range(STEPS):
         items = [Item(tokens, index) for index, name in enumerate(names) for tokens in texts(name, step)]
         hyper = TrainHyper(
@@ -123,7 +125,10 @@ def trained(names: tuple[str, ...], room: tuple[str, ...] = NAMES):
             beta2=np.full(count, 0.95, np.float32),
             epsilon=np.full(count, 1e-8, np.float32),
             apply=np.ones(count, bool),
-            rates={leaf: np.float32([rate_of(spec_of(name), leaf) for name in names]) for leaf in sorted(leaves)},
+            rates={
+                leaf: np.asarray([rate_of(spec_of(name), leaf) for name in names], np.float32)
+                for leaf in sorted(leaves)
+            },
         )
         bank, opt, metrics = train_step(base(), bank, opt, train_batch(items, SHARE * count, 2 * count), hyper)
     return jax.device_get((bank, opt, metrics.gradient_norm))

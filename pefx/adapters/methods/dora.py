@@ -31,7 +31,7 @@ def _growth(a: Array, b: Array, given: Given) -> Array:
 def shared(source: Source) -> dict[str, np.ndarray]:
     """`squares [L, 1, F]`: of the length of each row of the base."""
     w = source.matrices().astype(np.float64)
-    return {"squares": np.sum(w * w, axis=-1, dtype=np.float64)[:, None].astype(np.float32)}
+    return {"squares": np.sum(w * w, axis=-1, keepdims=True).swapaxes(-1, -2).astype(np.float32)}
 
 
 DORA = Method(LEAVES | {"magnitude": Leaf("one", "writes", ONE, "writes")}, by_rank, derive, shared, refuses=rows_only)
