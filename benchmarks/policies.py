@@ -3,7 +3,7 @@
 `pefx bench policies`, or from the root `python -m benchmarks.policies --rounds 3`. On the shipped base each policy
 draws a few answers, is rewarded and updated, step after step: all policies in shared batches, or each by itself, as a
 system does that holds one adapter at a time. Work is the same (so are the bits). Each way has a process of its own,
-whose peak memory is its; ways take turns.
+whose peak memory is its, and does everything twice: what is timed is compiled already. Ways take turns.
 """
 
 import json
@@ -33,7 +33,7 @@ from pefx.config import (
     TrainConfig,
     UserConfig,
 )
-from pefx.mesh import on_mesh, resolved, use_cores
+from pefx.mesh import on_mesh, use_cores
 from pefx.rl.curriculum import Rewarded
 from pefx.rl.rewards import Rewards
 from pefx.training.adapters import AdapterTraining
@@ -50,11 +50,12 @@ class Options:
     counts: tuple[int, ...] = (3, 16)
     """Policies."""
     steps: int = 6
-    """Steps that are timed, after two that compile."""
     rounds: int = 3
     prompts: int = 2
     group: int = 4
     tokens: int = 16
+    data: int = 1
+    """Shards; a core each, on CPU. A single one uses all cores where there is enough to do."""
     base: Path = ROOT / "assets" / "base"
     picture: Path = ROOT / "docs" / "studies" / "policies-together.png"
 
@@ -77,10 +78,12 @@ def config(way: Way, output: str, users: tuple[UserConfig, ...]) -> TrainConfig:
         base=str(own.base),
         users=users,
         adapter=AdapterSpec(rank=8),
-        data=DataConfig(sequence_length=64, tokens_per_user=64 * own.prompts * own.group, users_per_step=len(users)),
+        data=DataConfig(sequence_length=32, tokens_per_user=32 * own.prompts * own.group, users_per_step=len(users)),
         rollout=RolloutConfig(own.prompts, own.group, own.tokens, heldout=0),
         sampler=SamplerConfig(sequences=own.prompts * own.group * len(users)),
-        steps=own.steps + 2,
+        mesh=MeshConfig(data=min(own.data, len(users))),
+        page_size=16,
+        steps=own.steps,
     )
 
 
@@ -89,24 +92,22 @@ def timed(way: Way) -> dict[str, float]:
     use_cores()
     users = tuple(UserConfig(f"user-{i}", task=TaskConfig(TASKS[i % len(TASKS)]), seed=i) for i in range(way.policies))
     groups = [users] if way.together else [(user,) for user in users]
-    seconds, tokens = 0.0, 0
+    found = []
     with tempfile.TemporaryDirectory() as folder, Rewards() as judge:
-        for index, group in enumerate(groups):
-            took, drawn = run(config(way, f"{folder}/{index}", group), judge)
-            seconds, tokens = seconds + took, tokens + drawn
+        for turn in ("compiled", "timed"):
+            took = [run(config(way, f"{folder}/{turn}/{i}", group), judge) for i, group in enumerate(groups)]
+            found.append((sum(seconds for seconds, _ in took), sum(tokens for _, tokens in took)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    seconds, tokens = found[-1]
     return {"seconds": seconds, "tokens": tokens, "peak_mb": peak}
 
 
 def run(config: TrainConfig, judge: Rewards) -> tuple[float, int]:
-    """Seconds of the steps after the first two, and what they learned from, in tokens."""
-    mesh: MeshConfig = resolved(config.mesh, len(config.users))
-    with on_mesh(mesh):
-        trainee = AdapterTraining(config, mesh, partial(Rewarded, rewards=judge))
-        begun, tokens = 0.0, 0.0
+    """Seconds of the steps of a run, and what they learned from, in tokens."""
+    with on_mesh(config.mesh):
+        trainee = AdapterTraining(config, config.mesh, partial(Rewarded, rewards=judge))
+        begun, tokens = time.perf_counter(), 0.0
         for step in range(trainee.steps):
-            if step == 2:
-                begun, tokens = time.perf_counter(), 0.0
             tokens += trainee.report(step, trainee.advance(step)).tokens
         return time.perf_counter() - begun, int(tokens)
 
@@ -114,16 +115,8 @@ def run(config: TrainConfig, judge: Rewards) -> tuple[float, int]:
 def measured(way: Way) -> dict[str, float]:
     """`timed`, in a process of its own."""
     words = ["--policies", str(way.policies), "--together", str(way.together)]
-    own = way.options
-    words += [
-        "--options.steps",
-        str(own.steps),
-        "--options.prompts",
-        str(own.prompts),
-        "--options.group",
-        str(own.group),
-    ]
-    words += ["--options.tokens", str(own.tokens), "--options.base", str(own.base)]
+    for name in ("steps", "prompts", "group", "tokens", "data", "base"):
+        words += [f"--options.{name}", str(getattr(way.options, name))]
     command = [sys.executable, "-m", "benchmarks.policies", "way", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
