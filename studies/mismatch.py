@@ -66,8 +66,8 @@ def measured(options: Options, sampler: SamplerConfig, folder: Path) -> dict[str
     config = read_file("configs/rl_tasks.py", TrainConfig)
     # All draw at once, else one that waits for its turn would be less behind.
     users = seeded(users, options.seeds)
-    data = DataConfig(sequence_length=32, tokens_per_user=2048, users_per_step=len(users))
-    rollout = RolloutConfig(prompts=8, group=8, max_tokens=14, heldout=64)
+    data = DataConfig(sequence_length=32, tokens_per_user=1024, users_per_step=len(users))
+    rollout = RolloutConfig(prompts=4, group=8, max_tokens=14, heldout=64, heldout_temperature=1.0)
     config = replace(config, users=users, sampler=sampler, steps=options.steps, data=data, rollout=rollout)
     rows = trained(replace(config, evaluate_every=0, remat="full"), folder)
     return {
