@@ -53,7 +53,7 @@ def test_a_merged_base_computes_what_base_and_adapter_of_any_method_do(method):
     want, got, bare = (np.asarray(score(*case, BATCH)) for case in cases)
     assert np.abs(want - bare).max() > 0.01
     np.testing.assert_allclose(got, want, rtol=0, atol=TOLERANCE)
-    with pytest.raises(PefxError, match=f"an adapter of method '{method}' is no pair of factors"):
+    with pytest.raises(PefxError, match=f"an adapter of method '{method}', init 'default', is no pair"):
         unmerge(BASE, adapter, spec)
 
 

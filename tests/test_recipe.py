@@ -14,11 +14,11 @@ def test_recipes_are_of_methods_that_derive():
     assert recipe_of(VERA) == Recipe("vera", 4, 2)
     other = AdapterSpec(method="dora", rank=4, alpha=1.0)
     assert recipes_of([VERA, PLAIN, other, VERA]) == (Recipe("dora", 4, 2), Recipe("vera", 4, 2))
-    assert Recipe("vera", 4, 2).name == "vera_4_2"
+    assert Recipe("vera", 4, 2).name == "vera_4_2_default_0.0"
 
 
 def test_what_is_no_pair_of_factors_is_named():
     assert [needs_room(spec) for spec in (PLAIN, VERA, GAINS)] == [False, True, True]
     check_exchangeable(PLAIN)
-    with pytest.raises(PefxError, match="an adapter of method 'ia3' is no pair of factors"):
+    with pytest.raises(PefxError, match="an adapter of method 'ia3', init 'default', is no pair"):
         check_exchangeable(GAINS)

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int32
 from kernels.factors import Factors
 from pefx.adapters.derivation import derived
 from pefx.adapters.methods.method import Leaf
-from pefx.adapters.methods.recipe import Recipe, recipe_of, recipes_of
+from pefx.adapters.methods.recipe import Recipe, rank_in_bank, recipe_of, recipes_of
 from pefx.adapters.methods.table import GAINED, METHODS, Adapter, leaf_shapes, scale
 from pefx.adapters.sites import SITES, width_axis
 from pefx.adapters.slots import is_split, joined, parted, put_slot, put_slots, slot_at, take_slots
@@ -163,7 +163,8 @@ def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequen
     """A bank of zeros for adapters of LoRA up to `spec`'s rank on its targets, in its expert form, and for those of
     other methods that are as one of `specs`. Float32.
     """
-    shapes = leaf_shapes(config, replace(spec, method="lora", rank=padded_rank(spec.rank)))
+    highest = max(map(rank_in_bank, (*specs, spec)))
+    shapes = leaf_shapes(config, replace(spec, method="lora", init="default", rank=padded_rank(highest)))
     for other in specs:
         for site, leaves in leaf_shapes(config, replace(other, rank=padded_rank(other.rank))).items():
             for name, shape in leaves.items():
@@ -189,9 +190,9 @@ def bank_spec(specs: list[AdapterSpec]) -> AdapterSpec:
         raise PefxError(
             "adapters of one bank must agree on expert_form, got per_expert and shared_hidden", "bad_adapter"
         )
-    return replace(
-        specs[0], rank=max(s.rank for s in specs), targets=targets, expert_form=forms.pop() if forms else "per_expert"
-    )
+    form = forms.pop() if forms else "per_expert"
+    rank = max(map(rank_in_bank, specs))
+    return replace(specs[0], rank=rank, init="default", targets=targets, expert_form=form)
 
 
 def load_adapter(bank: Bank, slot: int, adapter: Adapter, spec: AdapterSpec, base: Base | None = None) -> Bank:

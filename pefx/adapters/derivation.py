@@ -64,20 +64,19 @@ def pulled(base: Base, slots: Slots, sums: Tree) -> Tree:
 
 
 def _derive(recipe: Recipe, leaves: Mapping[str, Array], given: Given) -> dict[str, Array]:
-    """What a recipe makes of leaves; those that are factors themselves are read without a gradient.
+    """What a recipe makes of leaves.
 
     Slot after slot: of all at once a product would have as many rows as there are slots, and bits that depend on it.
     """
-    derive = recipe.row.derive
+    derive = recipe.derive
     assert derive is not None
-    held = {name: jax.lax.stop_gradient(x) if name in FACTORS else x for name, x in leaves.items()}
 
     def one(slot: tuple[dict[str, Array], Array]) -> dict[str, Array]:
         own, scale = slot
         made = derive({name: x[:, None] for name, x in own.items()}, given._replace(scales=scale[None]))
         return {name: x[:, 0] for name, x in made.items()}
 
-    made = jax.lax.map(one, ({name: jnp.moveaxis(x, 1, 0) for name, x in held.items()}, given.scales))
+    made = jax.lax.map(one, ({name: jnp.moveaxis(x, 1, 0) for name, x in leaves.items()}, given.scales))
     return {name: jnp.moveaxis(x, 0, 1) for name, x in made.items()}
 
 
@@ -94,7 +93,12 @@ def _each(base: Base, slots: Slots):
 
             scales = slots.scales if SITES[site].kind == "experts" else of_own(slots.scales)
             held = {name: jnp.asarray(x[...]) for name, x in shared.items()}
-            yield index, recipe, site, Given(held, lambda site=site: matrices(base, site), scales, over_reads)
+            whole = lambda site=site: matrices(base, site)  # noqa: E731
+            yield index, recipe, site, Given(held, whole, scales, over_reads, jax.lax.stop_gradient, _beside)
+
+
+def _beside(x: Array, y: Array) -> Array:
+    return jnp.concatenate([x, y], axis=-2)
 
 
 def _cut(recipe: Recipe, leaves: Mapping[str, Array]) -> dict[str, Array]:

@@ -19,9 +19,20 @@ class Directions(NamedTuple):
 
 
 def directions(site: str, matrices: Callable[[], np.ndarray], rank: int, last: bool = False) -> Directions:
-    """The first `rank` directions of each of `matrices` `[..., out, in]`, or the `last` ones.
+    """The first `rank` directions of each of `matrices` `[..., out, in]`, or the `last` ones. Raises as `checked`."""
+    held = checked(site, matrices, rank)
+    most = min(held.shape[-2:])
+    u, s, v = np.linalg.svd(held, full_matrices=False)
+    part = slice(most - rank, most) if last else slice(0, rank)
+    outward, inward = np.swapaxes(u, -1, -2)[..., part, :], v[..., part, :]
+    peak = np.take_along_axis(inward, np.abs(inward).argmax(axis=-1)[..., None], axis=-1)
+    sign = np.where(peak < 0, np.float32(-1), np.float32(1))
+    return Directions(outward * sign, s[..., part], inward * sign)
 
-    Raises PefxError, naming the site, where a matrix has fewer (kind "wrong_rank"), or numbers that are none.
+
+def checked(site: str, matrices: Callable[[], np.ndarray], rank: int) -> np.ndarray:
+    """The matrices, float32. Raises PefxError, naming the site, where they are smaller than `rank` (kind "wrong_rank"),
+    or have numbers that are none.
     """
     held = np.asarray(matrices(), np.float32)
     most = min(held.shape[-2:])
@@ -31,9 +42,4 @@ def directions(site: str, matrices: Callable[[], np.ndarray], rank: int, last: b
     bad = held.size - int(np.isfinite(held).sum())
     if bad:
         raise PefxError(f"'{site}' of the base has {bad} NaN or infinite weights: it has no directions", "not_finite")
-    u, s, v = np.linalg.svd(held, full_matrices=False)
-    part = slice(most - rank, most) if last else slice(0, rank)
-    outward, inward = np.swapaxes(u, -1, -2)[..., part, :], v[..., part, :]
-    peak = np.take_along_axis(inward, np.abs(inward).argmax(axis=-1)[..., None], axis=-1)
-    sign = np.where(peak < 0, np.float32(-1), np.float32(1))
-    return Directions(outward * sign, s[..., part], inward * sign)
+    return held

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 from flax import nnx
 
-from pefx.adapters.directions import directions
+from pefx.adapters.directions import checked, directions
 from pefx.adapters.matrices import matrices
 from pefx.adapters.methods.method import Source
-from pefx.adapters.methods.recipe import Recipe, recipe_of
-from pefx.adapters.methods.table import leaf_shapes
+from pefx.adapters.methods.recipe import Recipe, source_of
+from pefx.adapters.methods.table import Adapter, init_adapter, leaf_shapes
 from pefx.adapters.sites import SITES, layer_count, width, width_axis
 from pefx.config import AdapterSpec
 from pefx.mesh import fetch, of_base, place
@@ -24,7 +24,7 @@ def with_shared(base: Base, specs: Iterable[AdapterSpec]) -> Base:
     """
     found = {name: dict(sites) for name, sites in base.shared.items()}
     for spec in specs:
-        recipe = recipe_of(spec)
+        recipe = source_of(spec)
         if recipe is None:
             continue
         own = found.setdefault(recipe.name, {})
@@ -39,7 +39,7 @@ def with_shared(base: Base, specs: Iterable[AdapterSpec]) -> Base:
 def _placed(site: str, recipe: Recipe, base: Base) -> dict[str, nnx.Param]:
     """A site's shared arrays on the mesh, each divided as the factor of its name is."""
     found = {}
-    for name, x in recipe.row.shared(_source(site, recipe, base)).items():
+    for name, x in recipe.shared(_source(site, recipe, base)).items():
         experts = ("experts",) if SITES[site].kind == "experts" else ()
         axes = ("layers", *experts, "rank", width_axis(site, "b" if name == "squares" else name))
         found[name] = place(of_base, nnx.Param(np.ascontiguousarray(x, np.float32), out_sharding=axes))
@@ -60,7 +60,18 @@ def _source(site: str, recipe: Recipe, base: Base) -> Source:
         widest=(max(reads for reads, _ in widths), max(writes for _, writes in widths)),
         rank=recipe.rank,
         units=recipe.units,
+        scale=recipe.scale,
         rng=np.random.default_rng([*site.encode()]),
-        matrices=held,
-        directions=lambda: directions(site, held, recipe.rank),
+        checked=lambda: checked(site, held, recipe.rank),
+        directions=lambda last: directions(site, held, recipe.rank, last),
     )
+
+
+def fresh_adapter(base: Base, spec: AdapterSpec, seed: int) -> Adapter:
+    """`init_adapter` on a base that has what adapters of the spec share."""
+    source = source_of(spec)
+    if spec.init == "default" or source is None:
+        return init_adapter(base.config, spec, seed)
+    held = base.shared[source.name]
+    pairs = {site: {name: np.asarray(fetch(x[...])) for name, x in own.items()} for site, own in held.items()}
+    return init_adapter(base.config, spec, seed, pairs)

@@ -8,6 +8,8 @@ Precision = Literal["float32", "bfloat16"]
 Weights = Literal["plain", "int8", "fp8"]
 ExpertForm = Literal["per_expert", "shared_hidden"]
 Method = Literal["lora", "rslora", "lora_plus", "dora", "vera", "lora_xs", "tiny_lora", "ia3"]
+# How the factors of LoRA start: `pefx.adapters.methods.starts`.
+Init = Literal["default", "minor", "mica", "olora_tail", "olora", "pissa", "milora"]
 # What a router makes of its logits.
 RouterScores = Literal["softmax", "sigmoid"]
 # What a backward pass computes again instead of keeping it: nothing, or every layer from its input.
@@ -104,8 +106,8 @@ class AdapterSpec:
     """What an adapter is, apart from its numbers: a `method` of `pefx.adapters.methods`, and its sizes. `targets` are
     site names of `pefx.adapters.sites`; those that a base does not have are left out.
 
-    Of "lora" and its kin, the factor that `frozen` names stays as it starts. `units` are the numbers that "tiny_lora"
-    learns for a matrix.
+    Of "lora" and its kin, `init` is how the factors start; the factor that `frozen` names stays as it starts. `units`
+    are the numbers that "tiny_lora" learns for a matrix.
     """
 
     method: Method = "lora"
@@ -117,6 +119,7 @@ class AdapterSpec:
         "shared_experts.gate_proj", "shared_experts.up_proj", "shared_experts.down_proj",
     )  # fmt: skip
     expert_form: ExpertForm = "per_expert"
+    init: Init = "default"
     frozen: Literal["none", "a", "b"] = "none"
     units: int = 2
 

@@ -30,7 +30,7 @@ Layout = tuple[tuple[tuple[str, str], np.dtype, tuple[int, ...]], ...]
 """Site and factor, type and shape of every tensor."""
 
 # Fields of a spec that came later: at what adapters before them were, they are not told, so that no hash changes.
-LATER = {"frozen": "none", "units": 2}
+LATER = {"init": "default", "frozen": "none", "units": 2}
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 EXPONENTS = {

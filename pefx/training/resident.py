@@ -16,7 +16,8 @@ from pefx.adapters.bank import (
     of_one,
     read_adapter,
 )
-from pefx.adapters.methods.table import Adapter, init_adapter
+from pefx.adapters.methods.table import Adapter
+from pefx.adapters.shared import fresh_adapter
 from pefx.adapters.slots import put_slots, take_slots
 from pefx.checkpoint import flatten
 from pefx.compiler import jit
@@ -113,7 +114,7 @@ class Resident:
 
     def _load_fresh(self, index: int) -> None:
         session = self.sessions[index]
-        fresh = init_adapter(self.model, session.spec, session.seed)
+        fresh = fresh_adapter(self._base, session.spec, session.seed)
         self.bank = load_adapter(self.bank, self.place(index), fresh, session.spec, self._base)
 
     def _zeros(self) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ from pefx.adapters.methods.method import ONE, Array, Given, Leaf, Leaves, Method
 
 def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
     """The gains of each slot. `magnitude` is relative to the base's own rows: ones are the base, to the bit."""
-    return {"gains": leaves["magnitude"] / _growth(leaves["a"], leaves["b"], given)}
+    return {"gains": leaves["magnitude"] / _growth(given.still(leaves["a"]), given.still(leaves["b"]), given)}
 
 
 def _growth(a: Array, b: Array, given: Given) -> Array:
@@ -30,7 +30,7 @@ def _growth(a: Array, b: Array, given: Given) -> Array:
 
 def shared(source: Source) -> dict[str, np.ndarray]:
     """`squares [L, 1, F]`: of the length of each row of the base."""
-    w = source.matrices().astype(np.float64)
+    w = source.checked().astype(np.float64)
     return {"squares": np.sum(w * w, axis=-1, keepdims=True).swapaxes(-1, -2).astype(np.float32)}
 
 

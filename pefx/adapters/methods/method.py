@@ -44,18 +44,22 @@ ZERO, ONE = constant(0.0), constant(1.0)
 
 class Given(NamedTuple):
     """What `derive` is given beside a slot's leaves: the base's `shared` arrays of this recipe and site, `[L, (E,)
-    rows, columns]`; the site's matrices `[L, out, in]`; each slot's scale; and a sum over the shards of `reads`.
+    rows, columns]`; the site's matrices `[L, out, in]`; the slot's scale. `over_reads` is a sum over the shards of
+    `reads`, `still` takes no gradient, `beside` puts rows under rows.
     """
 
     shared: Mapping[str, Array]
     matrices: Callable[[], Array]
     scales: Array
     over_reads: Callable[[Array], Array]
+    still: Callable[[Array], Array]
+    beside: Callable[[Array, Array], Array]
 
 
 class Source(NamedTuple):
     """What `shared` is given of a site: the axes of its stacks, `(L,)` or `(L, E)`, its two widths and the widest that
-    the base has; the recipe's rank and units; a generator of its own; and the base's directions there.
+    the base has; the recipe's rank, units and scale; a generator of its own; and the base's matrices there, `checked`
+    to hold the rank and numbers, and their first directions, or the last ones.
     """
 
     stack: tuple[int, ...]
@@ -64,9 +68,10 @@ class Source(NamedTuple):
     widest: tuple[int, int]
     rank: int
     units: int
+    scale: float
     rng: np.random.Generator
-    matrices: Callable[[], np.ndarray]
-    directions: Callable[[], Directions]
+    checked: Callable[[], np.ndarray]
+    directions: Callable[[bool], Directions]
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,9 @@ class Method:
 
     `leaves` are what an adapter holds at each site, all of them trained. `scale` is the factor on the product of a and
     b, of alpha and rank. `derive` makes factors `a`, `b` or `gains` of leaves, where they are not leaves themselves:
-    differentiable, and each slot's of its own leaves (of factors among them no gradient is taken); `shared` makes what
-    it needs that all adapters of a base share, float32 `[L, (E,) rows, columns]` by name. `rates` are multiples of the
-    learning rate, by leaf. `refuses` says of a site why the method has no place there (None: it has).
+    differentiable, and each slot's of its own leaves; `shared` makes what it needs that all adapters of a base share,
+    float32 `[L, (E,) rows, columns]` by name. `rates` are multiples of the learning rate, by leaf. `refuses` says of a
+    site why the method has no place there (None: it has).
     """
 
     leaves: Mapping[str, Leaf]

@@ -1,20 +1,25 @@
 """Which adapters' factors are made of other numbers, and in one way: a method at sizes that the way depends on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pefx.adapters.methods.method import Method
-from pefx.adapters.methods.table import METHODS
+import numpy as np
+
+from pefx.adapters.methods.method import Array, Given, Leaves, Method, Source
+from pefx.adapters.methods.starts import BEGINNINGS, shift
+from pefx.adapters.methods.table import METHODS, scale
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 
 
 class Recipe(NamedTuple):
-    """A method at sizes that what its adapters share on a base depends on."""
+    """A method or a start, at sizes that what its adapters share on a base depends on."""
 
     method: str
     rank: int
-    units: int
+    units: int = 0
+    init: str = "default"
+    scale: float = 0.0
 
     @property
     def row(self) -> Method:
@@ -22,14 +27,33 @@ class Recipe(NamedTuple):
         return METHODS[self.method]
 
     @property
+    def derive(self) -> Callable[[Leaves, Given], dict[str, Array]] | None:
+        """How factors are made of leaves; None where they are leaves."""
+        return shift if self.init in BEGINNINGS and BEGINNINGS[self.init].shifted else self.row.derive
+
+    @property
+    def shared(self) -> Callable[[Source], dict[str, np.ndarray]]:
+        """What adapters of the recipe share, or start from."""
+        return self.row.shared if self.init == "default" else BEGINNINGS[self.init].pair
+
+    @property
     def name(self) -> str:
         """The name of its shared arrays in a base."""
-        return f"{self.method}_{self.rank}_{self.units}"
+        return "_".join(map(str, self))
+
+
+def source_of(spec: AdapterSpec) -> Recipe | None:
+    """What an adapter needs of its base beside the weights; None where it needs nothing."""
+    if spec.init != "default":
+        scaled = spec.init in ("pissa", "milora")
+        return Recipe(spec.method, spec.rank, init=spec.init, scale=scale(spec) if scaled else 0.0)
+    return None if METHODS[spec.method].derive is None else Recipe(spec.method, spec.rank, spec.units)
 
 
 def recipe_of(spec: AdapterSpec) -> Recipe | None:
     """How the factors of an adapter are made; None where it holds them."""
-    return None if METHODS[spec.method].derive is None else Recipe(spec.method, spec.rank, spec.units)
+    found = source_of(spec)
+    return None if found is None or found.derive is None else found
 
 
 def recipes_of(specs: Sequence[AdapterSpec]) -> tuple[Recipe, ...]:
@@ -37,12 +61,18 @@ def recipes_of(specs: Sequence[AdapterSpec]) -> tuple[Recipe, ...]:
     return tuple(sorted({recipe for recipe in map(recipe_of, specs) if recipe is not None}))
 
 
+def rank_in_bank(spec: AdapterSpec) -> int:
+    """The rank of an adapter's factors: twice its own where its start is taken away."""
+    return spec.rank * (2 if spec.init in BEGINNINGS and BEGINNINGS[spec.init].shifted else 1)
+
+
 def needs_room(spec: AdapterSpec) -> bool:
     """Whether a bank of factors alone cannot hold such an adapter."""
-    return not set(METHODS[spec.method].leaves) <= {"a", "b"}
+    return recipe_of(spec) is not None or not set(METHODS[spec.method].leaves) <= {"a", "b"}
 
 
 def check_exchangeable(spec: AdapterSpec) -> None:
     """Raise PefxError (kind "bad_adapter") where an adapter is not the two factors that a file of LoRA holds."""
     if needs_room(spec):
-        raise PefxError(f"an adapter of method '{spec.method}' is no pair of factors, as LoRA has", "bad_adapter")
+        told = f"an adapter of method '{spec.method}', init '{spec.init}', is no pair of factors, as LoRA has"
+        raise PefxError(told, "bad_adapter")

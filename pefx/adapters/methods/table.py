@@ -9,6 +9,7 @@ from pefx.adapters.methods.ia3 import IA3
 from pefx.adapters.methods.lora import LORA, LORA_PLUS, RSLORA
 from pefx.adapters.methods.lora_xs import LORA_XS
 from pefx.adapters.methods.method import Method
+from pefx.adapters.methods.starts import BEGINNINGS
 from pefx.adapters.methods.tiny_lora import TINY_LORA
 from pefx.adapters.methods.vera import VERA
 from pefx.adapters.sites import SITES, has_experts, has_site, layer_count, width
@@ -52,8 +53,10 @@ def leaf_shapes(config: ModelConfig, spec: AdapterSpec) -> Shapes:
         site = SITES[target]
         if reason := method.refuses(site):
             raise PefxError(f"method '{spec.method}' cannot adapt '{target}': {reason}", "wrong_target")
-        if method.derive is not None and site.kind == "experts" and spec.expert_form == "shared_hidden":
-            told = f"method '{spec.method}' has factors of every expert of '{target}'; expert_form must be per_expert"
+        from_base = method.derive is not None or spec.init != "default"
+        if from_base and site.kind == "experts" and spec.expert_form == "shared_hidden":
+            what = f"method '{spec.method}'" if method.derive is not None else f"init '{spec.init}'"
+            told = f"{what} has factors of every expert of '{target}'; expert_form must be per_expert"
             raise PefxError(told, "wrong_form")
         sizes = {"one": 1, "rank": spec.rank, "units": spec.units}
         sizes |= {side: width(config, getattr(site, side)) for side in ("reads", "writes")}
@@ -87,22 +90,29 @@ def check_shapes(config: ModelConfig, spec: AdapterSpec, found: Mapping[str, Map
                 raise PefxError(f"{site}.{name} has shape {found[site][name]}; this base needs {shape}", "bad_adapter")
 
 
-def init_adapter(config: ModelConfig, spec: AdapterSpec, seed: int) -> Adapter:
-    """A fresh adapter, whose delta is zero. Float32.
+def init_adapter(config: ModelConfig, spec: AdapterSpec, seed: int, pairs: Adapter | None = None) -> Adapter:
+    """A fresh adapter, whose delta is zero. Float32. `pairs` are A0 and B0 of a start from the base, by site.
 
     Each leaf of a site draws from one stream of `seed`, so that a site does not depend on which others exist.
     """
-    leaves, adapter = METHODS[spec.method].leaves, {}
+    leaves, adapter, start = METHODS[spec.method].leaves, {}, BEGINNINGS.get(spec.init)
     for site, shapes in sorted(leaf_shapes(config, spec).items()):
         rng = np.random.default_rng([seed, *site.encode()])
         adapter[site] = {name: leaves[name].start(rng, shape) for name, shape in shapes.items()}
+        if start is None:
+            continue
+        if pairs is None:
+            raise ValueError(f"init '{spec.init}' starts from the base, whose directions are not given")
+        adapter[site] |= {name: np.array(pairs[site][name], np.float32) for name in start.given}
+        adapter[site] |= {name: np.zeros_like(adapter[site][name]) for name in start.zero}
     return adapter
 
 
 def rate_of(spec: AdapterSpec, name: str) -> float:
     """The multiple of the learning rate that a leaf learns with; 0 where it is not trained."""
-    method = METHODS[spec.method]
-    return method.rates.get(name, 1.0) if name in method.leaves and name != spec.frozen else 0.0
+    method, start = METHODS[spec.method], BEGINNINGS.get(spec.init)
+    still = {spec.frozen, "none" if start is None else start.frozen}
+    return method.rates.get(name, 1.0) if name in method.leaves and name not in still else 0.0
 
 
 def uneven(specs: Iterable[AdapterSpec]) -> tuple[str, ...]:
