@@ -80,6 +80,8 @@ class Plan:
     """Other slices beside it, each with its own mesh if wanted: v5p:4x4x8 or v5p:4x4x8/1x32x4."""
     picture: Path | None = None
     """Where to draw the memory of each device."""
+    methods: bool = False
+    """What an adapter of each method takes on this base, and a million of them, instead."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,13 @@ def listening(config: ServeConfig, where: str) -> ServeConfig:
 
 
 def show_plan(command: Plan, config: TrainConfig | ServeConfig | PlanConfig) -> int:
+    if command.methods:
+        from pefx.planning.abstract import model_of, plan_of
+        from pefx.planning.populations import render_population
+
+        planned = config if isinstance(config, PlanConfig) else plan_of(config, "")
+        print(render_population(model_of(planned), planned.adapter))
+        return 0
     if not isinstance(config, PlanConfig) and command.topology is None:
         from pefx.sizing import render_sizes
 

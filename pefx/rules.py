@@ -229,6 +229,8 @@ def adapter_rules(spec: AdapterSpec, prefix: str) -> Broken:
     for target in spec.targets:
         if target in SITES and (reason := method.refuses(SITES[target])):
             yield f"{prefix}targets", f"method {spec.method!r} cannot adapt {target!r}: {reason}"
+    if spec.tied and spec.method != "tiny_lora":
+        yield f"{prefix}tied", f"is of 'tiny_lora', whose layers can share their numbers; {spec.method!r} cannot"
     if spec.init != "default" and (method.derive is not None or set(method.leaves) != {"a", "b"}):
         yield f"{prefix}init", f"is of LoRA and its kin; {spec.method!r} starts as it does"
     if spec.frozen != "none" and (spec.frozen not in method.leaves or len(method.leaves) == 1):

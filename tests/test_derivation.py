@@ -18,9 +18,9 @@ SIZE = 1e-2
 MADE = [name for name, method in METHODS.items() if method.derive is not None]
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_gradients_of_leaves_are_those_of_the_factors_they_make(name):
-    spec, plain = spec_of(name, rank=2), AdapterSpec(rank=4, targets=WITH_EXPERTS)
+@pytest.mark.parametrize(("name", "fields"), [*((name, {}) for name in MADE), ("tiny_lora", {"tied": True})])
+def test_gradients_of_leaves_are_those_of_the_factors_they_make(name, fields):
+    spec, plain = spec_of(name, rank=2, **fields), AdapterSpec(rank=4, targets=WITH_EXPERTS)
     base = with_shared(BASE, [spec])
     bank = load_adapter(empty_bank(MODEL, plain, 3, [spec]), 0, changed(plain, 1), plain)
     bank = load_adapter(bank, 1, changed(spec, 2), spec, base)
@@ -47,7 +47,7 @@ def test_gradients_of_leaves_are_those_of_the_factors_they_make(name):
 def fitted(x: np.ndarray, like) -> np.ndarray:
     """A leaf with zeros up to the size of the bank's."""
     room = np.zeros((like.shape[0], *like.shape[2:]), np.float32)
-    room[..., : x.shape[-2], : x.shape[-1]] = x
+    room[: len(x), ..., : x.shape[-2], : x.shape[-1]] = x
     return room
 
 

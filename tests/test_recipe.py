@@ -14,7 +14,7 @@ def test_recipes_are_of_methods_that_derive():
     assert recipe_of(VERA) == Recipe("vera", 4, 2)
     other = AdapterSpec(method="dora", rank=4, alpha=1.0)
     assert recipes_of([VERA, PLAIN, other, VERA]) == (Recipe("dora", 4, 2), Recipe("vera", 4, 2))
-    assert Recipe("vera", 4, 2).name == "vera_4_2_default_0.0"
+    assert Recipe("vera", 4, 2).name == "vera-4-2"
 
 
 def test_what_is_no_pair_of_factors_is_named():

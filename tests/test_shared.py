@@ -14,10 +14,10 @@ def test_it_is_made_once_and_the_base_stays():
     spec = AdapterSpec(method="lora_xs", rank=3, targets=("q_proj",))
     one = with_shared(BASE, [spec, AdapterSpec()])
     assert dict(BASE.shared) == {}
-    assert {name: list(sites) for name, sites in one.shared.items()} == {"lora_xs_3_2_default_0.0": ["q_proj"]}
+    assert {name: list(sites) for name, sites in one.shared.items()} == {"lora_xs-3-2": ["q_proj"]}
     two = with_shared(one, [spec, AdapterSpec(method="lora_xs", rank=3, targets=("q_proj", "o_proj"))])
-    assert list(two.shared["lora_xs_3_2_default_0.0"]) == ["q_proj", "o_proj"]
-    assert two.shared["lora_xs_3_2_default_0.0"]["q_proj"] is one.shared["lora_xs_3_2_default_0.0"]["q_proj"]
+    assert list(two.shared["lora_xs-3-2"]) == ["q_proj", "o_proj"]
+    assert two.shared["lora_xs-3-2"]["q_proj"] is one.shared["lora_xs-3-2"]["q_proj"]
     bare = with_shared(two, [])
     bare.shared = BASE.shared
     for left, right in zip(jax.tree.leaves(bare), jax.tree.leaves(BASE), strict=True):

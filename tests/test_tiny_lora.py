@@ -20,6 +20,18 @@ def test_the_small_matrix_is_a_sum_of_fixed_ones():
         np.testing.assert_allclose(got, w + np.swapaxes(own["b"], -1, -2) @ small @ own["a"], rtol=0, atol=1e-5)
 
 
+def test_tied_layers_share_one_vector():
+    free, tied = (spec_of("tiny_lora", rank=2, units=1, tied=tied) for tied in (False, True))
+    adapter = changed(tied)
+    assert {x.shape[0] for leaves in adapter.values() for x in leaves.values()} == {1}
+    spread = {
+        site: {"vector": np.repeat(own["vector"], weights(site).shape[0], axis=0)} for site, own in adapter.items()
+    }
+    one, other = adapted(adapter, tied), adapted(spread, free)
+    for site in one:
+        np.testing.assert_array_equal(one[site], other[site])
+
+
 def test_an_adapter_has_as_many_numbers_as_units():
     assert {x.shape[-2:] for leaves in changed(spec_of("tiny_lora", units=1)).values() for x in leaves.values()} == {
         (1, 1)

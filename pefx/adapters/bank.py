@@ -164,7 +164,7 @@ def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequen
     other methods that are as one of `specs`. Float32.
     """
     highest = max(map(rank_in_bank, (*specs, spec)))
-    shapes = leaf_shapes(config, replace(spec, method="lora", init="default", rank=padded_rank(highest)))
+    shapes = leaf_shapes(config, replace(spec, method="lora", init="default", tied=False, rank=padded_rank(highest)))
     for other in specs:
         for site, leaves in leaf_shapes(config, replace(other, rank=padded_rank(other.rank))).items():
             for name, shape in leaves.items():
@@ -192,7 +192,7 @@ def bank_spec(specs: list[AdapterSpec]) -> AdapterSpec:
         )
     form = forms.pop() if forms else "per_expert"
     rank = max(map(rank_in_bank, specs))
-    return replace(specs[0], rank=rank, init="default", targets=targets, expert_form=form)
+    return replace(specs[0], method="lora", rank=rank, init="default", tied=False, targets=targets, expert_form=form)
 
 
 def load_adapter(bank: Bank, slot: int, adapter: Adapter, spec: AdapterSpec, base: Base | None = None) -> Bank:
@@ -259,6 +259,7 @@ def _padded(value: np.ndarray, shape: tuple[int, ...], where: str, leaf: Leaf, s
     """One leaf in the bank's shape."""
     own = {"one": 1, "rank": spec.rank, "units": spec.units}
     pad = [(0, 0)] * len(shape)
+    pad[0] = (0, shape[0] - 1 if spec.tied else 0)
     for axis, named in ((-2, leaf.rows), (-1, leaf.columns)):
         if named not in own:
             continue
@@ -288,7 +289,7 @@ def read_adapter(bank: Bank, slot: int, config: ModelConfig, spec: AdapterSpec) 
     rows = fetch(_read_slot(factors, share(of_base, np.int32(slot))))
     return {
         site: {
-            name: np.array(rows[site][name][:, 0, ..., : shape[-2], : shape[-1]], np.float32)
+            name: np.array(rows[site][name][: shape[0], 0, ..., : shape[-2], : shape[-1]], np.float32)
             for name, shape in leaves.items()
         }
         for site, leaves in shapes.items()

@@ -106,7 +106,7 @@ def _cut(recipe: Recipe, leaves: Mapping[str, Array]) -> dict[str, Array]:
     sizes = {"one": 1, "rank": recipe.rank, "units": recipe.units}
 
     def part(name: str) -> Array:
-        leaf, x = recipe.row.leaves[name], leaves[name]
+        leaf, x = recipe.row.leaves[name], leaves[name][: 1 if recipe.tied else None]
         return x[..., : sizes[leaf.rows], : sizes.get(leaf.columns, x.shape[-1])]
 
     return {name: part(name) for name in recipe.row.leaves}
@@ -114,12 +114,13 @@ def _cut(recipe: Recipe, leaves: Mapping[str, Array]) -> dict[str, Array]:
 
 def _fitted(x: Array, like: Array) -> Array:
     """The part of a padded array that is as large as `like`."""
-    return x[..., : like.shape[-2], : like.shape[-1]]
+    return x[: like.shape[0], ..., : like.shape[-2], : like.shape[-1]]
 
 
 def _padded(x: Array, like: Array) -> Array:
-    """An array with zeros up to the size of `like`."""
-    return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, like.shape[axis] - x.shape[axis]) for axis in (-2, -1)])
+    """An array with zeros up to the size of `like`; slots are all there."""
+    room = [0 if axis == 1 else size - x.shape[axis] for axis, size in enumerate(like.shape)]
+    return jnp.pad(x, [(0, more) for more in room])
 
 
 def _chosen(slots: Slots, index: int, new: Array, old: Array) -> Array:

@@ -30,7 +30,7 @@ Layout = tuple[tuple[tuple[str, str], np.dtype, tuple[int, ...]], ...]
 """Site and factor, type and shape of every tensor."""
 
 # Fields of a spec that came later: at what adapters before them were, they are not told, so that no hash changes.
-LATER = {"init": "default", "frozen": "none", "units": 2}
+LATER = {"init": "default", "frozen": "none", "units": 2, "tied": False}
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 EXPONENTS = {
@@ -201,6 +201,8 @@ def _misfit(layout: Layout, spec: AdapterSpec) -> tuple[str, str | None] | None:
                     kind = "wrong_rank" if named == "rank" else "wrong_target"
                     return f"tensor '{site}.{name}' has {named} {size}, the spec says {sizes[named]}", kind
         layers = sorted({shape[0] for shape in factors.values()})
+        if spec.tied and layers != [1]:
+            return f"site '{site}' has {layers[-1]} layers; the spec ties them to one", "wrong_target"
         if len(layers) > 1:
             return f"the factors of site '{site}' have {layers} layers, need the same", "wrong_target"
     return None

@@ -18,6 +18,7 @@ class Recipe(NamedTuple):
     method: str
     rank: int
     units: int = 0
+    tied: bool = False
     init: str = "default"
     scale: float = 0.0
 
@@ -39,7 +40,7 @@ class Recipe(NamedTuple):
     @property
     def name(self) -> str:
         """The name of its shared arrays in a base."""
-        return "_".join(map(str, self))
+        return "-".join(str(part) for part in self if part and part != "default")
 
 
 def source_of(spec: AdapterSpec) -> Recipe | None:
@@ -47,7 +48,7 @@ def source_of(spec: AdapterSpec) -> Recipe | None:
     if spec.init != "default":
         scaled = spec.init in ("pissa", "milora")
         return Recipe(spec.method, spec.rank, init=spec.init, scale=scale(spec) if scaled else 0.0)
-    return None if METHODS[spec.method].derive is None else Recipe(spec.method, spec.rank, spec.units)
+    return None if METHODS[spec.method].derive is None else Recipe(spec.method, spec.rank, spec.units, spec.tied)
 
 
 def recipe_of(spec: AdapterSpec) -> Recipe | None:

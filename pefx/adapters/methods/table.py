@@ -62,7 +62,7 @@ def leaf_shapes(config: ModelConfig, spec: AdapterSpec) -> Shapes:
         sizes |= {side: width(config, getattr(site, side)) for side in ("reads", "writes")}
         shapes[target] = {
             name: (
-                layer_count(config, site.kind),
+                1 if spec.tied else layer_count(config, site.kind),
                 *((config.experts,) if has_experts(target, FACTOR[leaf.side], spec) else ()),
                 sizes[leaf.rows],
                 sizes[leaf.columns],
