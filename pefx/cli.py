@@ -13,7 +13,7 @@ from tyro.conf import arg, subcommand
 
 from pefx.commands import keys, rollouts
 from pefx.commands.catalog import Action
-from pefx.config import PlanConfig, Precision, ServeConfig, TrainConfig
+from pefx.config import PlanConfig, Precision, ServeConfig, SweepConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.settings import load_config, parse, read_any
 
@@ -27,6 +27,17 @@ class Train:
 
     config: ConfigPath
     """A file in configs/ that makes a TrainConfig."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train a grid of adapters and learning rates as one population; write table, picture and best cell.
+
+    Any field of the config can be overridden, as in --seeds 3 --run.steps 100. Started again, it goes on.
+    """
+
+    config: ConfigPath
+    """A file in configs/ with a SweepConfig."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,7 @@ class Bench:
 
 Command = (
     Annotated[Train, subcommand("train")]
+    | Annotated[Sweep, subcommand("sweep")]
     | Annotated[Serve, subcommand("serve")]
     | Annotated[CatalogCommand, subcommand("catalog")]
     | Annotated[KeysCommand, subcommand("keys")]
@@ -139,7 +151,7 @@ def wants_fields(words: Sequence[str]) -> bool:
 
 
 def run(
-    command: Train | Serve | CatalogCommand | KeysCommand | RolloutsCommand | Plan | Convert | Bench,
+    command: Train | Sweep | Serve | CatalogCommand | KeysCommand | RolloutsCommand | Plan | Convert | Bench,
     overrides: Sequence[str],
 ) -> int:
     """Each command imports what it runs, so that looking into a catalog does not wait for jax."""
@@ -152,6 +164,13 @@ def run(
         with job():
             use_cores()
             return learn(training)
+    if isinstance(command, Sweep):
+        grid = load_config(command.config, SweepConfig, overrides)
+        from pefx.mesh import use_cores
+        from pefx.sweeping.run import sweep
+
+        use_cores()
+        return sweep(grid)
     if isinstance(command, Serve):
         return serve(command, load_config(command.config, ServeConfig, overrides))
     if isinstance(command, Plan):

@@ -19,6 +19,7 @@ from pefx.config import (
     PretrainConfig,
     RolloutConfig,
     ServeConfig,
+    SweepConfig,
     TrainConfig,
     UserConfig,
 )
@@ -26,18 +27,39 @@ from pefx.errors import PefxError
 from pefx.losses.rows import LOSSES
 from pefx.rl.corrections import correction
 from pefx.rl.tasks.table import task_rules
+from pefx.sweeping.cells import cells, population
 
 Broken = Iterator[tuple[str, str]]  # (dotted field, what is wrong and what would be right)
 
 
-def broken_rules(config: TrainConfig | ServeConfig | PlanConfig) -> Broken:
+def broken_rules(config: TrainConfig | ServeConfig | PlanConfig | SweepConfig) -> Broken:
     """Yields every rule that `config` breaks, field by field; the types of its fields are taken as checked."""
     if isinstance(config, PlanConfig):
         yield from plan_rules(config)
     elif isinstance(config, ServeConfig):
         yield from serve_rules(config)
+    elif isinstance(config, SweepConfig):
+        yield from sweep_rules(config)
     else:
         yield from train_rules(config)
+
+
+def sweep_rules(config: SweepConfig) -> Broken:
+    yield from texts(config, "", "name")
+    yield from positive(config, "", "seeds")
+    for name in ("adapters", "learning_rates"):
+        if not getattr(config, name):
+            yield name, "is empty; a sweep has a cell for each adapter with each learning rate"
+    if len(config.run.users) != 1:
+        yield "run.users", f"must be one user, whose data all cells learn from, got {len(config.run.users)}"
+        return
+    names = [cell.name for cell in cells(config)]
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            yield "adapters", f"{names.count(name)} cells are called {name}; adapters must differ in what names say"
+    if names:
+        whole = train_rules(population(config))
+        yield from {f"run.{field}": told for field, told in whole}.items()
 
 
 def plan_rules(config: PlanConfig) -> Broken:

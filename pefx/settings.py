@@ -20,11 +20,12 @@ import tyro
 from beartype import BeartypeConf
 from beartype.door import is_bearable
 
-from pefx.config import PlanConfig, ServeConfig, TrainConfig
+from pefx.config import PlanConfig, ServeConfig, SweepConfig, TrainConfig
 from pefx.errors import PefxError
 from pefx.rules import broken_rules
+from pefx.sweeping.cells import population
 
-Config = TypeVar("Config", TrainConfig, ServeConfig, PlanConfig)
+Config = TypeVar("Config", TrainConfig, ServeConfig, PlanConfig, SweepConfig)
 NUMBERS_WIDEN = BeartypeConf(is_pep484_tower=True)  # an int may stand where a float is asked for
 
 
@@ -42,12 +43,14 @@ def load_config(path: str, kind: type[Config], overrides: Sequence[str] = ()) ->
 
 
 def read_any(path: str, overrides: Sequence[str] = ()) -> TrainConfig | ServeConfig | PlanConfig:
-    """The checked config of a file of any kind; raises PefxError like `load_config`."""
+    """The checked config of a file of any kind, of a sweep the run that it is; raises PefxError like `load_config`."""
     found = run_file(path).get("config")
     if isinstance(found, PlanConfig):
         return load_config(path, PlanConfig, overrides)
     if isinstance(found, ServeConfig):
         return load_config(path, ServeConfig, overrides)
+    if isinstance(found, SweepConfig):
+        return population(load_config(path, SweepConfig, overrides))
     return load_config(path, TrainConfig, overrides)
 
 

@@ -24,9 +24,9 @@ from pefx.config import (
     UserConfig,
 )
 from pefx.settings import read_file
+from pefx.sweeping.intervals import Interval, interval
 from studies.programs.commands import ROOT
 from studies.rewarded.exam import rewards
-from studies.rewarded.intervals import Interval, interval
 from studies.rewarded.page import PAGES, Page, table
 from studies.rewarded.pictures import bars
 from studies.rewarded.runs import BASE, gain, heldout, of, trained

@@ -14,8 +14,8 @@ import tyro
 
 from pefx.config import TrainConfig
 from pefx.settings import read_file
+from pefx.sweeping.intervals import Interval, interval
 from studies.programs.commands import ROOT
-from studies.rewarded.intervals import Interval, interval
 from studies.rewarded.page import PAGES, Page, table
 from studies.rewarded.pictures import bars
 from studies.rewarded.runs import gain, heldout, of, seeded, trained

@@ -56,7 +56,10 @@ def test_serve_passes_its_files_wherever_they_stand(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["trian"], "error: pefx: Expected one of {train, serve, catalog, keys, rollouts, plan, convert, bench}."),
+        (
+            ["trian"],
+            "error: pefx: Expected one of {train, sweep, serve, catalog, keys, rollouts, plan, convert, bench}.",
+        ),
         (["train"], "error: pefx: Missing from pefx train: CONFIG"),
         (["train", "absent.py"], "error: absent.py: no such config file"),
         (["train", "train_few.py", "--stepz", "1"], "error: train_few.py: Unrecognized options: --stepz, 1"),
@@ -114,7 +117,7 @@ def test_a_defect_is_not_taken_for_bad_input(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ([], "{train,serve,catalog,keys,rollouts,plan,convert,bench}"),
+        ([], "{train,sweep,serve,catalog,keys,rollouts,plan,convert,bench}"),
         (["train", "--help"], "A file in configs/ that makes a TrainConfig."),
         (["train", "train_few.py", "--help"], "--data.tokens-per-user"),
         (["serve", "serve_few.py", "--help"], "--step-tokens"),

@@ -28,7 +28,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.conversion",),
     ("pefx.training", "pefx.serving"),
     ("pefx.rl",),
-    ("pefx.http",),
+    ("pefx.http", "pefx.sweeping"),
     ("pefx.rules",),
     ("pefx.settings", "pefx.sizing", "pefx.planning", "pefx.exchange"),
     ("pefx.commands",),
@@ -50,6 +50,7 @@ HOST = (
     "pefx.rl",
     "pefx.web",
     "pefx.http",
+    "pefx.sweeping",
 )
 # ... except the few files of the two loops that hand plans to the device or save its state.
 DEVICE_FACING = {
@@ -68,6 +69,7 @@ DEVICE_FACING = {
     "pefx.rl.live_engine",
     "pefx.rl.resident_sampler",
     "pefx.rl.run",
+    "pefx.sweeping.run",
     "pefx.serving.assembly",
     "pefx.serving.run",
     "pefx.serving.runner",

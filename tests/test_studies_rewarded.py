@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pefx.config import TaskConfig, UserConfig
-from studies.rewarded.intervals import interval
+from pefx.sweeping.intervals import interval
 from studies.rewarded.page import Page, table
 from studies.rewarded.pictures import bars
 from studies.rewarded.runs import gain, heldout, of, seeded

@@ -29,6 +29,7 @@ from pefx.config.shapes import (
     YarnConfig,
     block_of,
 )
+from pefx.config.sweeps import SweepConfig
 from pefx.config.training import (
     CheckpointConfig,
     DataConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "RouterScores",
     "SamplerConfig",
     "ServeConfig",
+    "SweepConfig",
     "TaskConfig",
     "TrainConfig",
     "UserConfig",

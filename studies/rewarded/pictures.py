@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from pefx.sweeping.intervals import Interval
 from pefx.training.curves import INK, save, style
-from studies.rewarded.intervals import Interval
 
 COLOURS = ("#3b82a0", "#d1495b", "#7a9e3b", "#b07aa1", "#e0a030")
 

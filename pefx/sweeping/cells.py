@@ -1,0 +1,79 @@
+"""The cells of a sweep as users of one run, and what each came to. Plain Python."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from statistics import mean
+from typing import Any
+
+from pefx.config import AdapterSpec, SweepConfig, TrainConfig, UserConfig
+from pefx.sweeping.intervals import Interval, interval
+from pefx.training.journal import Measure
+
+DEFAULT = AdapterSpec()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One adapter with one learning rate."""
+
+    adapter: AdapterSpec
+    learning_rate: float
+
+    @property
+    def label(self) -> str:
+        """The adapter in a few words, a name that a policy may have."""
+        own = self.adapter
+        words = [own.method, f"r{own.rank}"]
+        words += [] if own.init == DEFAULT.init else [own.init]
+        words += [f"a{own.alpha:g}"]
+        return "-".join(words)
+
+    @property
+    def name(self) -> str:
+        return f"{self.label}-lr{self.learning_rate:g}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a cell came to: the last measure of each seed, and their mean with its interval (None: of one seed)."""
+
+    cell: Cell
+    values: tuple[float, ...]
+    spread: Interval | None
+
+    @property
+    def mean(self) -> float:
+        return mean(self.values)
+
+
+def cells(config: SweepConfig) -> list[Cell]:
+    """All cells, adapter by adapter."""
+    return [Cell(adapter, rate) for adapter in config.adapters for rate in config.learning_rates]
+
+
+def population(config: SweepConfig) -> TrainConfig:
+    """The run of all cells and seeds: the same data, in the same order, for the same seed of every cell."""
+    (user,) = config.run.users
+    return replace(config.run, name=config.name, users=tuple(_users(config, user)))
+
+
+def _users(config: SweepConfig, user: UserConfig) -> Iterator[UserConfig]:
+    optimizer = user.optimizer or config.run.optimizer
+    for cell in cells(config):
+        own = replace(optimizer, learning_rate=cell.learning_rate)
+        for seed in range(config.seeds):
+            yield replace(user, name=f"{cell.name}/{seed}", adapter=cell.adapter, optimizer=own, seed=seed)
+
+
+def results(config: SweepConfig, rows: Sequence[dict[str, Any]], measure: Measure) -> list[Result]:
+    """What all cells came to, best first: highest reward, or lowest nats per token."""
+    last: dict[str, float] = {}
+    key = "reward" if measure == "reward" else "loss"
+    for row in rows:
+        if row["kind"] == "heldout" and key in row:
+            last[row["name"]] = row[key]
+    found = []
+    for cell in cells(config):
+        values = tuple(last[f"{cell.name}/{seed}"] for seed in range(config.seeds))
+        found.append(Result(cell, values, interval(values) if len(values) > 1 else None))
+    return sorted(found, key=lambda one: one.mean, reverse=measure == "reward")

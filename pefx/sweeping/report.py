@@ -1,0 +1,60 @@
+"""What a sweep found, as a table, a picture and the best cell."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pefx.sweeping.cells import Result
+from pefx.training.curves import INK, save, style
+from pefx.training.journal import Measure
+
+COLOURS = ("#3b82a0", "#d1495b", "#7a9e3b", "#b07aa1", "#e0a030", "#5b6770", "#c77d3c", "#2f6b4f")
+UNITS: dict[Measure, str] = {"reward": "reward", "nats_per_token": "nats per token"}
+
+
+def write(found: Sequence[Result], measure: Measure, folder: Path) -> dict[str, Path]:
+    """Writes `sweep.md`, `sweep.png` and `best.json`, each whole or not at all; `found` is best first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / name for name in ("sweep.md", "sweep.png", "best.json")}
+    best = {"adapter": asdict(found[0].cell.adapter), "learning_rate": found[0].cell.learning_rate}
+    best |= {"measure": measure, "mean": found[0].mean, "values": list(found[0].values)}
+    _put(paths["sweep.md"], table(found, measure))
+    _put(paths["best.json"], json.dumps(best, indent=2) + "\n")
+    draw(found, measure, paths["sweep.png"])
+    return paths
+
+
+def _put(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def table(found: Sequence[Result], measure: Measure) -> str:
+    """A row a cell in Markdown, best first."""
+    lines = [f"| adapter | learning rate | {UNITS[measure]} |", "| --- | --- | --- |"]
+    lines += [f"| {one.cell.label} | {one.cell.learning_rate:g} | {one.spread or f'{one.mean:.3f}'} |" for one in found]
+    return "\n".join(lines) + "\n"
+
+
+def draw(found: Sequence[Result], measure: Measure, path: Path) -> None:
+    """A line for each adapter, over learning rates; bars are intervals over seeds."""
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    style(axes)
+    for index, label in enumerate(dict.fromkeys(one.cell.label for one in found)):
+        own = sorted((one for one in found if one.cell.label == label), key=lambda one: one.cell.learning_rate)
+        rates, means = [one.cell.learning_rate for one in own], np.asarray([one.mean for one in own])
+        spreads = [one.spread for one in own]
+        errors = np.asarray([[m - s.low, s.high - m] if s else [0, 0] for m, s in zip(means, spreads, strict=True)]).T
+        colour = COLOURS[index % len(COLOURS)]
+        axes.errorbar(rates, means, yerr=np.maximum(errors, 0), label=label, color=colour, marker="o", capsize=2)
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate", fontsize=9, color=INK)
+    axes.set_title(f"Held out, {UNITS[measure]}", fontsize=11, color=INK, loc="left")
+    axes.legend(frameon=False, fontsize=8)
+    save(figure, path)

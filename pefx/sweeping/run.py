@@ -1,0 +1,28 @@
+"""`sweep(config)`: what `pefx sweep` calls."""
+
+from pathlib import Path
+
+from pefx.config import SweepConfig
+from pefx.errors import PefxError
+from pefx.rl.run import learn
+from pefx.sweeping.cells import population, results
+from pefx.sweeping.report import table, write
+from pefx.training.journal import METRICS, Measure, read_rows
+
+
+def sweep(config: SweepConfig) -> int:
+    """Trains all cells in one run, which goes on where it was cut, and writes what they came to beside its curves."""
+    run = population(config)
+    status = learn(run)
+    if status:
+        return status
+    (user,) = config.run.users
+    measure: Measure = "nats_per_token" if user.task is None else "reward"
+    rows = read_rows(Path(run.output) / METRICS)
+    if not any(row["kind"] == "heldout" for row in rows):
+        raise PefxError(f"{run.output}: nothing was held out, so that no cell is better than another")
+    found = results(config, rows, measure)
+    paths = write(found, measure, Path(run.output))
+    print(table(found, measure), end="")
+    print(f"best: {found[0].cell.name}; {', '.join(map(str, paths.values()))}")
+    return 0

@@ -1,0 +1,28 @@
+"""A sweep's table, picture and best cell, whole or not at all."""
+
+import json
+
+from pefx.sweeping.cells import Result, cells
+from pefx.sweeping.intervals import interval
+from pefx.sweeping.report import table, write
+from tests.test_cells import CONFIG
+
+VALUES = [(0.5 - index / 10, 0.6 - index / 10) for index in range(4)]
+FOUND = [Result(cell, own, interval(own)) for cell, own in zip(cells(CONFIG), VALUES, strict=True)]
+
+
+def test_a_row_for_each_cell_best_first():
+    lines = table(FOUND, "reward").splitlines()
+    assert lines[0] == "| adapter | learning rate | reward |"
+    assert lines[2] == "| lora-r1-a2 | 0.001 | 0.550 [0.500, 0.600] |"
+    assert len(lines) == 2 + len(FOUND)
+    alone = Result(FOUND[0].cell, (0.5,), None)
+    assert table([alone], "nats_per_token").splitlines()[2] == "| lora-r1-a2 | 0.001 | 0.500 |"
+
+
+def test_files_are_written(tmp_path):
+    paths = write(FOUND, "reward", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["best.json", "sweep.md", "sweep.png"]
+    best = json.loads(paths["best.json"].read_text())
+    assert (best["adapter"]["rank"], best["learning_rate"], best["values"]) == (1, 1e-3, [0.5, 0.6])
+    assert paths["sweep.png"].read_bytes().startswith(b"\x89PNG")

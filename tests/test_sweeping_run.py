@@ -1,0 +1,65 @@
+"""A sweep end to end: every cell ends in the bits of a run of its own; table, picture and best are there."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flax import nnx
+
+from pefx.config import AdapterSpec, CheckpointConfig, DataConfig, MeshConfig, SweepConfig, TrainConfig, UserConfig
+from pefx.errors import PefxError
+from pefx.huggingface import save_base
+from pefx.model import Base
+from pefx.rl.run import learn
+from pefx.store.catalog import Catalog
+from pefx.sweeping.cells import cells, population
+from pefx.sweeping.run import sweep
+from tests.test_training_run import MODEL, ROOT, write_lines
+
+TO_THE_BIT = True
+
+
+@pytest.fixture(name="config", scope="module")
+def make_config(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
+    world = tmp_path_factory.mktemp("sweep")
+    save_base(Base(MODEL, nnx.Rngs(3)), world / "base", ROOT / "assets" / "base" / "tokenizer.json")
+    user = UserConfig("ann", write_lines(world / "a.jsonl", "a", 40), write_lines(world / "h.jsonl", "h", 6))
+    run = TrainConfig(
+        name="grid",
+        output=str(world / "out"),
+        base=str(world / "base"),
+        catalog=str(world / "catalog"),
+        users=(user,),
+        data=DataConfig(sequence_length=32, tokens_per_user=64, users_per_step=4, heldout_tokens=64),
+        checkpoint=CheckpointConfig(every=4),
+        mesh=MeshConfig(data=1),
+        steps=4,
+    )
+    targets = ("q_proj", "down_proj")
+    adapters = (AdapterSpec(rank=2, targets=targets), AdapterSpec(rank=4, targets=targets, init="pissa"))
+    return SweepConfig("grid", run, adapters, (1e-3, 5e-2))
+
+
+def test_cells_are_runs_of_their_own_and_the_best_is_told(config: SweepConfig, capsys: pytest.CaptureFixture[str]):
+    assert sweep(config) == 0
+    out = Path(config.run.output)
+    best = json.loads((out / "best.json").read_text())
+    assert best["measure"] == "nats_per_token"
+    assert f"-r{best['adapter']['rank']}-" in capsys.readouterr().out.splitlines()[-1]
+    assert (out / "sweep.png").is_file()
+    assert len((out / "sweep.md").read_text().splitlines()) == 2 + len(cells(config))
+    together = Catalog.open(out.parent / "catalog", read_only=True)
+    for user in (population(config).users[1], population(config).users[2]):
+        alone = replace(config.run, output=str(out / "alone"), catalog=str(out / "alone.catalog"), users=(user,))
+        assert learn(replace(alone, output=f"{alone.output}.{user.name.replace('/', '.')}")) == 0
+        own = Catalog.open(out / "alone.catalog", read_only=True)
+        assert own.get(user.name).content_hash == together.get(user.name).content_hash
+    assert sweep(config) == 0  # done: nothing is trained again
+
+
+def test_without_anything_held_out_no_cell_is_better(config: SweepConfig):
+    (user,) = config.run.users
+    bare = replace(config.run, output=f"{config.run.output}.bare", catalog=None, users=(replace(user, heldout=None),))
+    with pytest.raises(PefxError, match="nothing was held out, so that no cell is better than another"):
+        sweep(replace(config, run=bare, adapters=config.adapters[:1]))
