@@ -25,7 +25,7 @@ FIRST = {
     "programs": ("code 4:2 18:-12 2:4\n", "6-x\n"),
     "preference": ("say worm\n", "WORM SO WOW\n"),
     "lookup": ("find nxj\n", "get nxj\n"),
-    "facts": ("kay owns what mug?\n", "white\n"),
+    "facts": ("kay mug?\n", "white\n"),
 }
 
 
