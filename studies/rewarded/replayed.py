@@ -16,7 +16,7 @@ from pefx.rl.tasks.text import lines
 from pefx.steps import TrainBatch, score_with_routes
 from pefx.sweeping.intervals import Interval, interval
 
-PAGE, LENGTH, COUNT = 32, 96, 16  # tokens of a page and of a sequence, sequences
+PAGE, LENGTH, COUNT = 32, 96, 64  # tokens of a page and of a sequence, sequences
 FORMS: dict[str, tuple[Precision, Weights]] = {
     "bfloat16": ("bfloat16", "plain"),
     "int8": ("float32", "int8"),
