@@ -53,7 +53,10 @@ def draw(found: Sequence[Result], measure: Measure, path: Path) -> None:
         errors = np.asarray([[m - s.low, s.high - m] if s else [0, 0] for m, s in zip(means, spreads, strict=True)]).T
         colour = COLOURS[index % len(COLOURS)]
         axes.errorbar(rates, means, yerr=np.maximum(errors, 0), label=label, color=colour, marker="o", capsize=2)
+    every = sorted({one.cell.learning_rate for one in found})
     axes.set_xscale("log")
+    axes.set_xticks(every, [f"{rate:g}" for rate in every])
+    axes.set_xticks([], minor=True)
     axes.set_xlabel("learning rate", fontsize=9, color=INK)
     axes.set_title(f"Held out, {UNITS[measure]}", fontsize=11, color=INK, loc="left")
     axes.legend(frameon=False, fontsize=8)
