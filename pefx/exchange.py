@@ -4,18 +4,22 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from pefx import model
+from pefx.adapters.applied import as_lora
 from pefx.adapters.checkpoint_merge import merge_checkpoint
+from pefx.adapters.methods.recipe import needs_room
 from pefx.adapters.methods.table import Adapter, check_shapes
 from pefx.adapters.peft import find_adapters, read_peft
 from pefx.adapters.peft_config import CONFIG, TENSORS
 from pefx.adapters.peft_writing import Layout, write_peft
-from pefx.config import ModelConfig, Precision
+from pefx.config import AdapterSpec, ModelConfig, Precision
 from pefx.errors import PefxError
-from pefx.loading import open_base
+from pefx.loading import load_base, open_base
 from pefx.safetensors_files import read_header
 from pefx.store.catalog import Catalog, require_base
 from pefx.store.commits import Draft
@@ -33,7 +37,7 @@ class Exchanged:
 
 
 class Base:
-    """A base on disk as far as adapters are concerned: its directory, shape and digest."""
+    """A base on disk as far as adapters are concerned: its directory, shape and digest; its weights where asked for."""
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
@@ -42,6 +46,11 @@ class Base:
         stored = open_base(self.directory)
         self.config: ModelConfig = stored.config
         self.digest: str = stored.digest()
+
+    @cached_property
+    def weights(self) -> model.Base:
+        """The base itself, in float32: what factors that follow from it are made with."""
+        return load_base(str(self.directory))[0]
 
 
 def import_peft(
@@ -135,9 +144,8 @@ def export_peft(
 
     PefxError kind "wrong_base" where it belongs to another base.
     """
-    write_peft(
-        target, load_for(catalog, revision, base), revision.spec, base.config, layout, str(base.directory), precision
-    )
+    adapter, spec = load_for(catalog, revision, base)
+    write_peft(target, adapter, spec, base.config, layout, str(base.directory), precision)
 
 
 def export_many(
@@ -175,13 +183,14 @@ def merge_revision(catalog: Catalog, revision: Revision, base: Base, target: str
     PefxError kind "wrong_base" where it belongs to another base.
     """
     told = {**to_plain(revision), "revision": revision.key}
-    merge_checkpoint(base.directory, load_for(catalog, revision, base), revision.spec, target, told)
+    adapter, spec = load_for(catalog, revision, base)
+    merge_checkpoint(base.directory, adapter, spec, target, told)
 
 
-def load_for(catalog: Catalog, revision: Revision, base: Base) -> Adapter:
-    """The adapter of `revision`, which must fit `base`."""
+def load_for(catalog: Catalog, revision: Revision, base: Base) -> tuple[Adapter, AdapterSpec]:
+    """The adapter of `revision`, which must fit `base`, as factors of LoRA, with their spec."""
     require_base(revision, base.digest)
     adapter = catalog.load(revision)
     shapes = {site: {k: np.shape(x) for k, x in pair.items()} for site, pair in adapter.items()}
     check_shapes(base.config, revision.spec, shapes)
-    return adapter
+    return as_lora(base.weights, adapter, revision.spec) if needs_room(revision.spec) else (adapter, revision.spec)

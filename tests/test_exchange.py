@@ -5,11 +5,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
+from pefx.adapters.applied import applied
+from pefx.adapters.merge import merge
+from pefx.adapters.methods.table import init_adapter, scale
+from pefx.adapters.peft import read_peft
 from pefx.adapters.peft_writing import write_peft
+from pefx.adapters.shared import fresh_adapter, with_shared
 from pefx.cli import main
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
@@ -160,3 +166,48 @@ def test_the_commands(catalog: Catalog, base: Base, tmp_path: Path, capsys: pyte
     assert main(["catalog", "export-peft", place, "team/ann", str(tmp_path / "x"), "--base", str(tmp_path)]) == 2
     assert main(["catalog", "import-peft", place, str(GOLDENS / "adapters" / "latent"), *odd]) == 2
     assert capsys.readouterr().err.count("error: ") == 3
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AdapterSpec("vera", 4, targets=("q_proj", "experts.up_proj", "experts.gate_proj", "experts.down_proj")),
+        AdapterSpec("tiny_lora", 2, targets=("v_proj", "down_proj"), units=3, tied=True),
+        AdapterSpec("rslora", 3, 5.0, ("o_proj",), init="pissa"),
+    ],
+    ids=["vera", "tiny_lora", "pissa"],
+)
+def test_other_methods_go_out_as_the_factors_they_come_to(catalog: Catalog, base: Base, tmp_path: Path, spec) -> None:
+    held = with_shared(base.weights, [spec])
+    rng = np.random.default_rng(0)
+    adapter = {
+        site: {leaf: x + rng.normal(size=x.shape).astype(np.float32) for leaf, x in own.items()}
+        for site, own in fresh_adapter(held, spec, 0).items()
+    }
+    facts = {"step": 1, "seeds": {"run": 0}, "config": {}, "data_fingerprint": "", "metrics": {}}
+    revision = catalog.commit("ann", adapter=adapter, spec=spec, base=base.digest, **facts)
+    export_peft(catalog, revision, base, tmp_path / "out")
+    merge_revision(catalog, revision, base, tmp_path / "merged")
+    got, told = read_peft(tmp_path / "out", base.config)
+    want = applied(base.weights, adapter, spec)
+    assert told.method == "lora"
+    assert set(got) == set(want)
+    for site, own in want.items():
+        products = [
+            factor * np.einsum("...ri,...ro->...oi", *(x[name].astype(np.float64) for name in ("a", "b")))
+            for x, factor in ((got[site], scale(told)), (own, scale(spec)))
+        ]
+        np.testing.assert_allclose(products[0], products[1], rtol=0, atol=1e-5 * max(1, np.abs(products[1]).max()))
+    whole = merge(base.weights, adapter, spec)
+    for left, right in zip(jax.tree.leaves(whole), jax.tree.leaves(load_base(tmp_path / "merged")[0]), strict=True):
+        np.testing.assert_allclose(np.asarray(left), np.asarray(right), rtol=0, atol=1e-5)
+
+
+def test_what_has_gains_does_not_go_out(catalog: Catalog, base: Base, tmp_path: Path) -> None:
+    spec = AdapterSpec("ia3", targets=("k_proj",))
+    facts = {"step": 1, "seeds": {"run": 0}, "config": {}, "data_fingerprint": "", "metrics": {}}
+    adapter = init_adapter(base.config, spec, 0)
+    revision = catalog.commit("ann", adapter=adapter, spec=spec, base=base.digest, **facts)
+    with pytest.raises(PefxError, match="method 'ia3', init 'default', is no pair of factors"):
+        export_peft(catalog, revision, base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -6,8 +6,8 @@ import numpy as np
 
 from pefx.adapters.bank import empty_bank, load_adapter
 from pefx.adapters.derivation import FACTORS
-from pefx.adapters.methods.recipe import needs_room
-from pefx.adapters.methods.table import Adapter
+from pefx.adapters.methods.recipe import check_exchangeable, needs_room, rank_in_bank
+from pefx.adapters.methods.table import Adapter, scale
 from pefx.adapters.shared import with_shared
 from pefx.config import AdapterSpec
 from pefx.mesh import fetch
@@ -28,3 +28,19 @@ def applied(base: Base, adapter: Adapter, spec: AdapterSpec) -> Adapter:
         site: {name: np.asarray(leaves[name])[:, 0] for name in FACTORS if name in leaves}
         for site, leaves in factors.items()
     }
+
+
+def as_lora(base: Base, adapter: Adapter, spec: AdapterSpec) -> tuple[Adapter, AdapterSpec]:
+    """An adapter whose factors are made of other numbers, as those factors: the same product, exactly. One of LoRA, as
+    it is. Of a shifted start the rank is twice its own.
+
+    Raises PefxError (kind "bad_adapter") where the method has gains, which no factors hold.
+    """
+    if not needs_room(spec):
+        return adapter, spec
+    factors = applied(base, adapter, spec)
+    if any("gains" in own for own in factors.values()):
+        check_exchangeable(spec)
+    rank = rank_in_bank(spec)
+    cut = {site: {name: own[name][..., :rank, :] for name in ("a", "b")} for site, own in factors.items()}
+    return cut, AdapterSpec("lora", rank, scale(spec) * rank, spec.targets, spec.expert_form)
