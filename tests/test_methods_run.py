@@ -74,6 +74,14 @@ def test_in_time_slices_they_end_in_the_same_bits(world: Path):
     assert hashes(world, "sliced") == hashes(world, "resident")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [MeshConfig(data=2), MeshConfig(data=1, expert=2)], ids=["data", "expert"])
+def test_shards_of_data_and_experts_change_no_bit(world: Path, mesh: MeshConfig):
+    output = f"sharded_{mesh.data}_{mesh.expert}"
+    assert train(replace(config(world, output), mesh=mesh)) == 0
+    assert hashes(world, output) == hashes(world, "resident")
+
+
 def test_each_is_served_as_itself(world: Path, tmp_path: Path):
     served = ServeConfig(
         name="methods", base=str(world / "base"), catalog=str(world / "resident.catalog"), slots=2, sequences=4,
