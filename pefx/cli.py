@@ -166,11 +166,13 @@ def run(
             return learn(training)
     if isinstance(command, Sweep):
         grid = load_config(command.config, SweepConfig, overrides)
+        from pefx.distributed import job
         from pefx.mesh import use_cores
         from pefx.sweeping.run import sweep
 
-        use_cores()
-        return sweep(grid)
+        with job():
+            use_cores()
+            return sweep(grid)
     if isinstance(command, Serve):
         return serve(command, load_config(command.config, ServeConfig, overrides))
     if isinstance(command, Plan):

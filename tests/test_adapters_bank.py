@@ -18,12 +18,13 @@ from pefx.adapters.bank import (
     read_adapter,
     unload,
 )
-from pefx.adapters.methods.table import leaf_shapes, scale
+from pefx.adapters.methods.table import init_adapter, leaf_shapes, scale
+from pefx.adapters.shared import with_shared
 from pefx.adapters.sites import SITES
 from pefx.adapters.slots import put_slots, take_slots
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from tests.model_small import MODEL, random_adapter
+from tests.model_small import MODEL, make_base, random_adapter
 
 SLOTS = 3
 ALL = AdapterSpec(rank=16, targets=tuple(SITES))
@@ -223,3 +224,12 @@ def test_a_bank_and_its_active_slots_show_a_layer_the_same_factors():
                     left, right = resident[site], compact[site]
                     np.testing.assert_array_equal(left.a[left.offset + slot], right.a[right.offset + slot])
                     np.testing.assert_array_equal(left.b[left.offset + slot], right.b[right.offset + slot])
+
+
+@pytest.mark.parametrize("method", ["vera", "ia3"])
+def test_a_site_that_a_bank_has_no_room_for_is_refused_not_left_out(method):
+    here, there = (AdapterSpec(method=method, rank=4, targets=sites) for sites in (("q_proj",), ("q_proj", "o_proj")))
+    base = with_shared(make_base(MODEL), [here])
+    bank = empty_bank(MODEL, replace(ALL, targets=("q_proj", "o_proj")), 2, [here])
+    with pytest.raises((PefxError, ValueError), match="'o_proj'"):
+        load_adapter(bank, 0, init_adapter(MODEL, there, 0), there, base)

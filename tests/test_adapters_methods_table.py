@@ -72,3 +72,11 @@ def test_each_site_draws_from_its_own_stream_of_the_seed():
     np.testing.assert_array_equal(one["v_proj"]["a"], every["v_proj"]["a"])
     assert (every["q_proj"]["a"] != every["v_proj"]["a"]).all()
     assert (init_adapter(MODEL, AdapterSpec(rank=4), 2)["q_proj"]["a"] != every["q_proj"]["a"]).all()
+
+
+def test_lengths_of_rows_have_no_place_beside_a_bias():
+    biased, spec = replace(MODEL, attention_bias=True), AdapterSpec(method="dora", targets=("o_proj", "v_proj"))
+    assert set(leaf_shapes(MODEL, spec)) == {"o_proj", "v_proj"}
+    with pytest.raises(PefxError, match="method 'dora' cannot adapt 'v_proj': this base adds a bias there"):
+        leaf_shapes(biased, spec)
+    assert set(leaf_shapes(biased, replace(spec, method="ia3"))) == {"o_proj", "v_proj"}

@@ -110,3 +110,8 @@ def test_each_is_served_as_itself(world: Path, tmp_path: Path):
     )
     for who in ("None", "lora", "vera"):
         assert less[who]["logprobs"] == answers[who]["logprobs"]
+    # With room at one of its sites only, a policy is refused: half of it would be another one.
+    fewer = replace(served, others=tuple(replace(spec, targets=TARGETS[:1]) for spec in OTHERS))
+    assert serve_file(fewer, tmp_path / "in.jsonl", tmp_path / "fewer.jsonl") == 0
+    some = {answer["id"]: answer for answer in read(tmp_path / "fewer.jsonl")}
+    assert {who for who, answer in some.items() if "error" in answer} == {"vera", "dora", "tiny"}

@@ -11,10 +11,10 @@ PLAIN, VERA, GAINS = AdapterSpec(), AdapterSpec(method="vera", rank=4), AdapterS
 
 def test_recipes_are_of_methods_that_derive():
     assert recipe_of(PLAIN) is recipe_of(GAINS) is None
-    assert recipe_of(VERA) == Recipe("vera", 4, 2)
+    assert recipe_of(VERA) == Recipe("vera", 4)
     other = AdapterSpec(method="dora", rank=4, alpha=1.0)
-    assert recipes_of([VERA, PLAIN, other, VERA]) == (Recipe("dora", 4, 2), Recipe("vera", 4, 2))
-    assert Recipe("vera", 4, 2).name == "vera-4-2"
+    assert recipes_of([VERA, PLAIN, other, VERA]) == (Recipe("dora", 4), Recipe("vera", 4))
+    assert Recipe("vera", 4).name == "vera-4"
 
 
 def test_what_is_no_pair_of_factors_is_named():

@@ -1,5 +1,7 @@
 """What adapters of a recipe share lies beside the base once, and changes nothing of it."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -7,17 +9,18 @@ import pytest
 from pefx.adapters.shared import with_shared
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from tests.method_cases import BASE
+from tests.method_cases import BASE, MODEL
+from tests.model_small import make_base
 
 
 def test_it_is_made_once_and_the_base_stays():
     spec = AdapterSpec(method="lora_xs", rank=3, targets=("q_proj",))
     one = with_shared(BASE, [spec, AdapterSpec()])
     assert dict(BASE.shared) == {}
-    assert {name: list(sites) for name, sites in one.shared.items()} == {"lora_xs-3-2": ["q_proj"]}
+    assert {name: list(sites) for name, sites in one.shared.items()} == {"lora_xs-3": ["q_proj"]}
     two = with_shared(one, [spec, AdapterSpec(method="lora_xs", rank=3, targets=("q_proj", "o_proj"))])
-    assert list(two.shared["lora_xs-3-2"]) == ["q_proj", "o_proj"]
-    assert two.shared["lora_xs-3-2"]["q_proj"] is one.shared["lora_xs-3-2"]["q_proj"]
+    assert list(two.shared["lora_xs-3"]) == ["q_proj", "o_proj"]
+    assert two.shared["lora_xs-3"]["q_proj"] is one.shared["lora_xs-3"]["q_proj"]
     bare = with_shared(two, [])
     bare.shared = BASE.shared
     for left, right in zip(jax.tree.leaves(bare), jax.tree.leaves(BASE), strict=True):
@@ -27,3 +30,17 @@ def test_it_is_made_once_and_the_base_stays():
 def test_a_rank_above_a_matrix_is_named():
     with pytest.raises(PefxError, match="rank 19 is above the size of 'q_proj', 18 x 33: at most 18"):
         with_shared(BASE, [AdapterSpec(method="lora_xs", rank=19, targets=("q_proj",))])
+
+
+def test_directions_are_those_of_the_base_itself():
+    spec = AdapterSpec(method="lora_xs", rank=3, targets=("q_proj",))
+    rounded = make_base(replace(MODEL, weights="int8"))
+    with pytest.raises(PefxError, match="'q_proj' is held in int8: its directions are not those of the base"):
+        with_shared(rounded, [spec])
+
+
+def test_veras_pair_is_held_once_for_all_layers_and_experts():
+    spec = AdapterSpec(method="vera", rank=3, targets=("q_proj", "experts.up_proj"))
+    (held,) = with_shared(BASE, [spec]).shared.values()
+    assert held["q_proj"]["a"].shape == (1, 3, 33)
+    assert held["experts.up_proj"]["b"].shape == (1, 1, 3, 13)

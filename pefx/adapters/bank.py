@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from kernels.factors import Factors
-from pefx.adapters.derivation import derived
+from pefx.adapters.derivation import FACTORS, derived
 from pefx.adapters.methods.method import Leaf
 from pefx.adapters.methods.recipe import Recipe, rank_in_bank, recipe_of, recipes_of
 from pefx.adapters.methods.table import GAINED, METHODS, Adapter, leaf_shapes, scale
@@ -55,7 +55,7 @@ def _of_kind(factors: FactorTree, kind: str) -> dict[str, dict[str, Any]]:
     found = {}
     for site, leaves in factors.items():
         named = SITES[site].kind
-        part = {name: leaves[name] for name in ("a", "b", "gains") if name in leaves}
+        part = {name: leaves[name] for name in FACTORS if name in leaves}
         part = {name: x if _kind(named, x) == kind else None for name, x in part.items()}
         if any(x is not None for x in part.values()):
             found[site] = part
@@ -208,8 +208,8 @@ def load_adapter(bank: Bank, slot: int, adapter: Adapter, spec: AdapterSpec, bas
     if recipe not in bank.recipes:
         told = f"the bank has no room for method '{spec.method}' of rank {spec.rank} and {spec.units} units"
         raise PefxError(told, "bad_adapter")
-    if base is None or recipe.name not in base.shared:
-        raise ValueError(f"{recipe} is made with what a base shares, and there is none")
+    if base is None or not set(adapter) <= set(base.shared.get(recipe.name, ())):
+        raise ValueError(f"{recipe} is made with what a base shares at {sorted(adapter)}, and there is none")
     kind = bank.recipes.index(recipe) + 1
     bank = _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec), kind)
     return _rederive(base, bank, share(of_base, np.full(2, slot, np.int32)))
@@ -243,6 +243,9 @@ def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str,
         if site in adapter and set(adapter[site]) != set(leaves):
             told = f"site '{site}' has factors {sorted(adapter[site])}, not {' and '.join(leaves)}"
             raise PefxError(told, "bad_adapter")
+        if site in adapter and not set(leaves) <= set(bank.factors[site]):
+            missing = ", ".join(sorted(set(leaves) - set(bank.factors[site])))
+            raise PefxError(f"the bank has no room for {missing} of method '{spec.method}' at '{site}'", "bad_adapter")
     out = {}
     for site, room in bank.factors.items():
         out[site] = {}

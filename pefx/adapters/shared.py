@@ -1,6 +1,6 @@
 """What all adapters of a recipe share on a base: held beside its weights once, whoever has adapters of it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from pefx.adapters.methods.recipe import Recipe, source_of
 from pefx.adapters.methods.table import Adapter, init_adapter, leaf_shapes
 from pefx.adapters.sites import SITES, layer_count, width, width_axis
 from pefx.config import AdapterSpec
+from pefx.errors import PefxError
 from pefx.mesh import fetch, of_base, place
 from pefx.model import Base
 
@@ -41,7 +42,8 @@ def _placed(site: str, recipe: Recipe, base: Base) -> dict[str, nnx.Param]:
     found = {}
     for name, x in recipe.shared(_source(site, recipe, base)).items():
         experts = ("experts",) if SITES[site].kind == "experts" else ()
-        axes = ("layers", *experts, "rank", width_axis(site, "b" if name == "squares" else name))
+        named = ("layers", *experts, "rank", width_axis(site, "b" if name == "squares" else name))
+        axes = tuple(axis if size > 1 else None for axis, size in zip(named, x.shape, strict=True))
         found[name] = place(of_base, nnx.Param(np.ascontiguousarray(x, np.float32), out_sharding=axes))
     return found
 
@@ -63,8 +65,16 @@ def _source(site: str, recipe: Recipe, base: Base) -> Source:
         scale=recipe.scale,
         rng=np.random.default_rng([*site.encode()]),
         checked=lambda: checked(site, held, recipe.rank),
-        directions=lambda last: directions(site, held, recipe.rank, last),
+        directions=lambda last: directions(site, _plain(held, base, site), recipe.rank, last),
     )
+
+
+def _plain(held: Callable[[], np.ndarray], base: Base, site: str) -> Callable[[], np.ndarray]:
+    """The matrices, which must be those of the base: the last directions of rounded ones are others."""
+    if base.config.weights != "plain":
+        told = f"'{site}' is held in {base.config.weights}: its directions are not those of the base"
+        raise PefxError(f"{told}; set base_weights to 'plain'", "wrong_base")
+    return held
 
 
 def fresh_adapter(base: Base, spec: AdapterSpec, seed: int) -> Adapter:

@@ -114,6 +114,11 @@ def has_site(config: ModelConfig, name: str) -> bool:
     return min(layer_count(config, site.kind), width(config, site.reads), width(config, site.writes)) > 0
 
 
+def has_bias(config: ModelConfig, name: str) -> bool:
+    """Whether the projection adds a bias to its product."""
+    return config.attention_bias and name in ("q_proj", "k_proj", "v_proj")
+
+
 # Widths that the mesh may divide, by logical axis. Latents are whole everywhere.
 DIVIDED = {
     "plain_queries": "heads",

@@ -63,8 +63,8 @@ class ServeConfig:
     `slots` adapters are resident at once, `sequences` run at once, a step takes in `step_tokens` tokens of prompts,
     `pages` of `page_size` tokens hold keys and values (0: enough for `sequences` full contexts).
     The bank has room for adapters of LoRA up to `max_rank` on any of `targets`, their experts in `expert_form`, and for
-    those of other methods that are like one of `others`, targets and alpha apart. Beside it `host_cache_mb` MiB of host
-    memory hold adapters that were read, or are read ahead of their requests.
+    those of other methods that are like one of `others`, at its targets or some of them. Beside it `host_cache_mb` MiB
+    of host memory hold adapters that were read, or are read ahead of their requests.
     With `prefix_cache` pages stay when their request is over, for others of the same adapter that begin alike.
     """
 

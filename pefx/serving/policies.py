@@ -45,7 +45,7 @@ class Policies:
         others: Sequence[AdapterSpec] = (),
     ):
         self._catalog, self._digest, self._bank, self._agree = catalog, digest, bank, agree
-        self._others = [(other.method, recipe_of(other)) for other in others]
+        self._others = others
 
     def resolve(self, policy: str, number: int | str | None) -> Revision:
         """The revision to serve; `number` may be an alias, None is the latest.
@@ -119,10 +119,16 @@ class Policies:
         extra = sorted(set(spec.targets) - set(bank.targets))
         if extra:
             raise PefxError(f"{name} adapts {', '.join(extra)}, which the bank does not hold (targets)", "wrong_target")
-        if needs_room(spec) and (spec.method, recipe_of(spec)) not in self._others:
+        if needs_room(spec) and not any(_is_like(spec, other) for other in self._others):
             message = f"{name} is of method '{spec.method}' (rank {spec.rank}), which the bank does not hold (others)"
             raise PefxError(message, "wrong_form")
         of_experts = any(target.startswith("experts.") for target in spec.targets)
         if of_experts and spec.expert_form != bank.expert_form:
             message = f"{name} has {spec.expert_form} experts, the bank holds {bank.expert_form} (expert_form)"
             raise PefxError(message, "wrong_form")
+
+
+def _is_like(spec: AdapterSpec, other: AdapterSpec) -> bool:
+    """Whether a bank that was made for `other` holds an adapter of `spec`."""
+    same = (spec.method, recipe_of(spec)) == (other.method, recipe_of(other))
+    return same and set(spec.targets) <= set(other.targets)

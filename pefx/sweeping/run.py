@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from pefx.config import SweepConfig
+from pefx.distributed import owner
 from pefx.errors import PefxError
 from pefx.rl.run import learn
 from pefx.sweeping.cells import population, results
@@ -14,7 +15,7 @@ def sweep(config: SweepConfig) -> int:
     """Trains all cells in one run, which goes on where it was cut, and writes what they came to beside its curves."""
     run = population(config)
     status = learn(run)
-    if status:
+    if status or not owner():
         return status
     (user,) = config.run.users
     measure: Measure = "nats_per_token" if user.task is None else "reward"

@@ -55,6 +55,9 @@ def make_base() -> Base:
             assert recipe is not None
             held = base.shared[recipe.name][site]
             for part, value in own.items():
+                if held[part].shape[0] == 1:  # one for all layers
+                    assert (value == value[:1]).all()
+                    value = value[:1]
                 assert held[part].shape == value.shape
                 held[part] = nnx.Param(value, out_sharding=held[part].get_metadata()["out_sharding"])
     return base

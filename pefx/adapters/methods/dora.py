@@ -34,4 +34,11 @@ def shared(source: Source) -> dict[str, np.ndarray]:
     return {"squares": np.sum(w * w, axis=-1, keepdims=True).swapaxes(-1, -2).astype(np.float32)}
 
 
-DORA = Method(LEAVES | {"magnitude": Leaf("one", "writes", ONE, "writes")}, by_rank, derive, shared, refuses=rows_only)
+DORA = Method(
+    LEAVES | {"magnitude": Leaf("one", "writes", ONE, "writes")},
+    by_rank,
+    derive,
+    shared,
+    refuses=rows_only,
+    biased=False,
+)

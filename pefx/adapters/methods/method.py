@@ -82,7 +82,7 @@ class Method:
     b, of alpha and rank. `derive` makes factors `a`, `b` or `gains` of leaves, where they are not leaves themselves:
     differentiable, and each slot's of its own leaves; `shared` makes what it needs that all adapters of a base share,
     float32 `[L, (E,) rows, columns]` by name. `rates` are multiples of the learning rate, by leaf. `refuses` says of a
-    site why the method has no place there (None: it has).
+    site why the method has no place there (None: it has); where not `biased`, it has none beside a bias either.
     """
 
     leaves: Mapping[str, Leaf]
@@ -91,6 +91,7 @@ class Method:
     shared: Callable[[Source], dict[str, np.ndarray]] = lambda source: {}
     rates: Mapping[str, float] = field(default_factory=dict)
     refuses: Callable[[Site], str | None] = lambda site: None
+    biased: bool = True
 
 
 def by_rank(alpha: float, rank: int) -> float:

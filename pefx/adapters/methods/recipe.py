@@ -46,9 +46,12 @@ class Recipe(NamedTuple):
 def source_of(spec: AdapterSpec) -> Recipe | None:
     """What an adapter needs of its base beside the weights; None where it needs nothing."""
     if spec.init != "default":
-        scaled = spec.init in ("pissa", "milora")
-        return Recipe(spec.method, spec.rank, init=spec.init, scale=scale(spec) if scaled else 0.0)
-    return None if METHODS[spec.method].derive is None else Recipe(spec.method, spec.rank, spec.units, spec.tied)
+        return Recipe(
+            spec.method, spec.rank, init=spec.init, scale=scale(spec) if BEGINNINGS[spec.init].scaled else 0.0
+        )
+    method = METHODS[spec.method]
+    units = spec.units if any(leaf.columns == "units" for leaf in method.leaves.values()) else 0
+    return None if method.derive is None else Recipe(spec.method, spec.rank, units, spec.tied)
 
 
 def recipe_of(spec: AdapterSpec) -> Recipe | None:

@@ -18,13 +18,14 @@ Pair = dict[str, np.ndarray]  # "a" [L, (E,) R, in], "b" [L, (E,) R, out]
 @dataclass(frozen=True)
 class Beginning:
     """`pair` makes A0 and B0 of a site. `given` are the factors that start as theirs, the others as the method's do, or
-    with `zero` at zero. `shifted`: both are given. `frozen` stays as it starts.
+    with `zero` at zero. `shifted`: both are given. `frozen` stays as it starts. `scaled`: they follow the scale.
     """
 
     pair: Callable[[Source], Pair]
     given: tuple[str, ...]
     zero: tuple[str, ...] = ()
     frozen: Literal["none", "a", "b"] = "none"
+    scaled: bool = False
 
     @property
     def shifted(self) -> bool:
@@ -67,8 +68,8 @@ BEGINNINGS: dict[str, Beginning] = {
     # OLoRA-tail ("On the Scaling of PEFT", 2606.02437).
     "olora_tail": Beginning(_directions(last=True), given=("a", "b")),
     "olora": Beginning(_orthogonal, given=("a", "b")),  # Buyukakyuz 2024 (2406.01775)
-    "pissa": Beginning(_weighed(last=False), given=("a", "b")),  # Meng et al. 2024 (2404.02948)
-    "milora": Beginning(_weighed(last=True), given=("a", "b")),  # Wang et al. 2024 (2406.09044)
+    "pissa": Beginning(_weighed(last=False), given=("a", "b"), scaled=True),  # Meng et al. 2024 (2404.02948)
+    "milora": Beginning(_weighed(last=True), given=("a", "b"), scaled=True),  # Wang et al. 2024 (2406.09044)
 }
 
 

@@ -12,7 +12,7 @@ from pefx.adapters.methods.method import Method
 from pefx.adapters.methods.starts import BEGINNINGS
 from pefx.adapters.methods.tiny_lora import TINY_LORA
 from pefx.adapters.methods.vera import VERA
-from pefx.adapters.sites import SITES, has_experts, has_site, layer_count, width
+from pefx.adapters.sites import SITES, has_bias, has_experts, has_site, layer_count, width
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 
@@ -53,6 +53,9 @@ def leaf_shapes(config: ModelConfig, spec: AdapterSpec) -> Shapes:
         site = SITES[target]
         if reason := method.refuses(site):
             raise PefxError(f"method '{spec.method}' cannot adapt '{target}': {reason}", "wrong_target")
+        if not method.biased and has_bias(config, target):
+            told = f"method '{spec.method}' cannot adapt '{target}': this base adds a bias there"
+            raise PefxError(told, "wrong_target")
         from_base = method.derive is not None or spec.init != "default"
         if from_base and site.kind == "experts" and spec.expert_form == "shared_hidden":
             what = f"method '{spec.method}'" if method.derive is not None else f"init '{spec.init}'"

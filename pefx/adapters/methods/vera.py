@@ -15,7 +15,7 @@ def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
 
 
 def shared(source: Source) -> dict[str, np.ndarray]:
-    """`a [L, (E,) R, D]`, `b [L, (E,) R, F]`: the beginning of the one pair that is as wide as the base's widest.
+    """`a [1, (1,) R, D]`, `b [1, (1,) R, F]`: the beginning of the one pair that is as wide as the base's widest.
 
     Uniform, of variance 2 / width and 2 / rank, as PEFT draws them; the same for every base of that width.
     """
@@ -27,7 +27,7 @@ def shared(source: Source) -> dict[str, np.ndarray]:
         bound = (6 / fan) ** 0.5
         whole = np.random.default_rng([*b"vera", *name.encode()]).uniform(-bound, bound, (source.rank, widest))
         one = whole[:, :width].astype(np.float32)
-        found[name] = np.broadcast_to(one, (*source.stack, *one.shape))
+        found[name] = one.reshape(*(1 for _ in source.stack), *one.shape)
     return found
 
 
