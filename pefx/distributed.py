@@ -20,8 +20,9 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src.distributed import global_state
-from jax.experimental.multihost_utils import reached_preemption_sync_point
+from jax.experimental.multihost_utils import broadcast_one_to_all, reached_preemption_sync_point
 
 from pefx.errors import PefxError
 
@@ -152,6 +153,13 @@ def agree(text: str) -> str:
         _client().key_value_set(key, text)
         return text
     return _client().blocking_key_value_get(key, WAIT_SECONDS * 1000)
+
+
+def from_owner(arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
+    """The owner's arrays, on every process; others give some of the same shapes and types. All must ask."""
+    if not several():
+        return arrays
+    return tuple(np.asarray(x) for x in broadcast_one_to_all(arrays, is_source=owner()))
 
 
 def _client() -> Any:

@@ -193,4 +193,6 @@ def load_for(catalog: Catalog, revision: Revision, base: Base) -> tuple[Adapter,
     adapter = catalog.load(revision)
     shapes = {site: {k: np.shape(x) for k, x in pair.items()} for site, pair in adapter.items()}
     check_shapes(base.config, revision.spec, shapes)
-    return as_lora(base.weights, adapter, revision.spec) if needs_room(revision.spec) else (adapter, revision.spec)
+    if not needs_room(revision.spec):
+        return adapter, revision.spec
+    return as_lora(base.weights, adapter, revision.spec, base.digest)

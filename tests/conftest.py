@@ -1,6 +1,7 @@
 """One environment for all tests and the programs they start: eight CPU devices, strict numerics, checked shapes."""
 
 import os
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +16,9 @@ os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / "build" / "jax_cache")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+# What is kept of bases, for programs started by a test too: of this run of the tests only.
+KEPT = tempfile.TemporaryDirectory(prefix="pefx-tests-")
+os.environ["PEFX_CACHE"] = KEPT.name
 # libtpu, installed to compile kernels ahead of time, looks for a TPU and complains unless it is told of one.
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["TPU_ACCELERATOR_TYPE"] = "v5litepod-4"

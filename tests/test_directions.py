@@ -20,10 +20,20 @@ def test_all_directions_make_the_matrix():
 
 def test_the_first_and_the_last_are_the_ends_of_all():
     every = directions("q_proj", lambda: MATRICES, 5)
-    for last, part in ((False, slice(0, 2)), (True, slice(3, 5))):
-        found = directions("q_proj", lambda: MATRICES, 2, last)
-        np.testing.assert_array_equal(found.strengths, every.strengths[..., part])
-        np.testing.assert_array_equal(found.inward, every.inward[..., part, :])
+    for part, here in (("first", slice(0, 2)), ("last", slice(3, 5))):
+        found = directions("q_proj", lambda: MATRICES, 2, part)
+        np.testing.assert_array_equal(found.strengths, every.strengths[..., here])
+        np.testing.assert_array_equal(found.inward, every.inward[..., here, :])
+
+
+def test_orthogonal_ones_make_the_matrix_too():
+    found = directions("q_proj", lambda: MATRICES, 5, "orthogonal")
+    made = np.einsum("...ro,...r,...ri->...oi", found.outward, found.strengths, found.inward)
+    np.testing.assert_allclose(made, MATRICES, atol=1e-5)
+    squares = found.outward @ np.swapaxes(found.outward, -1, -2)
+    np.testing.assert_allclose(squares, np.broadcast_to(np.eye(5), squares.shape), atol=1e-5)
+    few = directions("q_proj", lambda: MATRICES, 2, "orthogonal")
+    np.testing.assert_array_equal(few.inward, found.inward[..., :2, :])
 
 
 def test_what_has_no_directions_is_named():

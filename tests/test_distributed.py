@@ -207,6 +207,45 @@ def test_two_processes_answer_what_one_does(world: World) -> None:
     assert "answers" not in world.told(1)
 
 
+ASKING = """
+import sys
+import numpy as np
+from pefx.adapters.directions import Directions
+from pefx.adapters.kept_directions import Wanted, kept
+from pefx.distributed import job
+
+number, calls = float(sys.argv[1]), []
+
+def make():
+    calls.append(1)
+    return Directions(*(np.full(shape, number, np.float32) for shape in ((2, 3, 5), (2, 3), (2, 3, 4))))
+
+with job():
+    for _ in range(2):
+        found = kept(Wanted("sha256:ab", "float32", "q_proj", "first"), 3, make)
+        print(len(calls), [(x.shape, float(x.min()), float(x.max())) for x in found])
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_have_the_directions_of_one(tmp_path: Path) -> None:
+    """Each on a machine with a cache and linear algebra of its own."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    started = []
+    for index in range(2):
+        environment = os.environ | {"PEFX_COORDINATOR": f"localhost:{port}", "PEFX_PROCESSES": "2"}
+        environment |= {"PEFX_PROCESS": str(index), "PEFX_CACHE": str(tmp_path / str(index))}
+        command = [sys.executable, "-c", ASKING, str(index + 1)]
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True))
+    lines = [child.communicate(timeout=120)[0].splitlines() for child in started]
+    told = [[line for line in own if not line.startswith("[Gloo]")] for own in lines]
+    assert told[0] == told[1] == [f"1 {[(shape, 1.0, 1.0) for shape in ((2, 3, 5), (2, 3), (2, 3, 4))]}"] * 2
+    assert list((tmp_path / "0").rglob("first-3"))
+    assert not list((tmp_path / "1").rglob("first-3"))
+
+
 def _await(here: TrainConfig, step: int, children: list[subprocess.Popen]) -> None:
     deadline = time.monotonic() + 200
     while time.monotonic() < deadline and all(child.poll() is None for child in children):

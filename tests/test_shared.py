@@ -27,6 +27,39 @@ def test_it_is_made_once_and_the_base_stays():
         np.testing.assert_array_equal(left, right)
 
 
+def test_directions_are_made_once_for_each_base(monkeypatch, tmp_path):
+    monkeypatch.setenv("PEFX_CACHE", str(tmp_path))
+    specs = [
+        AdapterSpec(method="lora_xs", rank=3, targets=("q_proj", "experts.up_proj")),
+        AdapterSpec(init="pissa", rank=2, targets=("q_proj",)),
+        AdapterSpec(init="milora", rank=3, targets=("q_proj",)),
+        AdapterSpec(init="olora", rank=3, targets=("q_proj",)),
+    ]
+    one = with_shared(BASE, specs, "sha256:one")
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    folder = f"directions-1/sha256-one/{MODEL.precision}"
+    # Those of PiSSA are among the three first of LoRA-XS.
+    assert kept == {
+        f"{folder}/q_proj/first-3",
+        f"{folder}/q_proj/last-3",
+        f"{folder}/q_proj/orthogonal-3",
+        f"{folder}/experts.up_proj/first-3",
+    }
+    bare = with_shared(BASE, specs)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("made anew")
+
+    for name in ("svd", "qr"):
+        monkeypatch.setattr(np.linalg, name, refuse)
+    two = with_shared(BASE, specs, "sha256:one")
+    for other in (two, bare):
+        for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+            np.testing.assert_array_equal(left, right)
+    with pytest.raises(AssertionError, match="made anew"):
+        with_shared(BASE, specs, "sha256:two")
+
+
 def test_a_rank_above_a_matrix_is_named():
     with pytest.raises(PefxError, match="rank 19 is above the size of 'q_proj', 18 x 33: at most 18"):
         with_shared(BASE, [AdapterSpec(method="lora_xs", rank=19, targets=("q_proj",))])

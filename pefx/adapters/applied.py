@@ -14,14 +14,15 @@ from pefx.mesh import fetch
 from pefx.model import Base
 
 
-def applied(base: Base, adapter: Adapter, spec: AdapterSpec) -> Adapter:
+def applied(base: Base, adapter: Adapter, spec: AdapterSpec, digest: str = "") -> Adapter:
     """`a [L, (E,) R, in]` and `b [L, (E,) R, out]`, and `gains [L, 1, out]` where the method has them, by site.
 
-    Raises PefxError (kind "bad_adapter") where the adapter does not fit its spec.
+    With the base's `digest` by its kept directions. Raises PefxError (kind "bad_adapter") where the adapter does not
+    fit its spec.
     """
     if not needs_room(spec):
         return adapter
-    base = with_shared(base, [spec])
+    base = with_shared(base, [spec], digest)
     bank = empty_bank(base.config, replace(spec, method="lora"), 2, [spec])
     factors = fetch(load_adapter(bank, 0, adapter, spec, base).factors)
     return {
@@ -30,7 +31,7 @@ def applied(base: Base, adapter: Adapter, spec: AdapterSpec) -> Adapter:
     }
 
 
-def as_lora(base: Base, adapter: Adapter, spec: AdapterSpec) -> tuple[Adapter, AdapterSpec]:
+def as_lora(base: Base, adapter: Adapter, spec: AdapterSpec, digest: str = "") -> tuple[Adapter, AdapterSpec]:
     """An adapter whose factors are made of other numbers, as those factors: the same product, exactly. One of LoRA, as
     it is. Of a shifted start the rank is twice its own.
 
@@ -38,7 +39,7 @@ def as_lora(base: Base, adapter: Adapter, spec: AdapterSpec) -> tuple[Adapter, A
     """
     if not needs_room(spec):
         return adapter, spec
-    factors = applied(base, adapter, spec)
+    factors = applied(base, adapter, spec, digest)
     if any("gains" in own for own in factors.values()):
         check_exchangeable(spec)
     rank = rank_in_bank(spec)

@@ -1,16 +1,20 @@
 """Singular directions of a base's matrices: the first ones carry most of what a matrix does, the last ones least."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from pefx.errors import PefxError
 
+# The first or the last of the singular directions; or the first ones of Q and R.
+Part = Literal["first", "last", "orthogonal"]
+
 
 class Directions(NamedTuple):
-    """`W = sum_i strengths_i outward_i inward_i^T`: outward `[..., R, out]`, strengths `[..., R]`, largest first,
-    inward `[..., R, in]`. Float32. Of each inward direction the largest entry is positive, so that signs mean nothing.
+    """`W = sum_i strengths_i outward_i inward_i^T`: outward `[..., R, out]`, strengths `[..., R]`, inward
+    `[..., R, in]`. Float32. Singular ones: largest first, the largest entry of each inward direction positive, so that
+    signs mean nothing. Of W = Q R outward are columns of Q, inward rows of R, strengths ones.
     """
 
     outward: np.ndarray
@@ -18,16 +22,20 @@ class Directions(NamedTuple):
     inward: np.ndarray
 
 
-def directions(site: str, matrices: Callable[[], np.ndarray], rank: int, last: bool = False) -> Directions:
-    """The first `rank` directions of each of `matrices` `[..., out, in]`, or the `last` ones. Raises as `checked`."""
+def directions(site: str, matrices: Callable[[], np.ndarray], rank: int, part: Part = "first") -> Directions:
+    """`rank` directions of each of `matrices` `[..., out, in]`, the same whatever the rank. Raises as `checked`."""
     held = checked(site, matrices, rank)
-    most = min(held.shape[-2:])
+    if part == "orthogonal":
+        q, r = np.linalg.qr(held)
+        columns = np.swapaxes(q, -1, -2)[..., :rank, :]
+        return Directions(columns, np.ones(columns.shape[:-1], np.float32), r[..., :rank, :])
     u, s, v = np.linalg.svd(held, full_matrices=False)
-    part = slice(most - rank, most) if last else slice(0, rank)
-    outward, inward = np.swapaxes(u, -1, -2)[..., part, :], v[..., part, :]
+    most = min(held.shape[-2:])
+    here = slice(most - rank, most) if part == "last" else slice(0, rank)
+    outward, inward = np.swapaxes(u, -1, -2)[..., here, :], v[..., here, :]
     peak = np.take_along_axis(inward, np.abs(inward).argmax(axis=-1)[..., None], axis=-1)
     sign = np.where(peak < 0, np.float32(-1), np.float32(1))
-    return Directions(outward * sign, s[..., part], inward * sign)
+    return Directions(outward * sign, s[..., here], inward * sign)
 
 
 def checked(site: str, matrices: Callable[[], np.ndarray], rank: int) -> np.ndarray:

@@ -25,12 +25,13 @@ from pefx.errors import PefxError
 from pefx.model import Base
 
 
-def merge(base: Base, adapter: Adapter, spec: AdapterSpec) -> Base:
-    """The base with the adapter in its weights, `gains (W + s (A B))`; `base` itself stays as it is.
+def merge(base: Base, adapter: Adapter, spec: AdapterSpec, digest: str = "") -> Base:
+    """The base with the adapter in its weights, `gains (W + s (A B))`; `base` itself stays as it is. With the base's
+    `digest` by its kept directions.
 
     Raises PefxError (kind "bad_adapter") where a factor does not fit, or where the unembedding is the embedding too.
     """
-    return _with(base, adapter, spec, scale(spec))
+    return _with(base, applied(base, _fitting(base, adapter, spec), spec, digest), scale(spec))
 
 
 def unmerge(base: Base, adapter: Adapter, spec: AdapterSpec) -> Base:
@@ -38,12 +39,10 @@ def unmerge(base: Base, adapter: Adapter, spec: AdapterSpec) -> Base:
     factors: what those of other methods are follows from the base before.
     """
     check_exchangeable(spec)
-    return _with(base, adapter, spec, -scale(spec))
+    return _with(base, _fitting(base, adapter, spec), -scale(spec))
 
 
-def _with(base: Base, adapter: Adapter, spec: AdapterSpec, factor: float) -> Base:
-    _check(base, adapter, spec)
-    adapter = applied(base, adapter, spec)
+def _with(base: Base, adapter: Adapter, factor: float) -> Base:
     found = jax.tree.map(lambda x: x, base)
     for site, pair in adapter.items():
         for holder, name, layers in held_by(found, site):
@@ -52,11 +51,12 @@ def _with(base: Base, adapter: Adapter, spec: AdapterSpec, factor: float) -> Bas
     return found
 
 
-def _check(base: Base, adapter: Adapter, spec: AdapterSpec) -> None:
+def _fitting(base: Base, adapter: Adapter, spec: AdapterSpec) -> Adapter:
     shapes = {site: {name: x.shape for name, x in pair.items()} for site, pair in adapter.items()}
     check_shapes(base.config, spec, shapes)
     if "unembed" in adapter and base.unembed is None:
         raise PefxError("the unembedding is tied to the embedding: an adapter of it cannot be merged", "bad_adapter")
+    return adapter
 
 
 def _add(holder: Any, name: str, pair: dict[str, np.ndarray], factor: float, inward: bool) -> None:

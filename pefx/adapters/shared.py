@@ -6,7 +6,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from pefx.adapters.directions import checked, directions
+from pefx.adapters.directions import Directions, Part, checked, directions
+from pefx.adapters.kept_directions import Wanted, kept
 from pefx.adapters.matrices import matrices
 from pefx.adapters.methods.method import Source
 from pefx.adapters.methods.recipe import Recipe, source_of
@@ -18,10 +19,12 @@ from pefx.mesh import fetch, of_base, place
 from pefx.model import Base
 
 
-def with_shared(base: Base, specs: Iterable[AdapterSpec]) -> Base:
+def with_shared(base: Base, specs: Iterable[AdapterSpec], digest: str = "") -> Base:
     """The base with what adapters of `specs` share beside its weights; `base` itself stays as it is. Within its mesh.
 
-    Raises PefxError, naming the site, where a rank is above a matrix's size, or the base has numbers that are none.
+    Directions of a base with a `digest` are those that are kept of it, see `pefx.adapters.kept_directions`. Raises
+    PefxError as that does, and, naming the site, where a rank is above a matrix's size, or the base has numbers that
+    are none.
     """
     found = {name: dict(sites) for name, sites in base.shared.items()}
     for spec in specs:
@@ -31,16 +34,16 @@ def with_shared(base: Base, specs: Iterable[AdapterSpec]) -> Base:
         own = found.setdefault(recipe.name, {})
         for site in leaf_shapes(base.config, spec):
             if site not in own:
-                own[site] = _placed(site, recipe, base)
+                own[site] = _placed(site, recipe, base, digest)
     copy = jax.tree.map(lambda x: x, base)
     copy.shared = nnx.data(found)
     return copy
 
 
-def _placed(site: str, recipe: Recipe, base: Base) -> dict[str, nnx.Param]:
+def _placed(site: str, recipe: Recipe, base: Base, digest: str) -> dict[str, nnx.Param]:
     """A site's shared arrays on the mesh, each divided as the factor of its name is."""
     found = {}
-    for name, x in recipe.shared(_source(site, recipe, base)).items():
+    for name, x in recipe.shared(_source(site, recipe, base, digest)).items():
         experts = ("experts",) if SITES[site].kind == "experts" else ()
         named = ("layers", *experts, "rank", width_axis(site, "b" if name == "squares" else name))
         axes = tuple(axis if size > 1 else None for axis, size in zip(named, x.shape, strict=True))
@@ -48,12 +51,20 @@ def _placed(site: str, recipe: Recipe, base: Base) -> dict[str, nnx.Param]:
     return found
 
 
-def _source(site: str, recipe: Recipe, base: Base) -> Source:
+def _source(site: str, recipe: Recipe, base: Base, digest: str) -> Source:
     config, at = base.config, SITES[site]
     widths = [(width(config, one.reads), width(config, one.writes)) for one in SITES.values()]
 
     def held() -> np.ndarray:
         return np.asarray(fetch(matrices(base, site)), np.float32)
+
+    def found(part: Part) -> Directions:
+        plain = _plain(held, base, site)
+
+        def make() -> Directions:
+            return directions(site, plain, recipe.rank, part)
+
+        return kept(Wanted(digest, config.precision, site, part), recipe.rank, make) if digest else make()
 
     return Source(
         stack=(layer_count(config, at.kind), *((config.experts,) if at.kind == "experts" else ())),
@@ -65,7 +76,7 @@ def _source(site: str, recipe: Recipe, base: Base) -> Source:
         scale=recipe.scale,
         rng=np.random.default_rng([*site.encode()]),
         checked=lambda: checked(site, held, recipe.rank),
-        directions=lambda last: directions(site, _plain(held, base, site), recipe.rank, last),
+        directions=found,
     )
 
 

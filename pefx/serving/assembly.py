@@ -45,7 +45,7 @@ def read_parts(config: ServeConfig, catalog: Catalog | None) -> Parts:
     check_divides(replace(read_config(config.base), weights=config.base_weights), mesh)
     with on_mesh(mesh):
         base, digest = load_base(config.base, config.precision, placement(), config.base_weights)
-        base = with_shared(base, config.others)
+        base = with_shared(base, config.others, digest)
     policies = Policies(catalog, digest, bank_room(config), agree if several() else None, config.others)
     return Parts(base, digest, tokenizer, policies, mesh)
 

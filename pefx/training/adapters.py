@@ -76,7 +76,7 @@ class AdapterTraining:
         self.hypers = HyperTable(self.sessions, rates, self.slots)
         self._go_on_from(0, [Progress() for _ in self.sessions])
         base, self.digest = load_base(directory, config.precision, placement(), config.base_weights)
-        self.base, self.model = with_shared(base, [session.spec for session in self.sessions]), base.config
+        self.base, self.model = with_shared(base, [session.spec for session in self.sessions], self.digest), base.config
         self.resident = Resident(self.base, self.sessions, self.slots, shards, accumulate=config.accumulate > 1)
         # Opened before anything is trained for it: a catalog that cannot be written is an error now, not in an hour.
         self.catalog = None

@@ -15,7 +15,7 @@ def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
 
 def shared(source: Source) -> dict[str, np.ndarray]:
     """`a = V^T`, `b = (U S)^T` of the first directions."""
-    found = source.directions(False)
+    found = source.directions("first")
     return {"a": found.inward, "b": found.outward * found.strengths[..., None]}
 
 

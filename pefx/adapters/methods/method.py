@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from pefx.adapters.directions import Directions
+from pefx.adapters.directions import Directions, Part
 from pefx.adapters.sites import Site
 
 Array = Any  # of numpy or of the device: what is made of arrays here is made by their own operators
@@ -59,7 +59,7 @@ class Given(NamedTuple):
 class Source(NamedTuple):
     """What `shared` is given of a site: the axes of its stacks, `(L,)` or `(L, E)`, its two widths and the widest that
     the base has; the recipe's rank, units and scale; a generator of its own; and the base's matrices there, `checked`
-    to hold the rank and numbers, and their first directions, or the last ones.
+    to hold the rank and numbers, and as many of their directions, of either part.
     """
 
     stack: tuple[int, ...]
@@ -71,7 +71,7 @@ class Source(NamedTuple):
     scale: float
     rng: np.random.Generator
     checked: Callable[[], np.ndarray]
-    directions: Callable[[bool], Directions]
+    directions: Callable[[Part], Directions]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from pefx.adapters.directions import Part
 from pefx.adapters.methods.method import Array, Given, Leaves, Source
 
 Pair = dict[str, np.ndarray]  # "a" [L, (E,) R, in], "b" [L, (E,) R, out]
@@ -33,43 +34,37 @@ class Beginning:
         return self.given == ("a", "b")
 
 
-def _directions(last: bool) -> Callable[[Source], Pair]:
-    """`A0 = V^T`, `B0 = U` of the first or last directions, without strengths."""
+def _directions(part: Part) -> Callable[[Source], Pair]:
+    """`A0 = V^T`, `B0 = U` of some directions, without strengths; or `A0 = R`, `B0 = Q^T` of W = Q R."""
 
     def pair(source: Source) -> Pair:
-        found = source.directions(last)
+        found = source.directions(part)
         return {"a": found.inward, "b": found.outward}
 
     return pair
 
 
-def _weighed(last: bool) -> Callable[[Source], Pair]:
+def _weighed(part: Part) -> Callable[[Source], Pair]:
     """`A0 = (S / s)^1/2 V^T`, `B0 = U (S / s)^1/2`: their product with the scale is that part of the matrix."""
 
     def pair(source: Source) -> Pair:
-        found = source.directions(last)
+        found = source.directions(part)
         half = np.sqrt(found.strengths / np.float32(source.scale))[..., None]
         return {"a": found.inward * half, "b": found.outward * half}
 
     return pair
 
 
-def _orthogonal(source: Source) -> Pair:
-    """`B0` the first columns of Q, `A0` the first rows of R, of W = Q R."""
-    q, r = np.linalg.qr(source.checked())
-    return {"a": r[..., : source.rank, :], "b": np.swapaxes(q, -1, -2)[..., : source.rank, :]}
-
-
 BEGINNINGS: dict[str, Beginning] = {
     # The r smallest directions; B zero, so that the start is the base and the rank stays r.
-    "minor": Beginning(_directions(last=True), given=("a",)),
+    "minor": Beginning(_directions("last"), given=("a",)),
     # MiCA (2604.01694): only A is learned, out to the smallest directions.
-    "mica": Beginning(_directions(last=True), given=("b",), zero=("a",), frozen="b"),
+    "mica": Beginning(_directions("last"), given=("b",), zero=("a",), frozen="b"),
     # OLoRA-tail ("On the Scaling of PEFT", 2606.02437).
-    "olora_tail": Beginning(_directions(last=True), given=("a", "b")),
-    "olora": Beginning(_orthogonal, given=("a", "b")),  # Buyukakyuz 2024 (2406.01775)
-    "pissa": Beginning(_weighed(last=False), given=("a", "b"), scaled=True),  # Meng et al. 2024 (2404.02948)
-    "milora": Beginning(_weighed(last=True), given=("a", "b"), scaled=True),  # Wang et al. 2024 (2406.09044)
+    "olora_tail": Beginning(_directions("last"), given=("a", "b")),
+    "olora": Beginning(_directions("orthogonal"), given=("a", "b")),  # Buyukakyuz 2024 (2406.01775)
+    "pissa": Beginning(_weighed("first"), given=("a", "b"), scaled=True),  # Meng et al. 2024 (2404.02948)
+    "milora": Beginning(_weighed("last"), given=("a", "b"), scaled=True),  # Wang et al. 2024 (2406.09044)
 }
 
 

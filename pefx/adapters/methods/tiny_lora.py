@@ -19,7 +19,7 @@ def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
 
 def shared(source: Source) -> dict[str, np.ndarray]:
     """`a = (V S^1/2)^T`, `b = (U S^1/2)^T`, and `projections [L, (E,) units, R R]`, normal of variance 1 / R."""
-    found, rank = source.directions(False), source.rank
+    found, rank = source.directions("first"), source.rank
     half = np.sqrt(found.strengths)[..., None]
     drawn = source.rng.normal(0, rank**-0.5, (*source.stack, source.units, rank * rank))
     return {"a": found.inward * half, "b": found.outward * half, "projections": drawn.astype(np.float32)}
