@@ -29,6 +29,11 @@ def over_rows(x: Any) -> Any:
     return jax.lax.psum(x, axes) if axes else x
 
 
+def over_data(x: Any) -> Any:
+    """The sum over the shards of data of what each has."""
+    return jax.lax.psum(x, DATA) if size(DATA) > 1 else x
+
+
 def over_model(x: Any) -> Any:
     """The sum over the parts of a width, not differentiated."""
     return jax.lax.psum(x, MODEL) if size(MODEL) > 1 else x

@@ -140,6 +140,8 @@ def users_rules(config: TrainConfig) -> Broken:
         seen.setdefault(user.name, index)
         if user.task is not None:
             yield from rewarded_rules(config, index, user)
+        if METHODS[(user.adapter or config.adapter).method].begin is not None:
+            yield from beginning_rules(config, user, prefix)
     yield from rollout_rules(config.rollout, "rollout.")
     yield from policy_loss_rules(config.policy_loss, "policy_loss.")
     yield from positive(config.sampler, "sampler.", "sequences", "step_tokens")
@@ -175,6 +177,15 @@ def user_rules(user: UserConfig, prefix: str) -> Broken:
         yield from positive(user, prefix, "steps")
     if user.seed is not None:
         yield from not_negative(user, prefix, "seed")
+
+
+def beginning_rules(config: TrainConfig, user: UserConfig, prefix: str) -> Broken:
+    """Of an adapter that starts along the first gradient of its user's texts."""
+    method = (user.adapter or config.adapter).method
+    if user.task is not None:
+        yield f"{prefix}task", f"method {method!r} starts from a user's texts, which a task has none of"
+    if config.base_weights != "plain":
+        yield "base_weights", f"must be 'plain' where method {method!r} is used: rounded weights have no gradient"
 
 
 def rewarded_rules(config: TrainConfig, index: int, user: UserConfig) -> Broken:

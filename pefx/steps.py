@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float, Int32
 from kernels.rows import rows_of
 from pefx.adapters.bank import Bank, by_slot, rederived
 from pefx.adapters.derivation import pulled
-from pefx.adapters.sites import is_partial
+from pefx.adapters.matrices import matrices, matrix_axes, untied
+from pefx.adapters.sites import SITES, is_partial
 from pefx.batch import Array, KVPool, TokenBatch
-from pefx.collectives import of_group, over_model, over_rows, whole_width
+from pefx.collectives import of_group, over_data, over_model, over_rows, whole_width
 from pefx.compiler import jit
 from pefx.config import Remat
 from pefx.losses.policy import PolicyNumbers, PolicyTerms, policy_losses
@@ -280,6 +281,30 @@ def _pretrain_shard(remat: Remat, base: Base, batch: TrainBatch) -> tuple[Base, 
 
     gradient, (nats, even) = jax.tree.map(over_rows, jax.grad(loss, has_aux=True)(base))
     return gradient, PretrainMetrics(nats, total, optax.tree.norm(gradient), even)
+
+
+@partial(jit, static_argnames=("sites", "remat"))
+def base_gradient(
+    base: Base, batch: TrainBatch, *, sites: tuple[str, ...], remat: Remat = "none"
+) -> dict[str, Float[Array, "..."]]:
+    """The gradient of the batch's summed nats under the bare base, by its matrices `[L, (E,) out, in]` at some sites.
+
+    In the base's precision. Of a tied unembedding, as one that is its own.
+    """
+
+    def on_shard(base, batch):
+        def loss(base):
+            return -jnp.sum(_teacher_forced(base, None, batch, remat)[0] * batch.weights)
+
+        gradient = jax.grad(loss)(untied(base) if "unembed" in sites else base)
+        # An expert's shard has met the rows of its whole axis already.
+        return {
+            site: (over_data if SITES[site].kind == "experts" else over_rows)(matrices(gradient, site))
+            for site in sites
+        }
+
+    out = {site: P(*[RULES.get(axis) if axis else None for axis in matrix_axes(site)]) for site in sites}
+    return sharded(on_shard, (of_base, by_row), lambda specs: out)(base, batch)
 
 
 def init_pretrain(base: Base) -> optax.OptState:

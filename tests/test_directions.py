@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pefx.adapters.directions import directions
+from pefx.adapters.directions import Part, directions
 from pefx.errors import PefxError
 
 MATRICES = np.random.default_rng(0).normal(size=(2, 3, 7, 5)).astype(np.float32)
@@ -20,7 +20,8 @@ def test_all_directions_make_the_matrix():
 
 def test_the_first_and_the_last_are_the_ends_of_all():
     every = directions("q_proj", lambda: MATRICES, 5)
-    for part, here in (("first", slice(0, 2)), ("last", slice(3, 5))):
+    parts: tuple[tuple[Part, slice], ...] = (("first", slice(0, 2)), ("last", slice(3, 5)))
+    for part, here in parts:
         found = directions("q_proj", lambda: MATRICES, 2, part)
         np.testing.assert_array_equal(found.strengths, every.strengths[..., here])
         np.testing.assert_array_equal(found.inward, every.inward[..., here, :])

@@ -55,6 +55,7 @@ HOST = (
 # ... except the few files of the two loops that hand plans to the device or save its state.
 DEVICE_FACING = {
     "pefx.training.adapters",
+    "pefx.training.first_gradient",
     "pefx.training.heldout",
     "pefx.training.loop",
     "pefx.training.model_card",

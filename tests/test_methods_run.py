@@ -25,6 +25,7 @@ SPECS = {
     "lora": AdapterSpec(rank=4, targets=TARGETS),
     "vera": AdapterSpec(method="vera", rank=8, targets=TARGETS),
     "dora": AdapterSpec(method="dora", rank=4, targets=TARGETS),
+    "ga": AdapterSpec(method="lora_ga", rank=4, targets=TARGETS),
     "tiny": AdapterSpec(method="tiny_lora", rank=2, units=3, targets=TARGETS),
 }
 OTHERS = tuple(spec for spec in SPECS.values() if spec.method != "lora")
@@ -84,7 +85,7 @@ def test_shards_of_data_and_experts_change_no_bit(world: Path, mesh: MeshConfig)
 
 
 def test_each_is_served_as_itself(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """By the directions that training has kept: none is made again."""
+    """By the directions that training has kept: none is made again; and without the texts that one started along."""
     monkeypatch.setattr(np.linalg, "svd", None)
     served = ServeConfig(
         name="methods", base=str(world / "base"), catalog=str(world / "resident.catalog"), slots=2, sequences=4,
@@ -117,4 +118,4 @@ def test_each_is_served_as_itself(world: Path, tmp_path: Path, monkeypatch: pyte
     fewer = replace(served, others=tuple(replace(spec, targets=TARGETS[:1]) for spec in OTHERS))
     assert serve_file(fewer, tmp_path / "in.jsonl", tmp_path / "fewer.jsonl") == 0
     some = {answer["id"]: answer for answer in read(tmp_path / "fewer.jsonl")}
-    assert {who for who, answer in some.items() if "error" in answer} == {"vera", "dora", "tiny"}
+    assert {who for who, answer in some.items() if "error" in answer} == {"vera", "dora", "ga", "tiny"}

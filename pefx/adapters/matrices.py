@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array
 
-from pefx.adapters.sites import SITES, parameter
+from pefx.adapters.sites import SITES, parameter, width_axis
 from pefx.model import Base, runs
 
 
@@ -35,3 +37,18 @@ def matrices(base: Base, site: str) -> Array:
         parts.append(w[None] if w.ndim == 2 else w)
     together = jnp.concatenate(parts)
     return jnp.swapaxes(together, -1, -2) if SITES[site].kind == "experts" else together
+
+
+def matrix_axes(site: str) -> tuple[str | None, ...]:
+    """The logical axes of `matrices`."""
+    experts = ("experts",) if SITES[site].kind == "experts" else ()
+    return ("layers", *experts, width_axis(site, "b"), width_axis(site, "a"))
+
+
+def untied(base: Base) -> Base:
+    """The base with an unembedding of its own, of the same numbers."""
+    if base.unembed is not None:
+        return base
+    copy = jax.tree.map(lambda x: x, base)
+    copy.unembed = nnx.data(jax.tree.map(lambda x: x, base.embed))
+    return copy

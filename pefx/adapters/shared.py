@@ -1,6 +1,6 @@
 """What all adapters of a recipe share on a base: held beside its weights once, whoever has adapters of it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -11,12 +11,15 @@ from pefx.adapters.kept_directions import Wanted, kept
 from pefx.adapters.matrices import matrices
 from pefx.adapters.methods.method import Source
 from pefx.adapters.methods.recipe import Recipe, source_of
-from pefx.adapters.methods.table import Adapter, init_adapter, leaf_shapes
+from pefx.adapters.methods.table import METHODS, Adapter, init_adapter, leaf_shapes
 from pefx.adapters.sites import SITES, layer_count, width, width_axis
 from pefx.config import AdapterSpec
+from pefx.distributed import from_owner
 from pefx.errors import PefxError
 from pefx.mesh import fetch, of_base, place
 from pefx.model import Base
+
+Gradients = Mapping[str, np.ndarray]  # by site: [L, (E,) out, in]
 
 
 def with_shared(base: Base, specs: Iterable[AdapterSpec], digest: str = "") -> Base:
@@ -88,8 +91,20 @@ def _plain(held: Callable[[], np.ndarray], base: Base, site: str) -> Callable[[]
     return held
 
 
-def fresh_adapter(base: Base, spec: AdapterSpec, seed: int) -> Adapter:
-    """`init_adapter` on a base that has what adapters of the spec share."""
+def fresh_adapter(
+    base: Base, spec: AdapterSpec, seed: int, gradients: Callable[[Sequence[str]], Gradients] | None = None
+) -> Adapter:
+    """`init_adapter` on a base that has what adapters of the spec share. `gradients` of the user's first texts by the
+    base's matrices at some sites, for methods that begin along them. Raises PefxError as those do.
+    """
+    begin = METHODS[spec.method].begin
+    if begin is not None:
+        if gradients is None:
+            raise ValueError(f"method '{spec.method}' starts from a gradient, which is not given")
+        found = gradients(list(leaf_shapes(base.config, spec)))
+        leaves = {site: begin(site, gradient, spec.rank) for site, gradient in sorted(found.items())}
+        # The same on all processes of a job, whatever their linear algebra.
+        return {site: dict(zip(own, from_owner(tuple(own.values())), strict=True)) for site, own in leaves.items()}
     source = source_of(spec)
     if spec.init == "default" or source is None:
         return init_adapter(base.config, spec, seed)

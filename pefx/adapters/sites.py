@@ -134,7 +134,10 @@ DIVIDED = {
 
 
 # Leaves as wide as what a site reads, or writes.
-SIDES = {"a": "reads", **dict.fromkeys(("b", "gains", "magnitude", "by_output"), "writes")}
+SIDES = {
+    **dict.fromkeys(("a", "a0"), "reads"),
+    **dict.fromkeys(("b", "b0", "gains", "magnitude", "by_output"), "writes"),
+}
 
 
 def width_axis(site: str, leaf: str) -> str | None:

@@ -7,7 +7,7 @@ Precision = Literal["float32", "bfloat16"]
 # How the large matrices of the base are held: in the base's precision, or in 8 bits with a scale for each block.
 Weights = Literal["plain", "int8", "fp8"]
 ExpertForm = Literal["per_expert", "shared_hidden"]
-Method = Literal["lora", "rslora", "lora_plus", "dora", "vera", "lora_xs", "tiny_lora", "ia3"]
+Method = Literal["lora", "rslora", "lora_plus", "dora", "vera", "lora_xs", "tiny_lora", "ia3", "lora_ga"]
 # How the factors of LoRA start: `pefx.adapters.methods.starts`.
 Init = Literal["default", "minor", "mica", "olora_tail", "olora", "pissa", "milora"]
 # What a router makes of its logits.

@@ -25,6 +25,7 @@ from pefx.store.names import check_name
 from pefx.store.parked import Parked
 from pefx.store.sessions import Wanted
 from pefx.training.curriculum import Curriculum, Texts
+from pefx.training.first_gradient import first_gradient
 from pefx.training.heldout import Exam, device_batch, nats_per_token
 from pefx.training.journal import Measure
 from pefx.training.loop import Outcome, StepReport
@@ -77,7 +78,8 @@ class AdapterTraining:
         self._go_on_from(0, [Progress() for _ in self.sessions])
         base, self.digest = load_base(directory, config.precision, placement(), config.base_weights)
         self.base, self.model = with_shared(base, [session.spec for session in self.sessions], self.digest), base.config
-        self.resident = Resident(self.base, self.sessions, self.slots, shards, accumulate=config.accumulate > 1)
+        several = config.accumulate > 1
+        self.resident = Resident(self.base, self.sessions, self.slots, shards, several, self._first_gradients)
         # Opened before anything is trained for it: a catalog that cannot be written is an error now, not in an hour.
         self.catalog = None
         if config.catalog is not None and owner():
@@ -90,6 +92,11 @@ class AdapterTraining:
     def bank(self) -> Bank:
         """All adapters that have a slot."""
         return self.resident.bank
+
+    def _first_gradients(self, index: int, targets: Sequence[str]) -> dict[str, np.ndarray]:
+        """Of a session's first lessons, whatever it has learned since."""
+        lessons, _ = self.curriculum.take(index, 0, 0)
+        return first_gradient(self.base, lessons, self.layout, targets, self.config.remat)
 
     def _go_on_from(self, step: int, progress: list[Progress], resident: tuple[int, ...] = ()) -> None:
         """`step` steps are done, in the last one these were resident, the sessions stand at `progress`: what is left

@@ -1,7 +1,8 @@
 """Who is in which slot: the bank and its optimizer on the device, and the sessions that have places there."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from pefx.adapters.bank import (
     read_adapter,
 )
 from pefx.adapters.methods.table import Adapter
-from pefx.adapters.shared import fresh_adapter
+from pefx.adapters.shared import Gradients, fresh_adapter
 from pefx.adapters.slots import put_slots, take_slots
 from pefx.checkpoint import flatten
 from pefx.compiler import jit
@@ -31,11 +32,21 @@ class Resident:
     """`bank` and `opt` have `slots` slots on each of `shards` shards; `sessions` is the run's list, kept true here.
 
     Made and used within the mesh it lies on, where `base` has what the adapters share. Sessions that have a slot from
-    the start begin there, afresh.
+    the start begin there, afresh. `gradients` of a session's first texts by the base's matrices at some sites, where
+    one begins along them.
     """
 
-    def __init__(self, base: Base, sessions: list[Session], slots: int, shards: int, accumulate: bool):
+    def __init__(
+        self,
+        base: Base,
+        sessions: list[Session],
+        slots: int,
+        shards: int,
+        accumulate: bool,
+        gradients: Callable[[int, Sequence[str]], Gradients] | None = None,
+    ):
         self._base, self.model, self.sessions, self.slots = base, base.config, sessions, slots
+        self._gradients = gradients
         specs = [session.spec for session in sessions]
         self.bank = made(by_slot, lambda: empty_bank(self.model, bank_spec(specs), shards * slots, specs))
         self.opt = made(by_slot, lambda: init_opt(self.bank, accumulate))
@@ -114,7 +125,8 @@ class Resident:
 
     def _load_fresh(self, index: int) -> None:
         session = self.sessions[index]
-        fresh = fresh_adapter(self._base, session.spec, session.seed)
+        along = None if self._gradients is None else partial(self._gradients, index)
+        fresh = fresh_adapter(self._base, session.spec, session.seed, along)
         self.bank = load_adapter(self.bank, self.place(index), fresh, session.spec, self._base)
 
     def _zeros(self) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec
 from pefx.config.shapes import Method
 from pefx.optim import init_opt
-from pefx.steps import TrainHyper, score, train_step
+from pefx.steps import TrainHyper, base_gradient, score, train_step
 from tests.laws.world import MODEL, PAGE, Item, make_base, random_sequences, rows_of, serve_logprobs, train_batch
 
 STARTS = ("mica", "olora_tail", "pissa")
@@ -39,15 +39,25 @@ def base():
     return with_shared(make_base(), [spec_of(name) for name in NAMES])
 
 
+def fresh(name: str, seed: int) -> Adapter:
+    """As it starts: from its own first texts, where that is the method's way."""
+
+    def along(sites) -> dict[str, np.ndarray]:
+        items = [Item(tokens, -1) for tokens in texts(name)]
+        found = base_gradient(base(), train_batch(items, SHARE, 2), sites=tuple(sites))
+        return {site: np.asarray(x) for site, x in found.items()}
+
+    return fresh_adapter(base(), spec_of(name), seed, along)
+
+
 def changed(name: str) -> Adapter:
     """An adapter none of whose leaves is as it began."""
     rng = np.random.default_rng(NAMES.index(name))
-    fresh = fresh_adapter(base(), spec_of(name), 1)
 
     def moved(x: np.ndarray) -> np.ndarray:
         return x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
 
-    return {site: {leaf: moved(x) for leaf, x in leaves.items()} for site, leaves in fresh.items()}
+    return {site: {leaf: moved(x) for leaf, x in leaves.items()} for site, leaves in fresh(name, 1).items()}
 
 
 def bank_of(adapters: dict[str, Adapter], room: tuple[str, ...] = NAMES) -> Bank:
@@ -102,8 +112,7 @@ def test_all_methods_decode_and_prefill_as_they_train():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_fresh_adapter_is_the_base(name):
-    fresh = bank_of({name: fresh_adapter(base(), spec_of(name), 5)})
-    found, bare = scored(fresh, {name: 1})[name], scored(bank_of({}), {name: -1})[name]
+    found, bare = scored(bank_of({name: fresh(name, 5)}), {name: 1})[name], scored(bank_of({}), {name: -1})[name]
     if rank_in_bank(spec_of(name)) == spec_of(name).rank:
         assert same(found, bare)
     else:  # what is added and taken away again is rounded in between

@@ -82,7 +82,9 @@ class Method:
     b, of alpha and rank. `derive` makes factors `a`, `b` or `gains` of leaves, where they are not leaves themselves:
     differentiable, and each slot's of its own leaves; `shared` makes what it needs that all adapters of a base share,
     float32 `[L, (E,) rows, columns]` by name. `rates` are multiples of the learning rate, by leaf. `refuses` says of a
-    site why the method has no place there (None: it has); where not `biased`, it has none beside a bias either.
+    site why the method has no place there (None: it has); where not `biased`, it has none beside a bias either. Factors
+    have `ranks` times an adapter's rank. `begin` makes the leaves of a site, by its name, of the gradient of the user's
+    loss by the base's matrices there, at a rank (None: leaves start as they say).
     """
 
     leaves: Mapping[str, Leaf]
@@ -92,6 +94,8 @@ class Method:
     rates: Mapping[str, float] = field(default_factory=dict)
     refuses: Callable[[Site], str | None] = lambda site: None
     biased: bool = True
+    ranks: int = 1
+    begin: Callable[[str, np.ndarray, int], dict[str, np.ndarray]] | None = None
 
 
 def by_rank(alpha: float, rank: int) -> float:

@@ -67,7 +67,8 @@ def recipes_of(specs: Sequence[AdapterSpec]) -> tuple[Recipe, ...]:
 
 def rank_in_bank(spec: AdapterSpec) -> int:
     """The rank of an adapter's factors: twice its own where its start is taken away."""
-    return spec.rank * (2 if spec.init in BEGINNINGS and BEGINNINGS[spec.init].shifted else 1)
+    shifted = spec.init in BEGINNINGS and BEGINNINGS[spec.init].shifted
+    return spec.rank * METHODS[spec.method].ranks * (2 if shifted else 1)
 
 
 def needs_room(spec: AdapterSpec) -> bool:

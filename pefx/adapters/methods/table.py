@@ -7,6 +7,7 @@ import numpy as np
 from pefx.adapters.methods.dora import DORA
 from pefx.adapters.methods.ia3 import IA3
 from pefx.adapters.methods.lora import LORA, LORA_PLUS, RSLORA
+from pefx.adapters.methods.lora_ga import LORA_GA
 from pefx.adapters.methods.lora_xs import LORA_XS
 from pefx.adapters.methods.method import Method
 from pefx.adapters.methods.starts import BEGINNINGS
@@ -28,6 +29,7 @@ METHODS: dict[str, Method] = {
     "lora_xs": LORA_XS,
     "tiny_lora": TINY_LORA,
     "ia3": IA3,
+    "lora_ga": LORA_GA,
 }
 GAINED = ("gains", "magnitude")  # leaves of which there are gains
 FACTOR = {"reads": "a", "writes": "b"}  # by side
