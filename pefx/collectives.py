@@ -125,6 +125,6 @@ def of_own(x: Array, axis: int = 0) -> Array:
     return jax.lax.dynamic_slice_in_dim(x, index(EXPERT) * part, part, axis)
 
 
-def all_experts(x: Float[Array, "A E"]) -> Float[Array, "A E2"]:
-    """What each shard of an expert axis has of its own experts, side by side in their order."""
-    return jax.lax.all_gather(x, EXPERT, axis=1, tiled=True) if size(EXPERT) > 1 else x
+def all_experts(x: Float[Array, "..."], axis: int = 1) -> Float[Array, "..."]:
+    """What each shard of an expert axis has of its own experts, side by side in their order along `axis`."""
+    return jax.lax.all_gather(x, EXPERT, axis=axis, tiled=True) if size(EXPERT) > 1 else x

@@ -84,6 +84,8 @@ def serve_rules(config: ServeConfig) -> Broken:
     yield from target_rules(config.targets, "")
     for index, other in enumerate(config.others):
         yield from adapter_rules(other, f"others.{index}.")
+        if extra := [site for site in other.targets if site in SITES and site not in config.targets]:
+            yield f"others.{index}.targets", f"has {extra[0]!r}, which targets lacks: the bank has room there for none"
     if config.catalog == "":
         yield "catalog", "is empty; name a folder, or None to serve the base alone"
 
@@ -127,6 +129,13 @@ def mesh_rules(mesh: MeshConfig) -> Broken:
 def users_rules(config: TrainConfig) -> Broken:
     if config.base_weights != "plain" and config.remat != "full":
         yield "remat", f"must be 'full' over a base in {config.base_weights}: else every layer is kept multiplied out"
+    specs = [user.adapter or config.adapter for user in config.users]
+    along = [spec.method for spec in specs if METHODS[spec.method].begin is not None]
+    if config.base_weights != "plain" and along:
+        yield (
+            "base_weights",
+            f"must be 'plain' for method {along[0]!r}: rounded weights have no gradient to start along",
+        )
     if not config.users:
         yield "users", "is empty and pretrain is not set; there is nothing to train"
     if not config.base:
@@ -140,8 +149,9 @@ def users_rules(config: TrainConfig) -> Broken:
         seen.setdefault(user.name, index)
         if user.task is not None:
             yield from rewarded_rules(config, index, user)
-        if METHODS[(user.adapter or config.adapter).method].begin is not None:
-            yield from beginning_rules(config, user, prefix)
+        method = (user.adapter or config.adapter).method
+        if METHODS[method].begin is not None and user.task is not None:
+            yield f"{prefix}task", f"has no texts, along whose gradient method {method!r} starts"
     yield from rollout_rules(config.rollout, "rollout.")
     yield from policy_loss_rules(config.policy_loss, "policy_loss.")
     yield from positive(config.sampler, "sampler.", "sequences", "step_tokens")
@@ -177,15 +187,6 @@ def user_rules(user: UserConfig, prefix: str) -> Broken:
         yield from positive(user, prefix, "steps")
     if user.seed is not None:
         yield from not_negative(user, prefix, "seed")
-
-
-def beginning_rules(config: TrainConfig, user: UserConfig, prefix: str) -> Broken:
-    """Of an adapter that starts along the first gradient of its user's texts."""
-    method = (user.adapter or config.adapter).method
-    if user.task is not None:
-        yield f"{prefix}task", f"method {method!r} starts from a user's texts, which a task has none of"
-    if config.base_weights != "plain":
-        yield "base_weights", f"must be 'plain' where method {method!r} is used: rounded weights have no gradient"
 
 
 def rewarded_rules(config: TrainConfig, index: int, user: UserConfig) -> Broken:

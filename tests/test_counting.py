@@ -26,6 +26,8 @@ def test_methods_have_the_numbers_of_their_formulas():
     assert parameters(model, AdapterSpec(method="lora_xs", rank=5)) == matrices * 25
     assert parameters(model, AdapterSpec(method="tiny_lora", rank=2, units=3)) == matrices * 3
     assert parameters(model, AdapterSpec(method="tiny_lora", rank=2, units=1, tied=True)) == 7
+    for units in (1, 13):
+        assert parameters(model, AdapterSpec(method="tiny_lora", rank=2, units=units, tied="all")) == units
     one = ("q_proj",)
     reads, writes = 2560, 32 * 128
     assert parameters(model, AdapterSpec(rank=4, targets=one)) == 36 * 4 * (reads + writes)

@@ -16,9 +16,10 @@ from tests.method_cases import BASE, MODEL, WITH_EXPERTS, changed, spec_of
 
 SIZE = 1e-2
 MADE = [name for name, method in METHODS.items() if method.derive is not None]
+CASES = [*((name, {}) for name in MADE), *(("tiny_lora", {"tied": tied}) for tied in (True, "all"))]
 
 
-@pytest.mark.parametrize(("name", "fields"), [*((name, {}) for name in MADE), ("tiny_lora", {"tied": True})])
+@pytest.mark.parametrize(("name", "fields"), CASES)
 def test_gradients_of_leaves_are_those_of_the_factors_they_make(name, fields):
     spec, plain = spec_of(name, rank=2, **fields), AdapterSpec(rank=4, targets=WITH_EXPERTS)
     base = with_shared(BASE, [spec])
@@ -52,9 +53,15 @@ def fitted(x: np.ndarray, like) -> np.ndarray:
 
 
 def made_along(base, active, site: str, steps: dict[str, np.ndarray], size: float, sums) -> float:
-    """What the site's factors come to, weighed by `sums`, with the leaves of slot 1 moved."""
+    """What all factors come to, weighed by `sums`, with the site's leaves of slot 1 moved."""
     moved = {
         leaf: x.at[:, 1].add(size * steps[leaf]) if leaf in steps else x for leaf, x in active.factors[site].items()
     }
-    made = derived(base, replace(active, factors={**active.factors, site: moved}))[site]
-    return sum(float(jnp.sum(made[n][:, 1] * sums[site][n][:, 1])) for n in ("a", "b", "gains") if n in made)
+    made = derived(base, replace(active, factors={**active.factors, site: moved}))
+    weighed = [
+        np.asarray(made[at][n], np.float64)[:, 1] * np.asarray(sums[at][n])[:, 1]
+        for at in made
+        for n in ("a", "b", "gains")
+        if n in made[at]
+    ]
+    return sum(float(np.sum(x)) for x in weighed)

@@ -25,6 +25,7 @@ SPECS = {
     "lora": AdapterSpec(rank=4, targets=TARGETS),
     "vera": AdapterSpec(method="vera", rank=8, targets=TARGETS),
     "dora": AdapterSpec(method="dora", rank=4, targets=TARGETS),
+    "one": AdapterSpec("tiny_lora", 2, targets=("q_proj", "down_proj", "experts.up_proj"), units=1, tied="all"),
     "ga": AdapterSpec(method="lora_ga", rank=4, targets=TARGETS),
     "tiny": AdapterSpec(method="tiny_lora", rank=2, units=3, targets=TARGETS),
 }
@@ -89,7 +90,8 @@ def test_each_is_served_as_itself(world: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(np.linalg, "svd", None)
     served = ServeConfig(
         name="methods", base=str(world / "base"), catalog=str(world / "resident.catalog"), slots=2, sequences=4,
-        step_tokens=32, page_size=32, max_rank=8, targets=TARGETS, others=OTHERS, mesh=MeshConfig(data=1),
+        step_tokens=32, page_size=32, max_rank=8, targets=(*TARGETS, "experts.up_proj"), others=OTHERS,
+        mesh=MeshConfig(data=1),
     )  # fmt: skip
     rows = [
         {
@@ -118,4 +120,4 @@ def test_each_is_served_as_itself(world: Path, tmp_path: Path, monkeypatch: pyte
     fewer = replace(served, others=tuple(replace(spec, targets=TARGETS[:1]) for spec in OTHERS))
     assert serve_file(fewer, tmp_path / "in.jsonl", tmp_path / "fewer.jsonl") == 0
     some = {answer["id"]: answer for answer in read(tmp_path / "fewer.jsonl")}
-    assert {who for who, answer in some.items() if "error" in answer} == {"vera", "dora", "ga", "tiny"}
+    assert {who for who, answer in some.items() if "error" in answer} == {"vera", "dora", "ga", "one", "tiny"}

@@ -16,6 +16,8 @@ def test_every_method_has_a_row():
     assert "105 TB" in rows["lora"]
     assert "experts.down_proj, experts.gate_proj, experts.up_proj" in rows["dora"]
     assert "experts" not in rows["vera"]
+    # "On the Scaling of PEFT": 26 MB a million.
+    assert all(told in rows["tiny_lora"] for told in (" 13 ", " 26 B ", " 26 MB "))
 
 
 @pytest.mark.parametrize(("size", "text"), [(7, "7 B"), (1500, "1.5 kB"), (4.128e12, "4.13 TB"), (999, "999 B")])

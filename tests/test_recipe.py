@@ -17,6 +17,17 @@ def test_recipes_are_of_methods_that_derive():
     assert Recipe("vera", 4).name == "vera-4"
 
 
+def test_adapters_that_share_over_other_sites_are_made_in_another_way():
+    one, other = (
+        AdapterSpec("tiny_lora", 2, targets=targets, tied="all") for targets in (("o_proj", "q_proj"), ("q_proj",))
+    )
+    found = recipe_of(one)
+    assert found == Recipe("tiny_lora", 2, 2, True, sites=("q_proj", "o_proj"))
+    assert found != recipe_of(other)
+    # What they share on a base is the same.
+    assert {recipe.name for recipe in recipes_of([one, other])} == {"tiny_lora-2-2-True"}
+
+
 def test_what_is_no_pair_of_factors_is_named():
     assert [needs_room(spec) for spec in (PLAIN, VERA, GAINS)] == [False, True, True]
     check_exchangeable(PLAIN)

@@ -13,6 +13,7 @@ from pefx.config import (
     OptimizerConfig,
     PretrainConfig,
     ServeConfig,
+    TaskConfig,
     TrainConfig,
     UserConfig,
     YarnConfig,
@@ -69,6 +70,12 @@ def user(**changes: Any) -> dict[str, Any]:
         (user(steps=0), "users.1.steps"),
         (user(seed=-1), "users.1.seed"),
         (user(adapter=AdapterSpec(rank=-1)), "users.1.adapter.rank"),
+        (
+            user(adapter=AdapterSpec(method="lora_ga"), train=None, task=TaskConfig("sorting"))
+            | {"data": DataConfig(sequence_length=64, tokens_per_user=8192)},
+            "users.1.task",
+        ),
+        ({"adapter": AdapterSpec(method="lora_ga"), "base_weights": "fp8", "remat": "full"}, "base_weights"),
         (user(optimizer=OptimizerConfig(epsilon=0.0)), "users.1.optimizer.epsilon"),
     ],
 )

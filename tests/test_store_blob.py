@@ -116,6 +116,8 @@ def test_hash_tells_weights_spec_and_base_apart_and_nothing_else() -> None:
         content_hash(data, replace(SPEC, rank=3), BASE),
         content_hash(data, replace(SPEC, targets=SPEC.targets[:1]), BASE),
         content_hash(data, replace(SPEC, expert_form="shared_hidden"), BASE),
+        content_hash(data, replace(SPEC, tied=True), BASE),
+        content_hash(data, replace(SPEC, tied="all"), BASE),
         content_hash(data, SPEC, BASE.replace("0", "1")),
     ]
     assert len({same, *others}) == 1 + len(others)

@@ -1,8 +1,16 @@
 """TinyLoRA: a few numbers for each matrix, of fixed random matrices between the base's own directions."""
 
-import numpy as np
+from dataclasses import replace
 
-from tests.method_cases import adapted, changed, shared, spec_of, weights
+import numpy as np
+import pytest
+
+from pefx.adapters.bank import empty_bank, load_adapter
+from pefx.adapters.methods.table import leaf_shapes
+from pefx.adapters.shared import with_shared
+from pefx.config import AdapterSpec
+from pefx.errors import PefxError
+from tests.method_cases import BASE, MODEL, adapted, changed, shared, spec_of, weights
 
 
 def test_the_small_matrix_is_a_sum_of_fixed_ones():
@@ -30,6 +38,39 @@ def test_tied_layers_share_one_vector():
     one, other = adapted(adapter, tied), adapted(spread, free)
     for site in one:
         np.testing.assert_array_equal(one[site], other[site])
+
+
+def test_tied_sites_share_one_vector():
+    free, tied = (spec_of("tiny_lora", rank=2, units=3, tied=tied) for tied in (False, "all"))
+    adapter = changed(tied)
+    (vector,) = (own["vector"] for own in adapter.values())
+    assert vector.shape == (1, 1, 3)
+    spread = {
+        site: {"vector": np.broadcast_to(vector, (*weights(site).shape[:-2], 1, 3)).copy()} for site in tied.targets
+    }
+    one, other = adapted(adapter, tied), adapted(spread, free)
+    assert set(one) == set(tied.targets)
+    for site in one:
+        np.testing.assert_array_equal(one[site], other[site])
+        assert np.abs(one[site] - weights(site)).max() > 1e-3
+
+
+def test_what_all_sites_share_lies_at_one_of_whole_layers():
+    experts = ("experts.up_proj", "experts.gate_proj")
+    spec = spec_of("tiny_lora", tied="all", targets=(*experts, "up_proj", "o_proj"))
+    assert leaf_shapes(MODEL, spec) == {"o_proj": {"vector": (1, 1, 2)}}
+    with pytest.raises(PefxError, match=r"tied is 'all', of sites of routed experts only .* name another target too"):
+        leaf_shapes(MODEL, spec_of("tiny_lora", tied="all", targets=experts))
+
+
+def test_half_of_what_shares_has_no_room():
+    spec = spec_of("tiny_lora", tied="all", targets=("q_proj", "o_proj"))
+    with pytest.raises(PefxError, match="the bank has no site 'o_proj', which adapters of method 'tiny_lora' have"):
+        empty_bank(MODEL, AdapterSpec(rank=2, targets=("q_proj",)), 2, [spec])
+    fewer = replace(spec, targets=("q_proj",))
+    bank = empty_bank(MODEL, AdapterSpec(rank=2, targets=spec.targets), 2, [fewer])
+    with pytest.raises(PefxError, match="the bank has no room for method 'tiny_lora'"):
+        load_adapter(bank, 0, changed(spec), spec, with_shared(BASE, [spec]))
 
 
 def test_an_adapter_has_as_many_numbers_as_units():

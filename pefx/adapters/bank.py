@@ -21,8 +21,8 @@ from kernels.factors import Factors
 from pefx.adapters.derivation import FACTORS, derived
 from pefx.adapters.methods.method import Leaf
 from pefx.adapters.methods.recipe import Recipe, rank_in_bank, recipe_of, recipes_of
-from pefx.adapters.methods.table import GAINED, METHODS, Adapter, leaf_shapes, scale
-from pefx.adapters.sites import SITES, width_axis
+from pefx.adapters.methods.table import GAINED, METHODS, Adapter, adapted_sites, leaf_shapes, scale
+from pefx.adapters.sites import SITES, home, width_axis
 from pefx.adapters.slots import is_split, joined, parted, put_slot, put_slots, slot_at, take_slots
 from pefx.batch import Array
 from pefx.collectives import group_slots, index, of_own, size
@@ -166,6 +166,9 @@ def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequen
     highest = max(map(rank_in_bank, (*specs, spec)))
     shapes = leaf_shapes(config, replace(spec, method="lora", init="default", tied=False, rank=padded_rank(highest)))
     for other in specs:
+        if missing := set(adapted_sites(config, other)) - set(shapes):
+            told = f"the bank has no site '{min(missing)}', which adapters of method '{other.method}' have"
+            raise PefxError(f"{told}; it has {', '.join(shapes)}", "bad_adapter")
         for site, leaves in leaf_shapes(config, replace(other, rank=padded_rank(other.rank))).items():
             for name, shape in leaves.items():
                 shapes[site][name] = tuple(map(max, shapes[site].get(name, shape), shape))
@@ -234,9 +237,10 @@ def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str,
     if foreign:
         raise PefxError(f"the bank has no site '{foreign[0]}'; it has {', '.join(bank.factors)}", "bad_adapter")
     leaves = METHODS[spec.method].leaves
+    targets = (home(spec.targets, bank.factors),) if spec.tied == "all" else spec.targets
     for site in bank.factors:
-        if (site in spec.targets) != (site in adapter):
-            wrong = "lacks" if site in spec.targets else "has"
+        if (site in targets) != (site in adapter):
+            wrong = "lacks" if site in targets else "has"
             raise PefxError(
                 f"the adapter {wrong} site '{site}', its spec says {', '.join(spec.targets)}", "bad_adapter"
             )

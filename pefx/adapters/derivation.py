@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int32
 from pefx.adapters.matrices import matrices
 from pefx.adapters.methods.method import Given
 from pefx.adapters.methods.recipe import Recipe
-from pefx.adapters.sites import DIVIDED, SITES
-from pefx.collectives import of_own, over_model
+from pefx.adapters.sites import DIVIDED, SITES, home
+from pefx.collectives import all_experts, of_group, of_own, over_model
 from pefx.model import Base
 
 FACTORS = ("a", "b", "gains")
@@ -40,18 +40,18 @@ class Slots(Protocol):
 def derived(base: Base, slots: Slots) -> Tree:
     """The slots' leaves, with factors as their recipes make them."""
     found = {site: dict(leaves) for site, leaves in slots.factors.items()}
-    for index, recipe, site, given in _each(base, slots):
-        own = slots.factors[site]
-        for name, made in _derive(recipe, _cut(recipe, own), given).items():
+    for index, recipe, site, holder, given in _each(base, slots):
+        leaves, own = _leaves(recipe, site, slots.factors[holder], given), slots.factors[site]
+        for name, made in _derive(recipe, leaves, given).items():
             found[site][name] = _chosen(slots, index, _padded(made, own[name]), found[site][name])
     return found
 
 
 def pulled(base: Base, slots: Slots, sums: Tree) -> Tree:
     """Gradients of the slots' leaves, from those of their factors."""
-    found = {site: dict(leaves) for site, leaves in sums.items()}
-    for index, recipe, site, given in _each(base, slots):
-        leaves = _cut(recipe, slots.factors[site])
+    found, totals = {site: dict(leaves) for site, leaves in sums.items()}, {}
+    for index, recipe, site, holder, given in _each(base, slots):
+        leaves = _leaves(recipe, site, slots.factors[holder], given)
         made, pull = jax.vjp(lambda own, recipe=recipe, given=given: _derive(recipe, own, given), leaves)
         (through,) = pull({name: _fitted(sums[site][name], x) for name, x in made.items()})
         for name, leaf in recipe.row.leaves.items():
@@ -59,7 +59,12 @@ def pulled(base: Base, slots: Slots, sums: Tree) -> Tree:
             total = through[name] + _fitted(sums[site][name], through[name]) if passes else through[name]
             if leaf.columns not in ("reads", "writes") and getattr(SITES[site], leaf.side) in DIVIDED:
                 total = over_model(total)
-            found[site][name] = _chosen(slots, index, _padded(total, found[site][name]), found[site][name])
+            if recipe.sites:
+                total = _held(site, total)
+            at = index, holder, name
+            totals[at] = totals[at] + total if at in totals else total  # of sites that share, in their order
+    for (index, holder, name), total in totals.items():
+        found[holder][name] = _chosen(slots, index, _padded(total, found[holder][name]), found[holder][name])
     return found
 
 
@@ -81,10 +86,15 @@ def _derive(recipe: Recipe, leaves: Mapping[str, Array], given: Given) -> dict[s
 
 
 def _each(base: Base, slots: Slots):
-    """(number, recipe, site, what `derive` is given) of all recipes, and the sites that each has in this base."""
+    """(number, recipe, site, who holds its leaves, what `derive` is given) of all recipes, and the sites that each has
+    in this base.
+    """
     for index, recipe in enumerate(slots.recipes, 1):
-        for site, shared in base.shared[recipe.name].items():
-            if not set(recipe.row.leaves) <= set(slots.factors.get(site, ())):
+        held_there = base.shared[recipe.name]
+        common = home(recipe.sites, held_there)
+        for site in recipe.sites or held_there:
+            holder, shared = common or site, held_there.get(site)
+            if shared is None or not set(recipe.row.leaves) <= set(slots.factors.get(holder, ())):
                 continue
             reads = SITES[site].reads in DIVIDED
 
@@ -94,7 +104,7 @@ def _each(base: Base, slots: Slots):
             scales = slots.scales if SITES[site].kind == "experts" else of_own(slots.scales)
             held = {name: jnp.asarray(x[...]) for name, x in shared.items()}
             whole = lambda site=site: matrices(base, site)  # noqa: E731
-            yield index, recipe, site, Given(held, whole, scales, over_reads, jax.lax.stop_gradient, _beside)
+            yield index, recipe, site, holder, Given(held, whole, scales, over_reads, jax.lax.stop_gradient, _beside)
 
 
 def _beside(x: Array, y: Array) -> Array:
@@ -110,6 +120,29 @@ def _cut(recipe: Recipe, leaves: Mapping[str, Array]) -> dict[str, Array]:
         return x[..., : sizes[leaf.rows], : sizes.get(leaf.columns, x.shape[-1])]
 
     return {name: part(name) for name in recipe.row.leaves}
+
+
+def _leaves(recipe: Recipe, site: str, held: Mapping[str, Array], given: Given) -> dict[str, Array]:
+    """A recipe's leaves at a site; of what all sites share, a copy for each expert, for all slots of their axis."""
+    own = _cut(recipe, held)
+    if not recipe.sites or SITES[site].kind != "experts":
+        return own
+    experts = next(iter(given.shared.values())).shape[1]
+
+    def spread(x: Array) -> Array:
+        everyone = jnp.moveaxis(of_group(jnp.moveaxis(x, 1, 0)), 0, 1)
+        return jnp.repeat(everyone[:, :, None], experts, axis=2)
+
+    return {name: spread(x) for name, x in own.items()}
+
+
+def _held(site: str, total: Array) -> Array:
+    """A gradient of what all sites share, as it is held: of experts' copies the sum, in the order of experts."""
+    if SITES[site].kind != "experts":
+        return total
+    each = jnp.moveaxis(all_experts(total, axis=2), 2, 0)
+    together, _ = jax.lax.scan(lambda so_far, one: (so_far + one, None), jnp.zeros_like(each[0]), each)
+    return of_own(together, axis=1)
 
 
 def _fitted(x: Array, like: Array) -> Array:

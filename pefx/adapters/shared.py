@@ -11,7 +11,7 @@ from pefx.adapters.kept_directions import Wanted, kept
 from pefx.adapters.matrices import matrices
 from pefx.adapters.methods.method import Source
 from pefx.adapters.methods.recipe import Recipe, source_of
-from pefx.adapters.methods.table import METHODS, Adapter, init_adapter, leaf_shapes
+from pefx.adapters.methods.table import METHODS, Adapter, adapted_sites, init_adapter, leaf_shapes
 from pefx.adapters.sites import SITES, layer_count, width, width_axis
 from pefx.config import AdapterSpec
 from pefx.distributed import from_owner
@@ -35,7 +35,7 @@ def with_shared(base: Base, specs: Iterable[AdapterSpec], digest: str = "") -> B
         if recipe is None:
             continue
         own = found.setdefault(recipe.name, {})
-        for site in leaf_shapes(base.config, spec):
+        for site in adapted_sites(base.config, spec):
             if site not in own:
                 own[site] = _placed(site, recipe, base, digest)
     copy = jax.tree.map(lambda x: x, base)

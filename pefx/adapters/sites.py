@@ -1,5 +1,6 @@
 """Where adapters attach: one table of site names, written once for training, serving, storage and exchange."""
 
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 from pefx.config import AdapterSpec, ModelConfig
@@ -112,6 +113,14 @@ def has_site(config: ModelConfig, name: str) -> bool:
     """Whether the base has layers with this site."""
     site = SITES[name]
     return min(layer_count(config, site.kind), width(config, site.reads), width(config, site.writes)) > 0
+
+
+def home(targets: Iterable[str], there: Container[str]) -> str | None:
+    """Of these targets the site that holds what all of them share, among those that are `there`: the first whose
+    factors are of whole layers, which lie with the slots. None where there is none.
+    """
+    wanted = [site for site in SITES if site in set(targets) and site in there]
+    return next((site for site in wanted if SITES[site].kind != "experts"), None)
 
 
 def has_bias(config: ModelConfig, name: str) -> bool:

@@ -107,7 +107,8 @@ class AdapterSpec:
     site names of `pefx.adapters.sites`; those that a base does not have are left out.
 
     Of "lora" and its kin, `init` is how the factors start; the factor that `frozen` names stays as it starts. `units`
-    are the numbers that "tiny_lora" learns for a matrix, or where it is `tied` for all layers of a site.
+    are the numbers that "tiny_lora" learns for a matrix, or where it is `tied` for all layers of a site, or for "all"
+    layers of all sites.
     """
 
     method: Method = "lora"
@@ -122,7 +123,7 @@ class AdapterSpec:
     init: Init = "default"
     frozen: Literal["none", "a", "b"] = "none"
     units: int = 2
-    tied: bool = False
+    tied: bool | Literal["all"] = False
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ def render_population(model: ModelConfig, spec: AdapterSpec) -> str:
 
 
 def _fitting(model: ModelConfig, spec: AdapterSpec, name: str) -> AdapterSpec:
-    """The spec with that method: where it has a place; TinyLoRA of rank 2, one number for all layers of a site."""
+    """The spec with that method: where it has a place; TinyLoRA of rank 2, 13 numbers for all of them."""
     method = METHODS[name]
     targets = tuple(target for target in spec.targets if method.refuses(SITES[target]) is None)
     form = "per_expert" if method.derive is not None else spec.expert_form
     own = replace(spec, method=name, targets=targets, expert_form=form, init="default", frozen="none", tied=False)
-    return replace(own, rank=2, units=1, tied=True) if name == "tiny_lora" else own
+    return replace(own, rank=2, units=13, tied="all") if name == "tiny_lora" else own
 
 
 def shown(size: int | float) -> str:

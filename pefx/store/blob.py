@@ -184,7 +184,8 @@ def _misfit(layout: Layout, spec: AdapterSpec) -> tuple[str, str | None] | None:
     if not layout:
         return "the adapter has no tensors", None
     leaves, sizes = METHODS[spec.method].leaves, {"one": 1, "rank": spec.rank, "units": spec.units}
-    for site in dict.fromkeys(site for (site, _), _, _ in layout):
+    named_sites = list(dict.fromkeys(site for (site, _), _, _ in layout))
+    for site in named_sites:
         factors = {name: shape for (other, name), _, shape in layout if other == site}
         if site not in spec.targets:
             return f"site '{site}' is no target of the adapter spec ({', '.join(spec.targets)})", "wrong_target"
@@ -201,6 +202,8 @@ def _misfit(layout: Layout, spec: AdapterSpec) -> tuple[str, str | None] | None:
                     kind = "wrong_rank" if named == "rank" else "wrong_target"
                     return f"tensor '{site}.{name}' has {named} {size}, the spec says {sizes[named]}", kind
         layers = sorted({shape[0] for shape in factors.values()})
+        if spec.tied == "all" and len(named_sites) > 1:
+            return f"the adapter has sites {', '.join(named_sites)}; the spec ties all to one", "wrong_target"
         if spec.tied and layers != [1]:
             return f"site '{site}' has {layers[-1]} layers; the spec ties them to one", "wrong_target"
         if len(layers) > 1:

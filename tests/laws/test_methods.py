@@ -20,7 +20,8 @@ from pefx.steps import TrainHyper, base_gradient, score, train_step
 from tests.laws.world import MODEL, PAGE, Item, make_base, random_sequences, rows_of, serve_logprobs, train_batch
 
 STARTS = ("mica", "olora_tail", "pissa")
-NAMES = (*get_args(Method), *STARTS)
+TIED = ("tied",)  # TinyLoRA whose sites all share one vector
+NAMES = (*get_args(Method), *STARTS, *TIED)
 # One of each kind: a step of all sites takes three times as long to compile.
 PLACES = ("q_proj", "o_proj", "down_proj", "experts.gate_proj", "experts.down_proj", "unembed")
 SHARE, STEPS = 64, 3  # tokens of each adapter in a step
@@ -29,7 +30,9 @@ ROOM = bank_spec([AdapterSpec(rank=8, targets=PLACES)])
 
 def spec_of(name: str) -> AdapterSpec:
     """A method, or LoRA from a start, at all of `PLACES` that it has a place at; ranks differ."""
-    rank = 2 if name == "tiny_lora" else 3 + NAMES.index(name) % 8
+    rank = 2 if name in ("tiny_lora", *TIED) else 3 + NAMES.index(name) % 8
+    if name in TIED:
+        return AdapterSpec("tiny_lora", rank, targets=PLACES, units=5, tied="all")
     spec = AdapterSpec(rank=rank, init=name) if name in STARTS else AdapterSpec(method=name, rank=rank, units=3)  # type: ignore[arg-type]
     return replace(spec, targets=tuple(site for site in PLACES if METHODS[spec.method].refuses(SITES[site]) is None))
 
@@ -169,7 +172,7 @@ def test_training_alone_gives_the_same_bits_as_among_all_methods(name, room):
             own, other = (tree[site][leaf] for tree in (bank.factors, all_banks.factors))
             part = other[:, place + 1, ..., : x.shape[-2], : x.shape[-1]]
             assert same([own[:, 1]], [part]), (site, leaf)
-            if rate_of(spec_of(name), leaf) and site in spec_of(name).targets:
+            if rate_of(spec_of(name), leaf) and site in changed(name):
                 assert not same([own[:, 1]], [np.asarray(start.factors[site][leaf])[:, 1]]), (site, leaf)
                 for moment, others in ((opt.mu, all_opts.mu), (opt.nu, all_opts.nu)):
                     part = others[site][leaf][:, place + 1, ..., : x.shape[-2], : x.shape[-1]]

@@ -1,9 +1,9 @@
 """LoRA-GA (Wang et al. 2024, 2407.05000): LoRA that starts along the first gradient of each matrix.
 
 Of the gradient `G = U S V^T`, A0 is the first r rows of V^T, B0 the next r columns of U, each `out^1/4 / gamma^1/2`
-long (section 3), the scale is alpha / sqrt(r). Gamma is 16, as in PEFT 0.21, which multiplies B0 by the gradient's singular
-values besides; the paper does not. The product is taken away again: served is `s (B A - B0 A0)` of twice the rank. A0
-and B0 follow from a user's own texts, so that they are the adapter's own: leaves that are not trained.
+long (section 3), the scale is alpha / sqrt(r). Gamma is 16, as in PEFT 0.21, which multiplies B0 by the gradient's
+singular values besides; the paper does not. The product is taken away again: served is `s (B A - B0 A0)` of twice the
+rank. A0 and B0 follow from a user's own texts, so that they are the adapter's own: leaves that are not trained.
 """
 
 import numpy as np

@@ -8,12 +8,15 @@ import numpy as np
 from pefx.adapters.methods.method import Array, Given, Leaves, Method, Source
 from pefx.adapters.methods.starts import BEGINNINGS, shift
 from pefx.adapters.methods.table import METHODS, scale
+from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 
 
 class Recipe(NamedTuple):
-    """A method or a start, at sizes that what its adapters share on a base depends on."""
+    """A method or a start, at sizes that what its adapters share on a base depends on; and where the `sites` of an
+    adapter share its numbers, these.
+    """
 
     method: str
     rank: int
@@ -21,6 +24,7 @@ class Recipe(NamedTuple):
     tied: bool = False
     init: str = "default"
     scale: float = 0.0
+    sites: tuple[str, ...] = ()
 
     @property
     def row(self) -> Method:
@@ -40,7 +44,7 @@ class Recipe(NamedTuple):
     @property
     def name(self) -> str:
         """The name of its shared arrays in a base."""
-        return "-".join(str(part) for part in self if part and part != "default")
+        return "-".join(str(part) for part in self[:-1] if part and part != "default")
 
 
 def source_of(spec: AdapterSpec) -> Recipe | None:
@@ -51,7 +55,8 @@ def source_of(spec: AdapterSpec) -> Recipe | None:
         )
     method = METHODS[spec.method]
     units = spec.units if any(leaf.columns == "units" for leaf in method.leaves.values()) else 0
-    return None if method.derive is None else Recipe(spec.method, spec.rank, units, spec.tied)
+    sites = tuple(site for site in SITES if site in spec.targets) if spec.tied == "all" else ()
+    return None if method.derive is None else Recipe(spec.method, spec.rank, units, bool(spec.tied), sites=sites)
 
 
 def recipe_of(spec: AdapterSpec) -> Recipe | None:

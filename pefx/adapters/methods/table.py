@@ -13,7 +13,7 @@ from pefx.adapters.methods.method import Method
 from pefx.adapters.methods.starts import BEGINNINGS
 from pefx.adapters.methods.tiny_lora import TINY_LORA
 from pefx.adapters.methods.vera import VERA
-from pefx.adapters.sites import SITES, has_bias, has_experts, has_site, layer_count, width
+from pefx.adapters.sites import SITES, has_bias, has_experts, has_site, home, layer_count, width
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 
@@ -40,13 +40,12 @@ def scale(spec: AdapterSpec) -> float:
     return METHODS[spec.method].scale(spec.alpha, spec.rank)
 
 
-def leaf_shapes(config: ModelConfig, spec: AdapterSpec) -> Shapes:
-    """Shapes of what an adapter holds, by site and leaf. Sites the base has no layer for are left out.
+def adapted_sites(config: ModelConfig, spec: AdapterSpec) -> list[str]:
+    """The sites of a base that an adapter changes: its targets, less those that the base has no layer for.
 
-    Raises PefxError for a target that is no site or that the method has no place at, for a rank above a matrix's size
-    where the method reads its directions, or if no target is in the base.
+    Raises PefxError for a target that is no site or that the method has no place at, or if no target is in the base.
     """
-    method, shapes = METHODS[spec.method], {}
+    method, found = METHODS[spec.method], []
     for target in spec.targets:
         if target not in SITES:
             raise PefxError(f"adapter target '{target}' is not known; choose from {', '.join(SITES)}", "bad_adapter")
@@ -63,6 +62,26 @@ def leaf_shapes(config: ModelConfig, spec: AdapterSpec) -> Shapes:
             what = f"method '{spec.method}'" if method.derive is not None else f"init '{spec.init}'"
             told = f"{what} has factors of every expert of '{target}'; expert_form must be per_expert"
             raise PefxError(told, "wrong_form")
+        found.append(target)
+    if not found:
+        raise PefxError(f"none of the adapter's targets {spec.targets} exists in this base", "bad_adapter")
+    return found
+
+
+def leaf_shapes(config: ModelConfig, spec: AdapterSpec) -> Shapes:
+    """Shapes of what an adapter holds, by site and leaf. Where all sites share it, one of them holds it, see `home`.
+
+    Raises PefxError as `adapted_sites`, and where all sites share what only experts' sites could hold.
+    """
+    method, shapes, targets = METHODS[spec.method], {}, adapted_sites(config, spec)
+    if spec.tied == "all":
+        holder = home(targets, targets)
+        if holder is None:
+            told = f"tied is 'all', of sites of routed experts only ({', '.join(targets)}); name another target too"
+            raise PefxError(told, "wrong_target")
+        targets = [holder]
+    for target in targets:
+        site = SITES[target]
         sizes = {"one": 1, "rank": spec.rank, "units": spec.units}
         sizes |= {side: width(config, getattr(site, side)) for side in ("reads", "writes")}
         shapes[target] = {
@@ -74,8 +93,6 @@ def leaf_shapes(config: ModelConfig, spec: AdapterSpec) -> Shapes:
             )
             for name, leaf in method.leaves.items()
         }
-    if not shapes:
-        raise PefxError(f"none of the adapter's targets {spec.targets} exists in this base", "bad_adapter")
     return shapes
 
 
