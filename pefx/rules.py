@@ -68,6 +68,7 @@ def plan_rules(config: PlanConfig) -> Broken:
     yield from positive(config, "", *sizes)
     yield from mesh_rules(config.mesh)
     yield from adapter_rules(config.adapter, "adapter.")
+    yield from others_rules(config.others, config.adapter.targets)
     if config.users > config.slots:
         yield "users", f"must be at most slots ({config.slots}), got {config.users}"
     for name in ("tokens_per_user", "context"):
@@ -82,12 +83,16 @@ def serve_rules(config: ServeConfig) -> Broken:
     yield from mesh_rules(config.mesh)
     yield from http_rules(config.http)
     yield from target_rules(config.targets, "")
-    for index, other in enumerate(config.others):
-        yield from adapter_rules(other, f"others.{index}.")
-        if extra := [site for site in other.targets if site in SITES and site not in config.targets]:
-            yield f"others.{index}.targets", f"has {extra[0]!r}, which targets lacks: the bank has room there for none"
+    yield from others_rules(config.others, config.targets)
     if config.catalog == "":
         yield "catalog", "is empty; name a folder, or None to serve the base alone"
+
+
+def others_rules(others: tuple[AdapterSpec, ...], targets: tuple[str, ...]) -> Broken:
+    for index, other in enumerate(others):
+        yield from adapter_rules(other, f"others.{index}.")
+        if extra := [site for site in other.targets if site in SITES and site not in targets]:
+            yield f"others.{index}.targets", f"has {extra[0]!r}, which targets lacks: the bank has room there for none"
 
 
 def http_rules(http: HttpConfig) -> Broken:

@@ -10,6 +10,7 @@ import numpy as np
 from rich.table import Table
 
 from pefx.adapters.bank import bank_spec, empty_bank
+from pefx.adapters.shared import with_abstract_shared
 from pefx.batch import KVPool
 from pefx.config import AdapterSpec, ModelConfig, ServeConfig, TrainConfig
 from pefx.families.config_json import read_config
@@ -46,6 +47,7 @@ def training_sizes(config: TrainConfig) -> Iterator[Size]:
     model = read_model(config.base or "", config)
     yield measure("base", abstract_base(model))
     specs = [user.adapter or config.adapter for user in config.users]
+    yield from shared_sizes(model, specs)
     bank = abstract_bank(model, bank_spec(specs), len(config.users), specs)
     yield measure(f"bank of {len(config.users)} adapters", bank)
     opt = jax.eval_shape(init_opt, bank)
@@ -60,9 +62,17 @@ def serving_sizes(config: ServeConfig) -> Iterator[Size]:
     yield measure("base", abstract_base(model))
     if config.catalog is not None:
         spec = AdapterSpec(rank=config.max_rank, targets=config.targets, expert_form=config.expert_form)
+        yield from shared_sizes(model, config.others)
         yield measure(f"bank of {config.slots} slots", abstract_bank(model, spec, config.slots, config.others))
     pages = config.pages or config.sequences * whole_pages(model.context, config.page_size)
     yield pool(model, pages, config.page_size)
+
+
+def shared_sizes(model: ModelConfig, specs: Sequence[AdapterSpec]) -> Iterator[Size]:
+    """What adapters of these specs share on the base; nothing where they share nothing."""
+    found = measure("shared by adapters", with_abstract_shared(abstract_base(model), specs).shared)
+    if found.numbers:
+        yield found
 
 
 def read_model(base: str, config: TrainConfig | ServeConfig) -> ModelConfig:

@@ -1,10 +1,17 @@
 """Configs of runs become plans."""
 
+from dataclasses import replace
+
+import jax
+import numpy as np
 import pytest
 
-from pefx.config import AdapterSpec, ServeConfig, TrainConfig, UserConfig
+from pefx.config import AdapterSpec, MeshConfig, ServeConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
-from pefx.planning.abstract import model_of, plan_of
+from pefx.mesh import mesh_of
+from pefx.planning.abstract import arguments, model_of, plan_of
+from pefx.planning.roofline import local_bytes
+from tests.planning_small import CONFIG, SMALL
 
 
 def test_a_config_of_a_run_becomes_a_plan() -> None:
@@ -15,3 +22,20 @@ def test_a_config_of_a_run_becomes_a_plan() -> None:
     assert plan_of(ServeConfig(name="s", base="assets/base", max_rank=5), "v6e:2x2").adapter.rank == 5
     with pytest.raises(PefxError, match="'users' is empty"):
         plan_of(TrainConfig(name="t", output="o"), "v6e:2x2")
+
+
+def test_other_methods_have_room_in_a_plan() -> None:
+    vera, xs = AdapterSpec("vera", 8, targets=("q_proj",)), AdapterSpec("lora_xs", 4, targets=("q_proj",))
+    users = (UserConfig("a", "a", adapter=xs), UserConfig("b", "b", adapter=AdapterSpec(targets=("q_proj",))))
+    assert plan_of(TrainConfig("t", "o", base="assets/base", users=users), "v6e:2x2").others == (xs,)
+    assert plan_of(ServeConfig("s", "assets/base", others=(vera,)), "v6e:2x2").others == (vera,)
+    config = replace(
+        CONFIG, mesh=MeshConfig(2, 2, 2), others=(vera, xs, AdapterSpec("lora_ga", 2, targets=("q_proj",)))
+    )
+    mesh = mesh_of(np.asarray(jax.devices()[:8]), config.mesh)
+    given, plain = (arguments(one, SMALL, mesh) for one in (config, replace(config, others=())))
+    # Whole on every shard of data; heads are divided over model: A, V of 256 numbers, B, U of half of 512.
+    assert local_bytes(given.base) - local_bytes(plain.base) == 4 * (8 + 2 * 4) * (256 + 512 // 2)
+    assert {"between", "by_rank", "a0", "b0"} <= set(given.bank.factors["q_proj"])
+    assert given.hyper.rates is not None
+    assert plain.hyper.rates is None

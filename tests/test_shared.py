@@ -6,10 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from pefx.adapters.shared import with_shared
+from pefx.adapters.methods.starts import BEGINNINGS
+from pefx.adapters.methods.table import METHODS
+from pefx.adapters.shared import with_abstract_shared, with_shared
+from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from tests.method_cases import BASE, MODEL
+from pefx.model import abstract_base
+from tests.method_cases import BASE, MODEL, WITH_EXPERTS
 from tests.model_small import make_base
 
 
@@ -58,6 +62,24 @@ def test_directions_are_made_once_for_each_base(monkeypatch, tmp_path):
             np.testing.assert_array_equal(left, right)
     with pytest.raises(AssertionError, match="made anew"):
         with_shared(BASE, specs, "sha256:two")
+
+
+EVERY = [AdapterSpec(name, 3, units=4) for name in METHODS] + [AdapterSpec(rank=3, init=name) for name in BEGINNINGS]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spec", EVERY, ids=[*METHODS, *BEGINNINGS])
+def test_its_sizes_are_known_before_it_is_made(spec):
+    targets = tuple(site for site in WITH_EXPERTS if METHODS[spec.method].refuses(SITES[site]) is None)
+    spec = replace(spec, targets=targets)
+    real, told = with_shared(BASE, [spec]).shared, with_abstract_shared(abstract_base(MODEL), [spec]).shared
+    assert {recipe: list(sites) for recipe, sites in real.items()} == {r: list(sites) for r, sites in told.items()}
+    for recipe, sites in real.items():
+        for site, own in sites.items():
+            assert set(own) == set(told[recipe][site])
+            for name, x in own.items():
+                other = told[recipe][site][name]
+                assert (x.shape, x.dtype) == (other.shape, other.dtype)
+                assert x.get_metadata()["out_sharding"] == other.get_metadata()["out_sharding"]
 
 
 def test_a_rank_above_a_matrix_is_named():

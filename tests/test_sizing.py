@@ -8,6 +8,8 @@ import pytest
 from flax import nnx
 
 from pefx.adapters.bank import empty_bank
+from pefx.adapters.methods.counting import stored_bytes
+from pefx.adapters.shared import with_shared
 from pefx.batch import KVPool
 from pefx.config import AdapterSpec, DataConfig, ModelConfig, PretrainConfig, ServeConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
@@ -93,3 +95,22 @@ def test_a_base_in_8_bits_takes_a_quarter_of_float32(weights, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config_json(wide, "bfloat16")))
     plain, narrow = (sizes(ServeConfig("n", str(tmp_path), base_weights=held))[0].bytes for held in ("plain", weights))
     assert 0.25 < narrow / plain < 0.26
+
+
+def test_what_adapters_share_is_counted(model, tmp_path):
+    others = (
+        AdapterSpec("vera", 8, targets=("q_proj",)),
+        AdapterSpec("lora_xs", 4, targets=("q_proj",)),
+        AdapterSpec("tiny_lora", 2, units=3, targets=("q_proj", "experts.down_proj")),
+    )
+    config = ServeConfig("n", str(tmp_path), catalog="c", max_rank=8, targets=SPEC.targets, others=others)
+    found = {row.what: row for row in sizes(config)}["shared by adapters"]
+    base = with_shared(Base(model, nnx.Rngs(0)), others)
+    assert (found.numbers, found.bytes) == real(base.shared)
+    users = (UserConfig("ann", "a"), UserConfig("bob", "b", adapter=replace(SPEC, init="pissa")))
+    data = DataConfig(sequence_length=32, tokens_per_user=64)
+    trained = TrainConfig("n", "o", base=str(tmp_path), users=users, adapter=SPEC, data=data, page_size=32)
+    start = {row.what: row for row in sizes(trained)}["shared by adapters"]
+    # A0 and B0 of every target.
+    assert start.numbers == stored_bytes(MODEL, SPEC, width=1)
+    assert "shared by adapters" not in {row.what for row in sizes(replace(trained, users=users[:1]))}

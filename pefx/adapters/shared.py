@@ -1,6 +1,7 @@
 """What all adapters of a recipe share on a base: held beside its weights once, whoever has adapters of it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from pefx.adapters.methods.method import Source
 from pefx.adapters.methods.recipe import Recipe, source_of
 from pefx.adapters.methods.table import METHODS, Adapter, adapted_sites, init_adapter, leaf_shapes
 from pefx.adapters.sites import SITES, layer_count, width, width_axis
-from pefx.config import AdapterSpec
+from pefx.config import AdapterSpec, ModelConfig
 from pefx.distributed import from_owner
 from pefx.errors import PefxError
 from pefx.mesh import fetch, of_base, place
@@ -29,6 +30,16 @@ def with_shared(base: Base, specs: Iterable[AdapterSpec], digest: str = "") -> B
     PefxError as that does, and, naming the site, where a rank is above a matrix's size, or the base has numbers that
     are none.
     """
+    return _beside(base, specs, lambda site, recipe: _placed(site, recipe, base, digest))
+
+
+def with_abstract_shared(base: Base, specs: Iterable[AdapterSpec]) -> Base:
+    """`with_shared` of an abstract base: shapes and types, no number in memory."""
+    return _beside(base, specs, lambda site, recipe: _abstract(site, recipe, base.config))
+
+
+def _beside(base: Base, specs: Iterable[AdapterSpec], make: Callable[[str, Recipe], dict[str, nnx.Param]]) -> Base:
+    """A copy of the base with what `make` gives for each recipe at each of its sites."""
     found = {name: dict(sites) for name, sites in base.shared.items()}
     for spec in specs:
         recipe = source_of(spec)
@@ -37,21 +48,44 @@ def with_shared(base: Base, specs: Iterable[AdapterSpec], digest: str = "") -> B
         own = found.setdefault(recipe.name, {})
         for site in adapted_sites(base.config, spec):
             if site not in own:
-                own[site] = _placed(site, recipe, base, digest)
+                own[site] = make(site, recipe)
     copy = jax.tree.map(lambda x: x, base)
     copy.shared = nnx.data(found)
     return copy
 
 
 def _placed(site: str, recipe: Recipe, base: Base, digest: str) -> dict[str, nnx.Param]:
-    """A site's shared arrays on the mesh, each divided as the factor of its name is."""
-    found = {}
-    for name, x in recipe.shared(_source(site, recipe, base, digest)).items():
-        experts = ("experts",) if SITES[site].kind == "experts" else ()
-        named = ("layers", *experts, "rank", width_axis(site, "b" if name == "squares" else name))
-        axes = tuple(axis if size > 1 else None for axis, size in zip(named, x.shape, strict=True))
-        found[name] = place(of_base, nnx.Param(np.ascontiguousarray(x, np.float32), out_sharding=axes))
+    """A site's shared arrays on the mesh."""
+    made = recipe.shared(_source(site, recipe, base, digest))
+    return {
+        name: place(of_base, _parameter(site, name, np.ascontiguousarray(x, np.float32))) for name, x in made.items()
+    }
+
+
+def _abstract(site: str, recipe: Recipe, config: ModelConfig) -> dict[str, nnx.Param]:
+    """A site's shared arrays, as shapes."""
+    at, found = SITES[site], {}
+    sizes = {"one": 1, "rank": recipe.rank, "units": recipe.units, "square": recipe.rank**2}
+    sizes |= {side: width(config, getattr(at, side)) for side in ("reads", "writes")}
+    for name, common in recipe.shares.items():
+        stack = tuple(1 if common.once else size for size in _stack(site, config))
+        shape = (*stack, sizes[common.rows], sizes[common.columns])
+        found[name] = _parameter(site, name, jax.ShapeDtypeStruct(shape, np.float32))
     return found
+
+
+def _parameter(site: str, name: str, x: Any) -> nnx.Param:
+    """An array that is divided as the factor of its name is."""
+    experts = ("experts",) if SITES[site].kind == "experts" else ()
+    named = ("layers", *experts, "rank", width_axis(site, "b" if name == "squares" else name))
+    axes = tuple(axis if size > 1 else None for axis, size in zip(named, x.shape, strict=True))
+    return nnx.Param(x, out_sharding=axes)
+
+
+def _stack(site: str, config: ModelConfig) -> tuple[int, ...]:
+    """Layers, and of their experts."""
+    kind = SITES[site].kind
+    return (layer_count(config, kind), *((config.experts,) if kind == "experts" else ()))
 
 
 def _source(site: str, recipe: Recipe, base: Base, digest: str) -> Source:
@@ -70,7 +104,7 @@ def _source(site: str, recipe: Recipe, base: Base, digest: str) -> Source:
         return kept(Wanted(digest, config.precision, site, part), recipe.rank, make) if digest else make()
 
     return Source(
-        stack=(layer_count(config, at.kind), *((config.experts,) if at.kind == "experts" else ())),
+        stack=_stack(site, config),
         reads=width(config, at.reads),
         writes=width(config, at.writes),
         widest=(max(reads for reads, _ in widths), max(writes for _, writes in widths)),

@@ -11,7 +11,8 @@ class PlanConfig:
 
     Each shard of rows has `slots` adapters; trains `users` of them in a step, `tokens_per_user` tokens each; and serves
     `sequences` of up to `context` tokens, of whose prompts a step takes in `step_tokens`. `topology` is a kind of TPU
-    and a shape, as in `v5p:4x4x8`.
+    and a shape, as in `v5p:4x4x8`. Beside adapters of LoRA as `adapter` there is room for those that are as one of
+    `others`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class PlanConfig:
     precision: Precision = "bfloat16"
     base_weights: Weights = "plain"
     remat: Remat = "full"
+    others: tuple[AdapterSpec, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pefx.adapters.bank import bank_spec, by_slot, empty_bank
+from pefx.adapters.methods.recipe import needs_room
+from pefx.adapters.methods.table import uneven
+from pefx.adapters.shared import with_abstract_shared
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec, ModelConfig, PlanConfig, ServeConfig, TrainConfig
 from pefx.errors import PefxError
@@ -31,13 +34,14 @@ def plan_of(config: TrainConfig | ServeConfig, topology: str) -> PlanConfig:
     if isinstance(config, ServeConfig):
         spec = AdapterSpec(rank=config.max_rank, targets=config.targets, expert_form=config.expert_form)
         own = {name: getattr(config, name) for name in ("slots", "sequences", "step_tokens")}
-        return PlanConfig(**given, adapter=spec, **own)
+        return PlanConfig(**given, adapter=spec, others=config.others, **own)
     specs = [user.adapter or config.adapter for user in config.users]
     users = min(len(specs), config.data.users_per_step)
     if not specs:
         raise PefxError("config field 'users' is empty: a slice is planned for adapters over a base, not for a base")
+    others = tuple(dict.fromkeys(spec for spec in specs if needs_room(spec)))
     own = {"users": users, "slots": len(specs), "tokens_per_user": config.data.tokens_per_user, "remat": config.remat}
-    return PlanConfig(**given, adapter=bank_spec(specs), context=config.data.sequence_length, **own)
+    return PlanConfig(**given, adapter=bank_spec(specs), others=others, context=config.data.sequence_length, **own)
 
 
 class Arguments(NamedTuple):
@@ -76,12 +80,13 @@ def arguments(config: PlanConfig, model: ModelConfig, mesh: Mesh) -> Arguments:
         return jax.tree.map(one, tree, shardings(axes, tree, mesh))
 
     rows = config.mesh.rows
-    bank = jax.eval_shape(lambda: empty_bank(model, config.adapter, rows * config.slots))
+    specs = adapters_of(config)
+    bank = jax.eval_shape(lambda: empty_bank(model, bank_spec([config.adapter]), rows * config.slots, specs))
     optimizer = jax.eval_shape(lambda bank: init_opt(bank, accumulate=False), bank)
     pages = rows * config.sequences * whole_pages(config.context, config.page_size)
     pool = jax.eval_shape(lambda: ServeState(KVPool.zeros(model, pages, config.page_size)))
     return Arguments(
-        base=on(of_base, abstract_base(model)),
+        base=on(of_base, with_abstract_shared(abstract_base(model), specs)),
         bank=on(by_slot, bank),
         optimizer=on(by_slot, optimizer),
         pool=on(by_page, pool),
@@ -89,6 +94,11 @@ def arguments(config: PlanConfig, model: ModelConfig, mesh: Mesh) -> Arguments:
         hyper=on(by_row, _of_all(train_hyper(config), rows)),
         serve=on(by_row, _of_all(serve_plan(config), rows)),
     )
+
+
+def adapters_of(config: PlanConfig) -> list[AdapterSpec]:
+    """What adapters there is room for that a bank of factors alone could not hold."""
+    return [spec for spec in (config.adapter, *config.others) if needs_room(spec)]
 
 
 def _of_all(part: Any, shards: int) -> Any:
@@ -106,7 +116,9 @@ def train_batch(config: PlanConfig) -> Any:
 def train_hyper(config: PlanConfig) -> TrainHyper:
     """One shard's active adapters."""
     ones = np.ones(config.users, np.float32)
-    return TrainHyper(np.zeros(config.users, np.int32), ones, ones, ones, ones, ones, ones, np.ones(config.users, bool))
+    rates = dict.fromkeys(uneven([config.adapter, *config.others]), ones) or None
+    whether = np.ones(config.users, bool)
+    return TrainHyper(np.zeros(config.users, np.int32), ones, ones, ones, ones, ones, ones, whether, rates=rates)
 
 
 def serve_plan(config: PlanConfig) -> ServePlan:

@@ -73,8 +73,10 @@ def plan(config: PlanConfig, say: Callable[[str], None] = lambda _: None) -> Pla
         # The compiler leaves Python alone, and takes one core for each.
         with ThreadPoolExecutor(2) as pool:
             steps = list(pool.map(lambda step: compile_step(step, config, given, mesh), ("train", "serve")))
+    shared = local_bytes(given.base.shared)
     held = {
-        "base": local_bytes(given.base),
+        "base": local_bytes(given.base) - shared,
+        **({"shared by adapters": shared} if shared else {}),
         "bank": local_bytes(given.bank),
         "optimizer": local_bytes(given.optimizer),
         "keys and values": local_bytes(given.pool),
@@ -111,6 +113,7 @@ def advice(planned: Planned) -> list[str]:
     changes = {
         "base": "a larger slice with a larger mesh.expert or mesh.model"
         + ("" if config.base_weights != "plain" else ", or --base-weights int8"),
+        "shared by adapters": "a lower rank or fewer targets of adapter and others",
         "bank": "a lower adapter.rank, adapter.expert_form shared_hidden, fewer targets or slots",
         "optimizer": "a lower adapter.rank, adapter.expert_form shared_hidden, fewer targets or slots",
         "keys and values": "fewer sequences or a shorter context",

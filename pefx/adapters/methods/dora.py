@@ -8,7 +8,7 @@ must be none.
 import numpy as np
 
 from pefx.adapters.methods.lora import LEAVES
-from pefx.adapters.methods.method import ONE, Array, Given, Leaf, Leaves, Method, Source, by_rank, rows_only
+from pefx.adapters.methods.method import ONE, Array, Common, Given, Leaf, Leaves, Method, Source, by_rank, rows_only
 
 
 def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
@@ -39,6 +39,7 @@ DORA = Method(
     by_rank,
     derive,
     shared,
+    {"squares": Common("one", "writes")},
     refuses=rows_only,
     biased=False,
 )

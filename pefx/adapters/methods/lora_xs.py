@@ -5,7 +5,7 @@
 
 import numpy as np
 
-from pefx.adapters.methods.method import ZERO, Array, Given, Leaf, Leaves, Method, Source, by_rank
+from pefx.adapters.methods.method import PAIR, ZERO, Array, Given, Leaf, Leaves, Method, Source, by_rank
 
 
 def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
@@ -19,4 +19,4 @@ def shared(source: Source) -> dict[str, np.ndarray]:
     return {"a": found.inward, "b": found.outward * found.strengths[..., None]}
 
 
-LORA_XS = Method({"between": Leaf("rank", "rank", ZERO, "writes")}, by_rank, derive, shared)
+LORA_XS = Method({"between": Leaf("rank", "rank", ZERO, "writes")}, by_rank, derive, shared, PAIR)

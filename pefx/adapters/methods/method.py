@@ -56,6 +56,19 @@ class Given(NamedTuple):
     beside: Callable[[Array, Array], Array]
 
 
+class Common(NamedTuple):
+    """The size of an array that all adapters of a recipe share at a site, `[L, (E,) rows, columns]`: named as a leaf's,
+    or `square`, of the rank. `once`: one for all layers and experts.
+    """
+
+    rows: str
+    columns: str
+    once: bool = False
+
+
+PAIR = {"a": Common("rank", "reads"), "b": Common("rank", "writes")}
+
+
 class Source(NamedTuple):
     """What `shared` is given of a site: the axes of its stacks, `(L,)` or `(L, E)`, its two widths and the widest that
     the base has; the recipe's rank, units and scale; a generator of its own; and the base's matrices there, `checked`
@@ -78,19 +91,20 @@ class Source(NamedTuple):
 class Method:
     """One method of adaptation.
 
-    `leaves` are what an adapter holds at each site, all of them trained. `scale` is the factor on the product of a and
-    b, of alpha and rank. `derive` makes factors `a`, `b` or `gains` of leaves, where they are not leaves themselves:
-    differentiable, and each slot's of its own leaves; `shared` makes what it needs that all adapters of a base share,
-    float32 `[L, (E,) rows, columns]` by name. `rates` are multiples of the learning rate, by leaf. `refuses` says of a
-    site why the method has no place there (None: it has); where not `biased`, it has none beside a bias either. Factors
-    have `ranks` times an adapter's rank. `begin` makes the leaves of a site, by its name, of the gradient of the user's
-    loss by the base's matrices there, at a rank (None: leaves start as they say).
+    `leaves` are what an adapter holds at each site, all of them trained unless its rate is 0. `scale` is the factor on
+    the product of a and b, of alpha and rank. `derive` makes factors `a`, `b` or `gains` of leaves, where they are not
+    leaves themselves: differentiable, and each slot's of its own leaves; `shared` makes what it needs that all adapters
+    of a base share, float32, of the sizes that `shares` tells by name. `rates` are multiples of the learning rate, by
+    leaf. `refuses` says of a site why the method has no place there (None: it has); where not `biased`, it has none
+    beside a bias either. Factors have `ranks` times an adapter's rank. `begin` makes the leaves of a site, by its name,
+    of the gradient of the user's loss by the base's matrices there, at a rank (None: leaves start as they say).
     """
 
     leaves: Mapping[str, Leaf]
     scale: Callable[[float, int], float]
     derive: Callable[[Leaves, Given], dict[str, Array]] | None = None
     shared: Callable[[Source], dict[str, np.ndarray]] = lambda source: {}
+    shares: Mapping[str, Common] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
     refuses: Callable[[Site], str | None] = lambda site: None
     biased: bool = True

@@ -1,11 +1,11 @@
 """Which adapters' factors are made of other numbers, and in one way: a method at sizes that the way depends on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from pefx.adapters.methods.method import Array, Given, Leaves, Method, Source
+from pefx.adapters.methods.method import PAIR, Array, Common, Given, Leaves, Method, Source
 from pefx.adapters.methods.starts import BEGINNINGS, shift
 from pefx.adapters.methods.table import METHODS, scale
 from pefx.adapters.sites import SITES
@@ -40,6 +40,11 @@ class Recipe(NamedTuple):
     def shared(self) -> Callable[[Source], dict[str, np.ndarray]]:
         """What adapters of the recipe share, or start from."""
         return self.row.shared if self.init == "default" else BEGINNINGS[self.init].pair
+
+    @property
+    def shares(self) -> Mapping[str, Common]:
+        """The sizes of these, by name."""
+        return self.row.shares if self.init == "default" else PAIR
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ Singular values go half to each side, as in PEFT.
 import numpy as np
 
 from pefx.adapters.methods import lora_xs
-from pefx.adapters.methods.method import ZERO, Array, Given, Leaf, Leaves, Method, Source, unscaled
+from pefx.adapters.methods.method import PAIR, ZERO, Array, Common, Given, Leaf, Leaves, Method, Source, unscaled
 
 
 def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
@@ -25,4 +25,5 @@ def shared(source: Source) -> dict[str, np.ndarray]:
     return {"a": found.inward * half, "b": found.outward * half, "projections": drawn.astype(np.float32)}
 
 
-TINY_LORA = Method({"vector": Leaf("one", "units", ZERO, "writes")}, unscaled, derive, shared)
+SHARES = PAIR | {"projections": Common("units", "square")}
+TINY_LORA = Method({"vector": Leaf("one", "units", ZERO, "writes")}, unscaled, derive, shared, SHARES)

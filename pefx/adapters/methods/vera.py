@@ -4,7 +4,7 @@ multiplies their ranks, and the outputs.
 
 import numpy as np
 
-from pefx.adapters.methods.method import ZERO, Array, Given, Leaf, Leaves, Method, Source, constant, unscaled
+from pefx.adapters.methods.method import ZERO, Array, Common, Given, Leaf, Leaves, Method, Source, constant, unscaled
 
 
 def derive(leaves: Leaves, given: Given) -> dict[str, Array]:
@@ -32,4 +32,5 @@ def shared(source: Source) -> dict[str, np.ndarray]:
 
 
 LEAVES = {"by_rank": Leaf("one", "rank", constant(0.1), "reads"), "by_output": Leaf("one", "writes", ZERO, "writes")}
-VERA = Method(LEAVES, unscaled, derive, shared)
+SHARES = {"a": Common("rank", "reads", once=True), "b": Common("rank", "writes", once=True)}
+VERA = Method(LEAVES, unscaled, derive, shared, SHARES)
