@@ -173,16 +173,19 @@ def test_the_commands(catalog: Catalog, base: Base, tmp_path: Path, capsys: pyte
     [
         AdapterSpec("vera", 4, targets=("q_proj", "experts.up_proj", "experts.gate_proj", "experts.down_proj")),
         AdapterSpec("tiny_lora", 2, targets=("v_proj", "down_proj"), units=3, tied=True),
+        AdapterSpec("tiny_lora", 2, targets=("v_proj", "experts.up_proj"), units=1, tied="all"),
+        AdapterSpec("lora_ga", 3, 5.0, ("o_proj",)),
         AdapterSpec("rslora", 3, 5.0, ("o_proj",), init="pissa"),
     ],
-    ids=["vera", "tiny_lora", "pissa"],
+    ids=["vera", "tiny_lora", "tied", "lora_ga", "pissa"],
 )
 def test_other_methods_go_out_as_the_factors_they_come_to(catalog: Catalog, base: Base, tmp_path: Path, spec) -> None:
     held = with_shared(base.weights, [spec])
+    start = fresh_adapter(held, spec, 0) if spec.init != "default" else init_adapter(base.config, spec, 0)
     rng = np.random.default_rng(0)
     adapter = {
         site: {leaf: x + rng.normal(size=x.shape).astype(np.float32) for leaf, x in own.items()}
-        for site, own in fresh_adapter(held, spec, 0).items()
+        for site, own in start.items()
     }
     facts = {"step": 1, "seeds": {"run": 0}, "config": {}, "data_fingerprint": "", "metrics": {}}
     revision = catalog.commit("ann", adapter=adapter, spec=spec, base=base.digest, **facts)
