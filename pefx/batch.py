@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int32
 
+from kernels.delta_rule.api import EXTRA
 from kernels.paged_attention.xla import Layout
 from kernels.rows import Rows, rows_of
 from pefx.collectives import size
@@ -33,6 +34,7 @@ class TokenBatch:
     each of one sequence, filled from the front. `pages` maps a sequence's KV blocks to pool pages (-1: none). `lengths`
     counts a sequence's tokens up to and including this step's. Gradients exist where there are no singles and every
     sequence lies whole in the batch, in tiles that follow each other, as training packs it.
+    `memory` says what each token does to its sequence's memory, in the bits of `pefx.packing` (None: there is none).
     """
 
     tokens: Int32[Array, "T"]
@@ -44,6 +46,7 @@ class TokenBatch:
     page_size: int = field(metadata={"static": True})
     singles: int = field(metadata={"static": True})
     tile: int = field(metadata={"static": True})
+    memory: Int32[Array, "T"] | None = None
 
     def by_slot(self) -> Rows:
         """The rows, owned by slots."""
@@ -64,25 +67,39 @@ def latent_key_width(config: ModelConfig) -> int:
     return size if size <= LANES else -(-size // LANES) * LANES
 
 
+def state_shape(states: int, rank: int) -> tuple[int, int, int]:
+    """Of a sequence's memory in one layer: each state is a matrix, and what is gathered of a message."""
+    return states, rank + EXTRA, rank
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVPool:
     """Keys and values of all layers in `P` pages of `B` tokens, which the host's plan owns.
 
-    Latent keys (`pefx.layers.mla`) hold their values. `index` are the keys by which sparse attention chooses.
+    Latent keys (`pefx.layers.mla`) hold their values. `index` are the keys by which sparse attention chooses. `memory` is
+    the state of `pefx.layers.memory` that a sequence begins with at its first page (0), and after the newest token of
+    each page (1): so pages that are shared bring it along.
     """
 
     keys: Float[Array, "L P G B K"]
     values: Float[Array, "L P G B K"] | None
     index: Float[Array, "L P 1 B I"] | None = None
+    memory: Float[Array, "L P 2 M S R"] | None = None
 
     @classmethod
-    def zeros(cls, config: ModelConfig, pages: int, page_size: int) -> "KVPool":
-        """Empty pages; within a step, of this shard's heads. A latent key is one head, whole on every shard."""
+    def zeros(cls, config: ModelConfig, pages: int, page_size: int, memory: tuple[int, int] | None = None) -> "KVPool":
+        """Empty pages; within a step, of this shard's heads. A latent key is one head, whole on every shard.
+
+        `memory`: states of a sequence and their rank, where sequences have memories.
+        """
         latent = config.kv_rank > 0
         heads, width = (1, latent_key_width(config)) if latent else (config.kv_heads // size(MODEL), config.head_size)
         shape = (config.layers, pages, heads, page_size, width)
         dtype, index = jnp.dtype(config.precision), None
         if config.index_keys:
             index = jnp.zeros((config.layers, pages, 1, page_size, config.index_head_size), dtype)
-        return cls(jnp.zeros(shape, dtype), None if latent else jnp.zeros(shape, dtype), index)
+        held = None
+        if memory is not None:
+            held = jnp.zeros((config.layers, pages, 2, *state_shape(*memory)), jnp.float32)
+        return cls(jnp.zeros(shape, dtype), None if latent else jnp.zeros(shape, dtype), index, held)

@@ -54,7 +54,11 @@ def by_row(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
 
 
 def by_page(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
-    """Keys and values `[L, P, G, B, K]`. A single head is every shard's: queries of all heads attend to it."""
+    """Keys and values `[L, P, G, B, K]`. A single head is every shard's: queries of all heads attend to it. So is what
+    sequences remember, `[L, P, 2, M, S, R]`.
+    """
+    if x.ndim == 6:
+        return ("layers", "pages")
     return ("layers", "pages", "kv_heads" if x.shape[2] > 1 else None)
 
 

@@ -4,7 +4,7 @@ Layers are stacked in runs of one kind (dense or mixture of experts) and scanned
 all call `forward`; they differ in the batch they pass.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import jax
@@ -19,6 +19,7 @@ from pefx.compiler import layers_at_once
 from pefx.config import ModelConfig, Remat
 from pefx.layers.attention import Attention, attention
 from pefx.layers.linear import Adapters, adapted, dot
+from pefx.layers.memory import MemoryFactors, Steering, remember
 from pefx.layers.mla import LatentAttention, mla
 from pefx.layers.mlp import Mlp, mlp
 from pefx.layers.moe import Experts, Region, Router, moe, regions, route
@@ -32,10 +33,14 @@ from pefx.mesh import MODEL
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Routes:
-    """What the routers of the `Lm` expert layers did: chosen `ids`, and the summed score of each expert (`load`)."""
+    """What the routers of the `Lm` expert layers did: chosen `ids`, and the summed score of each expert (`load`).
+
+    `gates`: of what each token wrote into its memory, the mean over layers (None: there are no memories).
+    """
 
     ids: Int32[Array, "Lm T k"]
     load: Float[Array, "Lm E"]
+    gates: Float[Array, "T"] | None = None
 
 
 @runtime_checkable
@@ -45,9 +50,14 @@ class AdapterBank(Protocol):
     @property
     def slots(self) -> int: ...
 
+    @property
+    def memory(self) -> tuple[int, int] | None: ...
+
     def scanned(self, sites: range, kind: str) -> dict[str, dict[str, Array]]: ...
 
     def at(self, layer: Int32[Array, ""], kind: str, scanned: dict[str, dict[str, Array]]) -> Adapters: ...
+
+    def memory_at(self, layer: Int32[Array, ""], scanned: dict[str, dict[str, Array]]) -> MemoryFactors | None: ...
 
 
 # Kinds of sites of a layer with experts; "across_experts" are factors that the routed experts share.
@@ -131,11 +141,11 @@ def forward(
     turn = angles(batch.positions, config)
     x = embed(base.embed[...], jnp.asarray(batch.tokens))
     tokens, copies = batch.tokens.shape[0], config.experts_per_token
-    taken, loads, dense_seen, sparse_seen = [], [], 0, 0
+    taken, loads, gates, dense_seen, sparse_seen = [], [], [], 0, 0
     for segment, (run, dense) in zip(base.segments, runs(config), strict=True):
         seen = dense_seen if dense else sparse_seen
         own = range(seen, seen + len(run))
-        kinds = {"attention": run} | dict.fromkeys(("dense",) if dense else SPARSE, own)
+        kinds = {"attention": run, "memory": run} | dict.fromkeys(("dense",) if dense else SPARSE, own)
         scanned = {} if bank is None else {kind: bank.scanned(layers, kind) for kind, layers in kinds.items()}
         if dense or routes is None:
             replay = jnp.full((len(run), tokens, copies), -1, jnp.int32)
@@ -149,13 +159,14 @@ def forward(
             x = own_rows(x)
         first = jnp.asarray([run.start, own.start], jnp.int32)
         count = jnp.arange(len(run), dtype=jnp.int32)
-        (x, kv), (ids, load) = jax.lax.scan(
+        (x, kv), (ids, load, written) = jax.lax.scan(
             lambda carry, xs, step=step, first=first: step(carry, first, xs),
             (x, kv),
             (count, segment.block, scanned, replay),
             unroll=min(len(run), together),
         )
         x = all_rows(x, tokens)
+        gates.append(written)
         if dense:
             dense_seen += len(run)
         else:
@@ -163,10 +174,19 @@ def forward(
             taken.append(ids)
             loads.append(load)
     hidden = rms_norm(x, base.final_norm[...], config.norm_epsilon)
+    wrote = None if gates[0] is None else _in_order(jnp.concatenate(gates)) * (1.0 / config.layers)
     if not taken:
-        nothing = Routes(jnp.zeros((0, tokens, copies), jnp.int32), jnp.zeros((0, config.experts), jnp.float32))
-        return hidden, kv, nothing
-    return hidden, kv, Routes(jnp.concatenate(taken), jnp.concatenate(loads))
+        ids, load = jnp.zeros((0, tokens, copies), jnp.int32), jnp.zeros((0, config.experts), jnp.float32)
+        return hidden, kv, Routes(ids, load, wrote)
+    return hidden, kv, Routes(jnp.concatenate(taken), jnp.concatenate(loads), wrote)
+
+
+def _in_order(x: Float[Array, "L T"]) -> Float[Array, "T"]:
+    """The sum over layers, one after another."""
+    total = x[0]
+    for layer in range(1, x.shape[0]):
+        total = total + x[layer]
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,22 +208,33 @@ class _LayerStep:
         c, layer, own = self.config, first[0] + index, first[1] + index
         sites: dict[str, Adapters] = {kind: {} for kind in ("attention", "dense", *SPARSE)}
         if self.bank is not None:
-            for kind, factors in scanned.items():
-                sites[kind] = self.bank.at(layer if kind == "attention" else own, kind, factors)
+            for kind in sites.keys() & scanned.keys():
+                sites[kind] = self.bank.at(layer if kind == "attention" else own, kind, scanned[kind])
         y = rms_norm(x, block.input_norm[...], c.norm_epsilon)
-        attend = mla if c.kv_rank else attention
-        y, pool = attend(y, block.attention, c, sites["attention"], self.rows, self.batch, (pool, layer, self.turn))
+        steering, pool, gates = self._remember(y, pool, layer, scanned)
+        attend, cache = mla if c.kv_rank else attention, (pool, layer, self.turn)
+        y, pool = attend(y, block.attention, c, sites["attention"], self.rows, self.batch, cache, steering)
         x = x + y
         y = rms_norm(x, block.post_norm[...], c.norm_epsilon)
         if self.experts is None:
             y = mlp(y, block.feed, sites["dense"], self.rows)
-            return (x + y, pool), (replay, jnp.zeros(c.experts, jnp.float32))
+            return (x + y, pool), (replay, jnp.zeros(c.experts, jnp.float32), gates)
         routing = route(y, block.feed, c, replay)
         routed = moe(y, self.experts, index, routing, (sites["experts"], sites["across_experts"]), self.places)
         if block.shared_experts is not None:
             routed = routed + mlp(y, block.shared_experts, sites["shared_experts"], self.rows, "shared_experts.")
         load = jnp.sum(jnp.where((self.batch.positions >= 0)[:, None], routing.scores, 0.0), axis=0)
-        return (x + routed, pool), (routing.ids, load)
+        return (x + routed, pool), (routing.ids, load, gates)
+
+    def _remember(self, x, pool, layer, scanned) -> tuple[Steering | None, KVPool, Array | None]:
+        """What tokens read of their memories, and the pool with what they wrote; nothing where no adapter has one."""
+        found = None if self.bank is None else self.bank.memory_at(layer, scanned["memory"])
+        if found is None or self.rows is None:
+            return None, pool, None
+        if pool.memory is None or self.batch.memory is None:
+            raise ValueError("the bank has room for memories, and batch or pool have none")
+        steering, held, gates = remember(x, found, self.rows, self.batch, pool.memory, layer)
+        return steering, replace(pool, memory=held), gates
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,11 @@ import numpy as np
 
 from pefx.errors import PefxError
 
+# What a token does to the memory of its sequence: it is gathered into a message, it ends the message and has it written;
+# of a first token, the memory is empty before it, or goes on where the sequence before it in the batch ended (neither:
+# it is what the pool holds).
+GATHER, COMMIT, FRESH, FOLLOW = 1, 2, 4, 8
+
 TILE = 32  # rows of one sequence that lie together; fewer where a page is smaller
 
 
@@ -18,20 +23,22 @@ TILE = 32  # rows of one sequence that lie together; fewer where a page is small
 class Span:
     """Consecutive tokens of one sequence in this step, `start` the position of the first.
 
-    `pages` are the pool pages of the sequence's blocks from position 0 on, at least as far as this span reaches.
+    `pages` are the pool pages of the sequence's blocks from position 0 on, at least as far as this span reaches. `memory`
+    says what each token does to the sequence's memory (None: nothing).
     """
 
     tokens: Sequence[int] | np.ndarray
     start: int
     slot: int
     pages: Sequence[int]
+    memory: Sequence[int] | np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Sizes:
     """The shape of a batch: `singles` rows for spans of one token, `tiles` tiles of `tile` rows for the others.
 
-    Up to `sequences` spans, `blocks` pages of `page_size` tokens to a sequence.
+    Up to `sequences` spans, `blocks` pages of `page_size` tokens to a sequence. `memory`: sequences have memories.
     """
 
     singles: int
@@ -40,6 +47,7 @@ class Sizes:
     blocks: int
     page_size: int
     tile: int = TILE
+    memory: bool = False
 
     @property
     def tokens(self) -> int:
@@ -96,6 +104,8 @@ def pack(spans: Sequence[Span], sizes: Sizes, rows: Sequence[int] | None = None)
         "singles": sizes.singles,
         "tile": sizes.tile,
     }
+    if sizes.memory:
+        batch["memory"] = np.zeros(tokens, np.int32)
     for index, (span, row) in enumerate(zip(spans, span_rows(spans, sizes) if rows is None else rows, strict=True)):
         size = len(span.tokens)
         end = span.start + size
@@ -106,6 +116,8 @@ def pack(spans: Sequence[Span], sizes: Sizes, rows: Sequence[int] | None = None)
         batch["positions"][here] = np.arange(span.start, end)
         batch["slots"][here] = span.slot
         batch["sequences"][here] = index
+        if sizes.memory and span.memory is not None:
+            batch["memory"][here] = span.memory
         batch["pages"][index, : min(len(span.pages), blocks)] = span.pages[:blocks]
         batch["lengths"][index] = end
     return batch

@@ -135,7 +135,7 @@ def users_rules(config: TrainConfig) -> Broken:
     if config.base_weights != "plain" and config.remat != "full":
         yield "remat", f"must be 'full' over a base in {config.base_weights}: else every layer is kept multiplied out"
     specs = [user.adapter or config.adapter for user in config.users]
-    along = [spec.method for spec in specs if METHODS[spec.method].begin is not None]
+    along = [spec.method for spec in specs if METHODS[spec.method].from_gradient is not None]
     if config.base_weights != "plain" and along:
         yield (
             "base_weights",
@@ -155,7 +155,7 @@ def users_rules(config: TrainConfig) -> Broken:
         if user.task is not None:
             yield from rewarded_rules(config, index, user)
         method = (user.adapter or config.adapter).method
-        if METHODS[method].begin is not None and user.task is not None:
+        if METHODS[method].from_gradient is not None and user.task is not None:
             yield f"{prefix}task", f"has no texts, along whose gradient method {method!r} starts"
     yield from rollout_rules(config.rollout, "rollout.")
     yield from policy_loss_rules(config.policy_loss, "policy_loss.")

@@ -139,9 +139,10 @@ class Drawn:
     top_logprobs: Float[Array, "Q K"]
 
 
-def _fresh_pool(base: Base, batch: TokenBatch) -> KVPool:
+def _fresh_pool(base: Base, bank: AdapterBank | None, batch: TokenBatch) -> KVPool:
     """A pool with one page for each page of a batch of whole sequences."""
-    return KVPool.zeros(base.config, batch.tokens.shape[0] // batch.page_size, batch.page_size)
+    pages, memory = batch.tokens.shape[0] // batch.page_size, None if bank is None else bank.memory
+    return KVPool.zeros(base.config, pages, batch.page_size, memory)
 
 
 def _teacher_forced(
@@ -149,7 +150,7 @@ def _teacher_forced(
 ) -> tuple[Float[Array, "T"], Float[Array, "T V"], Routes]:
     """Log-probabilities of the targets, logits of this shard's vocabulary, and routes taken."""
     replay = None if batch.routes is None else jnp.swapaxes(batch.routes, 0, 1)
-    hidden, _, routes = forward(base, bank, batch.tokens, _fresh_pool(base, batch.tokens), replay, remat)
+    hidden, _, routes = forward(base, bank, batch.tokens, _fresh_pool(base, bank, batch.tokens), replay, remat)
     logits = unembed(base, bank, hidden, batch.tokens.by_slot())
     return token_logprobs(logits, batch.targets), logits, routes
 

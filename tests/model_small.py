@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 
 from pefx.adapters.methods.table import Adapter, init_adapter, scale
-from pefx.adapters.sites import SITES
+from pefx.adapters.sites import MATRICES
 from pefx.batch import TokenBatch
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.model import Base
@@ -31,7 +31,7 @@ MODEL = ModelConfig(
     dense_layers=(1,),
     context=TOKENS,
 )
-SPEC = AdapterSpec(rank=3, alpha=6.0, targets=tuple(SITES))
+SPEC = AdapterSpec(rank=3, alpha=6.0, targets=MATRICES)
 
 
 def make_base(config: ModelConfig = MODEL, seed: int = 0) -> Base:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from pefx.adapters.methods.table import Adapter, leaf_shapes
-from pefx.adapters.sites import SITES, has_site
+from pefx.adapters.sites import MATRICES, SITES, has_site
 from pefx.config import AdapterSpec, ModelConfig
 
 # Sizes differ from each other, so that nothing fits by chance.
@@ -34,7 +34,7 @@ CONFIGS: dict[str, ModelConfig] = {
 
 
 def sites_of(config: ModelConfig) -> list[str]:
-    return [site for site in SITES if has_site(config, site)]
+    return [site for site in MATRICES if has_site(config, site)]
 
 
 def random_factors(

@@ -20,14 +20,14 @@ from pefx.adapters.bank import (
 )
 from pefx.adapters.methods.table import init_adapter, leaf_shapes, scale
 from pefx.adapters.shared import with_shared
-from pefx.adapters.sites import SITES
+from pefx.adapters.sites import MATRICES, SITES
 from pefx.adapters.slots import put_slots, take_slots
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from tests.model_small import MODEL, make_base, random_adapter
 
 SLOTS = 3
-ALL = AdapterSpec(rank=16, targets=tuple(SITES))
+ALL = AdapterSpec(rank=16, targets=MATRICES)
 
 
 def spec_of(rank: int, **changes) -> AdapterSpec:
@@ -95,7 +95,7 @@ def test_loading_is_one_call_of_the_device_however_many_sites(monkeypatch):
     monkeypatch.setattr(bank_module, "_write_slot", lambda *arguments: calls.append(1) or write(*arguments))
     bank = empty_bank(MODEL, ALL, SLOTS)
     for count in (1, len(SITES)):
-        spec = spec_of(2, targets=tuple(SITES)[:count])
+        spec = spec_of(2, targets=MATRICES[:count])
         bank = load_adapter(bank, 0, random_adapter(MODEL, spec, 0), spec)
     assert len(calls) == 2
 

@@ -10,7 +10,7 @@ from pefx.adapters.bank import empty_bank, load_adapter
 from pefx.adapters.merge import merge, unmerge
 from pefx.adapters.methods.table import METHODS, Adapter
 from pefx.adapters.shared import with_shared
-from pefx.adapters.sites import SITES
+from pefx.adapters.sites import MATRICES
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from pefx.steps import score
@@ -57,7 +57,7 @@ def test_a_merged_base_computes_what_base_and_adapter_of_any_method_do(method):
         unmerge(BASE, adapter, spec)
 
 
-@pytest.mark.parametrize("site", SITES)
+@pytest.mark.parametrize("site", MATRICES)
 def test_a_site_changes_its_own_parameter_alone(site: str):
     config = LATENT if site in ("q_a_proj", "q_b_proj", "kv_a_proj", "kv_b_proj") else HEADS
     spec = AdapterSpec(rank=2, targets=(site,))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pefx.adapters.methods.table import METHODS, check_shapes, init_adapter, leaf_shapes, scale, uneven
-from pefx.adapters.sites import SITES
+from pefx.adapters.sites import MATRICES, SITES
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from tests.model_small import MODEL
@@ -19,7 +19,7 @@ def test_scales(method, rank, want):
 
 @pytest.mark.parametrize("form", ["per_expert", "shared_hidden"])
 def test_a_fresh_adapter_has_its_specs_shapes_and_changes_nothing(form):
-    spec = AdapterSpec(rank=5, targets=tuple(SITES), expert_form=form)
+    spec = AdapterSpec(rank=5, targets=MATRICES, expert_form=form)
     adapter = init_adapter(MODEL, spec, 3)
     shapes = leaf_shapes(MODEL, spec)
     assert {site: {n: x.shape for n, x in pair.items()} for site, pair in adapter.items()} == shapes

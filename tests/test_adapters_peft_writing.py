@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from pefx.adapters.methods.table import Adapter, scale
 from pefx.adapters.peft import find_adapters, read_peft
 from pefx.adapters.peft_writing import Layout, write_peft
-from pefx.adapters.sites import SITES
+from pefx.adapters.sites import MATRICES
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from tests.peft_cases import CONFIGS, cases, delta, random_factors, sites_of
@@ -196,7 +196,7 @@ def test_what_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_every_site_of_every_family_is_written() -> None:
-    assert {site for config in CONFIGS.values() for site in sites_of(config)} == set(SITES)
+    assert {site for config in CONFIGS.values() for site in sites_of(config)} == set(MATRICES)
 
 
 @pytest.mark.parametrize("layout", ["fused", "per_expert"])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pefx.adapters.methods.table import check_shapes, leaf_shapes
-from pefx.adapters.sites import SITES, has_site, layer_count, layers_with, width
+from pefx.adapters.sites import MATRICES, SITES, has_site, layer_count, layers_with, width
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from tests.model_small import MODEL, variant
@@ -34,14 +34,14 @@ WANTED = {  # layers, (experts,) and widths at MODEL's odd sizes
 
 
 def test_every_site_has_its_layers_and_widths():
-    shapes = leaf_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
+    shapes = leaf_shapes(MODEL, AdapterSpec(rank=3, targets=MATRICES))
     assert set(WANTED) == set(shapes)
     for site, (a, b) in WANTED.items():
         assert shapes[site] == {"a": (*a[:-1], 3, a[-1]), "b": (*b[:-1], 3, b[-1])}
 
 
 def test_latent_attention_has_sites_of_its_own():
-    shapes = leaf_shapes(LATENT, AdapterSpec(rank=3, targets=tuple(SITES)))
+    shapes = leaf_shapes(LATENT, AdapterSpec(rank=3, targets=MATRICES))
     for site, (a, b) in WANTED_LATENT.items():
         assert shapes[site] == {"a": (*a[:-1], 3, a[-1]), "b": (*b[:-1], 3, b[-1])}
     assert not {"q_proj", "k_proj", "v_proj"} & set(shapes)
@@ -52,8 +52,8 @@ def test_latent_attention_has_sites_of_its_own():
 
 
 def test_shared_hidden_drops_the_expert_axis_on_the_hidden_side_only():
-    split = leaf_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES)))
-    shared = leaf_shapes(MODEL, AdapterSpec(rank=3, targets=tuple(SITES), expert_form="shared_hidden"))
+    split = leaf_shapes(MODEL, AdapterSpec(rank=3, targets=MATRICES))
+    shared = leaf_shapes(MODEL, AdapterSpec(rank=3, targets=MATRICES, expert_form="shared_hidden"))
     for site in split:
         for factor in ("a", "b"):
             dropped = (site, factor) in {
@@ -94,7 +94,7 @@ def test_widths_are_the_configs():
 
 
 def test_shared_experts_are_one_dense_layer_beside_the_routed_ones():
-    shapes = leaf_shapes(variant(shared_experts=2), AdapterSpec(rank=3, targets=tuple(SITES)))
+    shapes = leaf_shapes(variant(shared_experts=2), AdapterSpec(rank=3, targets=MATRICES))
     assert set(shapes) - set(WANTED) == {f"shared_experts.{name}_proj" for name in ("gate", "up", "down")}
     assert shapes["shared_experts.up_proj"] == {"a": (2, 3, 33), "b": (2, 3, 26)}
     assert shapes["shared_experts.down_proj"] == {"a": (2, 3, 26), "b": (2, 3, 33)}

@@ -6,7 +6,7 @@ import jax
 import pytest
 from flax import nnx
 
-from pefx.adapters.sites import SITES, has_site, parameter
+from pefx.adapters.sites import MATRICES, has_site, parameter
 from pefx.config import ModelConfig
 from pefx.families.tables import FAMILIES, FLOAT32_TENSORS
 from pefx.model import abstract_base
@@ -30,7 +30,7 @@ def test_every_parameter_and_site_has_a_tensor_of_its_own(name: str) -> None:
         assert len({tensors[path] for path in paths}) == len(paths)
         kept = {path for path, x in paths.items() if x.dtype == "float32"}
         assert kept == {path for path in paths if tensors[path].endswith(FLOAT32_TENSORS)}
-    sites = {site: parameter(site) for site in SITES if has_site(config, site)}
+    sites = {site: parameter(site) for site in MATRICES if has_site(config, site)}
     assert sites.pop("unembed") is None
     assert set(sites.values()) <= set(tensors)
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from pefx.adapters.matrices import held_by, matrices
-from pefx.adapters.sites import SITES, has_site, layer_count, width
+from pefx.adapters.sites import MATRICES, SITES, has_site, layer_count, width
 from tests.method_cases import BASE, MODEL
 
 
-@pytest.mark.parametrize("site", [site for site in SITES if has_site(MODEL, site)])
+@pytest.mark.parametrize("site", [site for site in MATRICES if has_site(MODEL, site)])
 def test_they_have_the_sites_sizes_and_come_from_its_layers(site):
     found, at = np.asarray(matrices(BASE, site)), SITES[site]
     experts = (MODEL.experts,) if at.kind == "experts" else ()

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int32
 
 from kernels.factors import Factors
 from pefx.adapters.derivation import FACTORS, derived
-from pefx.adapters.methods.method import Leaf
+from pefx.adapters.methods.method import Leaf, sizes
 from pefx.adapters.methods.recipe import Recipe, rank_in_bank, recipe_of, recipes_of
 from pefx.adapters.methods.table import GAINED, METHODS, Adapter, adapted_sites, leaf_shapes, scale
 from pefx.adapters.sites import SITES, home, width_axis
@@ -30,11 +30,21 @@ from pefx.compiler import jit
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
 from pefx.layers.linear import Adapters
+from pefx.layers.memory import MemoryFactors
 from pefx.mesh import DATA, EXPERT, fetch, of_base, sharded, share
 from pefx.model import Base
 
 FactorTree = dict[str, dict[str, Any]]  # by site and factor; None where a tree was taken apart
+MEMORY = "memory"  # the site of `pefx.layers.memory`
 RANK_MULTIPLE = 8  # a rank of one row would take other bits, and does not compile for TPUs
+
+
+def memory_of(factors: FactorTree) -> tuple[int, int] | None:
+    """States of a memory and their rank, where adapters of a bank have memories."""
+    if MEMORY not in factors:
+        return None
+    states, rank = factors[MEMORY]["bias"].shape[-2:]
+    return states, rank
 
 
 def by_slot(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
@@ -55,7 +65,7 @@ def _of_kind(factors: FactorTree, kind: str) -> dict[str, dict[str, Any]]:
     found = {}
     for site, leaves in factors.items():
         named = SITES[site].kind
-        part = {name: leaves[name] for name in FACTORS if name in leaves}
+        part = {name: leaves[name] for name in (leaves if named == "memory" else FACTORS) if name in leaves}
         part = {name: x if _kind(named, x) == kind else None for name, x in part.items()}
         if any(x is not None for x in part.values()):
             found[site] = part
@@ -85,6 +95,11 @@ class Bank:
         """Slots, within a step those of a shard."""
         return self.scales.shape[0] // size(EXPERT)
 
+    @property
+    def memory(self) -> tuple[int, int] | None:
+        """States of a memory and their rank; None where no adapter has one."""
+        return memory_of(self.factors)
+
     def scanned(self, sites: range, kind: str) -> FactorTree:
         """Nothing: a resident bank is read in place."""
         return {}
@@ -101,6 +116,14 @@ class Bank:
             site: _as_read({name: fold(x) for name, x in f.items()}, scales, offset)
             for site, f in _of_kind(self.factors, kind).items()
         }
+
+    def memory_at(self, layer: Int32[Array, ""], scanned: FactorTree) -> MemoryFactors | None:
+        """One layer's memories, as `at`; None where no adapter has one."""
+        if MEMORY not in self.factors:
+            return None
+        scales = of_own(self.scales)
+        held = {name: x.reshape(-1, *x.shape[2:]) for name, x in self.factors[MEMORY].items()}
+        return MemoryFactors(**held, scales=scales, offset=layer * scales.shape[0])
 
     def take(self, slots: Int32[Array, "A"]) -> "ActiveSlots":
         """A compact copy of these slots; a slot past the end repeats the last one, for padding."""
@@ -126,6 +149,11 @@ class ActiveSlots:
         """Active slots of a shard."""
         return self.scales.shape[0] // size(EXPERT)
 
+    @property
+    def memory(self) -> tuple[int, int] | None:
+        """States of a memory and their rank; None where no adapter has one."""
+        return memory_of(self.factors)
+
     def scanned(self, sites: range, kind: str) -> FactorTree:
         """These layers' factors, to be sliced by the scan."""
         return jax.tree.map(lambda x: x[sites.start : sites.stop], _of_kind(self.factors, kind))
@@ -134,6 +162,12 @@ class ActiveSlots:
         """One layer's factors by site, as the scan sliced them."""
         zero, scales = jnp.zeros((), jnp.int32), self.scales if kind == "experts" else of_own(self.scales)
         return {site: _as_read(f, scales, zero) for site, f in scanned.items()}
+
+    def memory_at(self, layer: Int32[Array, ""], scanned: FactorTree) -> MemoryFactors | None:
+        """One layer's memories, as the scan sliced them."""
+        if MEMORY not in scanned:
+            return None
+        return MemoryFactors(**scanned[MEMORY], scales=of_own(self.scales), offset=jnp.zeros((), jnp.int32))
 
 
 def _as_read(factors: dict[str, Any], scales: Array, offset: Array) -> Factors:
@@ -163,15 +197,18 @@ def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequen
     """A bank of zeros for adapters of LoRA up to `spec`'s rank on its targets, in its expert form, and for those of
     other methods that are as one of `specs`. Float32.
     """
+    plain = tuple(target for target in spec.targets if target != MEMORY)
     highest = max(map(rank_in_bank, (*specs, spec)))
-    shapes = leaf_shapes(config, replace(spec, method="lora", init="default", tied=False, rank=padded_rank(highest)))
+    factors = replace(spec, method="lora", init="default", tied=False, targets=plain, rank=padded_rank(highest))
+    shapes = leaf_shapes(config, factors) if plain else {}
     for other in specs:
         if missing := set(adapted_sites(config, other)) - set(shapes):
             told = f"the bank has no site '{min(missing)}', which adapters of method '{other.method}' have"
             raise PefxError(f"{told}; it has {', '.join(shapes)}", "bad_adapter")
         for site, leaves in leaf_shapes(config, replace(other, rank=padded_rank(other.rank))).items():
+            room = shapes.setdefault(site, {})
             for name, shape in leaves.items():
-                shapes[site][name] = tuple(map(max, shapes[site].get(name, shape), shape))
+                room[name] = tuple(map(max, room.get(name, shape), shape))
             if any(name in GAINED for name in leaves):
                 shapes[site]["gains"] = (shapes[site]["b"][0], 1, shapes[site]["b"][-1])
     factors = {
@@ -264,7 +301,7 @@ def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str,
 
 def _padded(value: np.ndarray, shape: tuple[int, ...], where: str, leaf: Leaf, spec: AdapterSpec) -> np.ndarray:
     """One leaf in the bank's shape."""
-    own = {"one": 1, "rank": spec.rank, "units": spec.units}
+    own = sizes(spec.rank, spec.units, spec.states)
     pad = [(0, 0)] * len(shape)
     pad[0] = (0, shape[0] - 1 if spec.tied else 0)
     for axis, named in ((-2, leaf.rows), (-1, leaf.columns)):
@@ -279,7 +316,7 @@ def _padded(value: np.ndarray, shape: tuple[int, ...], where: str, leaf: Leaf, s
     padded = tuple(length - more for length, (_, more) in zip(shape, pad, strict=True))
     if value.shape != padded:
         raise PefxError(f"{where} has shape {value.shape}; this bank needs {padded}", "bad_adapter")
-    return np.pad(value.astype(np.float32), pad)
+    return np.pad(value.astype(np.float32), pad, constant_values=leaf.beyond)
 
 
 def read_adapter(bank: Bank, slot: int, config: ModelConfig, spec: AdapterSpec) -> Adapter:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from pefx.adapters.matrices import matrices
-from pefx.adapters.methods.method import Given
+from pefx.adapters.methods.method import Given, sizes
 from pefx.adapters.methods.recipe import Recipe
 from pefx.adapters.sites import DIVIDED, SITES, home
 from pefx.collectives import all_experts, of_group, of_own, over_model
@@ -113,11 +113,11 @@ def _beside(x: Array, y: Array) -> Array:
 
 def _cut(recipe: Recipe, leaves: Mapping[str, Array]) -> dict[str, Array]:
     """A recipe's own leaves, without the padding of the bank's."""
-    sizes = {"one": 1, "rank": recipe.rank, "units": recipe.units}
+    own = sizes(recipe.rank, recipe.units)
 
     def part(name: str) -> Array:
         leaf, x = recipe.row.leaves[name], leaves[name][: 1 if recipe.tied else None]
-        return x[..., : sizes[leaf.rows], : sizes.get(leaf.columns, x.shape[-1])]
+        return x[..., : own[leaf.rows], : own.get(leaf.columns, x.shape[-1])]
 
     return {name: part(name) for name in recipe.row.leaves}
 

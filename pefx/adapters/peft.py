@@ -23,7 +23,7 @@ from pefx.adapters.methods.table import METHODS, Adapter, leaf_shapes, scale
 from pefx.adapters.peft_config import CONFIG, TENSORS, PeftConfig, read_peft_config
 from pefx.adapters.peft_experts import DOWN, GATE, UP, are_blocks, halves, split_fused, split_stacked
 from pefx.adapters.peft_names import EXPERTS, KEY, STACKED, Place, all_names, places_of, sites_named
-from pefx.adapters.sites import SITES, has_site, layers_with
+from pefx.adapters.sites import MATRICES, SITES, has_site, layers_with
 from pefx.config import AdapterSpec, ExpertForm, ModelConfig
 from pefx.errors import PefxError
 from pefx.safetensors_files import StoredTensor, read_header, read_metadata
@@ -141,7 +141,7 @@ def _pieces(
             raise PefxError(told, "wrong_rank")
         parts = [(place, a, b.T) for place in places_of(module, config)]
     if not parts:
-        own = [site for site in SITES if has_site(config, site)]
+        own = [site for site in MATRICES if has_site(config, site)]
         told = f"{where} is no module that can be adapted here; sites are {', '.join(own)}"
         raise PefxError(told, "wrong_target")
     for place, x, y in parts:
@@ -215,7 +215,7 @@ def _spec(pieces: list[Piece], peft: PeftConfig, config: ModelConfig) -> Adapter
         method=peft.method,
         rank=rank,
         alpha=fitting[0] if fitting else exact / METHODS[peft.method].scale(1.0, rank),
-        targets=tuple(site for site in SITES if any(site == piece.place.site for piece in pieces)),
+        targets=tuple(site for site in MATRICES if any(site == piece.place.site for piece in pieces)),
         expert_form=_form(pieces, config),
     )
 

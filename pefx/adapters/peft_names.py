@@ -4,7 +4,7 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from pefx.adapters.sites import SITES, has_site, layers_with, parameter
+from pefx.adapters.sites import MATRICES, SITES, has_site, layers_with, parameter
 from pefx.config import ModelConfig
 from pefx.families.tables import FAMILIES, TOP_TENSORS
 
@@ -54,7 +54,7 @@ def _modules(family: str) -> list[tuple[str, re.Pattern[str]]]:
     """Names of a family's modules by site: groups are the layer, and the expert where each has its own."""
     tensors = FAMILIES[family].tensors
     found = []
-    for site in SITES:
+    for site in MATRICES:
         if tensor := tensors.get(parameter(site) or ""):
             name = re.escape(tensor.removesuffix(".weight")).replace(re.escape("{e}"), r"(\d+)")
             found.append((site, re.compile(rf"model\.layers\.(\d+)\.{name}")))
@@ -80,5 +80,5 @@ def sites_named(target: str, config: ModelConfig) -> set[str]:
 @cache
 def _all(config: ModelConfig) -> dict[str, list[str]]:
     """What each site of a base is called, in all its layers."""
-    own = [site for site in SITES if has_site(config, site)]
+    own = [site for site in MATRICES if has_site(config, site)]
     return {site: [x for layer in layers_with(config, site) for x in all_names(config, site, layer)] for site in own}

@@ -29,7 +29,7 @@ from pefx.adapters.peft import SITES_FIELD
 from pefx.adapters.peft_config import CONFIG, TENSORS
 from pefx.adapters.peft_experts import DOWN, GATE, UP, Pair, join_fused
 from pefx.adapters.peft_names import Place, key, module_name
-from pefx.adapters.sites import SITES, layers_with
+from pefx.adapters.sites import MATRICES, SITES, layers_with
 from pefx.complete_directory import complete_directory, sync
 from pefx.config import AdapterSpec, ModelConfig, Precision
 from pefx.errors import PefxError
@@ -64,7 +64,7 @@ def write_peft(
     tensors = {name: np.ascontiguousarray(x) for name, x in _tensors(stored, config, layout)}
     metadata = {"format": "pt"}
     if layout == "fused" and len({GATE, UP} & set(stored)) == 1:
-        metadata[SITES_FIELD] = ",".join(site for site in SITES if site in stored)
+        metadata[SITES_FIELD] = ",".join(site for site in MATRICES if site in stored)
     fields = _fields(set(stored), spec, config, layout)
     if base_name is not None:
         fields["base_model_name_or_path"] = base_name

@@ -13,7 +13,7 @@ from pefx.adapters.matrices import matrices
 from pefx.adapters.methods.method import Source
 from pefx.adapters.methods.recipe import Recipe, source_of
 from pefx.adapters.methods.table import METHODS, Adapter, adapted_sites, init_adapter, leaf_shapes
-from pefx.adapters.sites import SITES, layer_count, width, width_axis
+from pefx.adapters.sites import SITES, has_site, layer_count, width, width_axis
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.distributed import from_owner
 from pefx.errors import PefxError
@@ -114,7 +114,15 @@ def _source(site: str, recipe: Recipe, base: Base, digest: str) -> Source:
         rng=np.random.default_rng([*site.encode()]),
         checked=lambda: checked(site, held, recipe.rank),
         directions=found,
+        columns=lambda sites, count: _columns(base, sites, count),
     )
+
+
+def _columns(base: Base, sites: tuple[str, ...], count: int) -> np.ndarray:
+    """The first columns of the matrices at the first of some sites that the base has."""
+    site = next(site for site in sites if has_site(base.config, site))
+    held = _plain(lambda: np.asarray(fetch(matrices(base, site)[..., :count]), np.float32), base, site)
+    return held()
 
 
 def _plain(held: Callable[[], np.ndarray], base: Base, site: str) -> Callable[[], np.ndarray]:
@@ -131,17 +139,29 @@ def fresh_adapter(
     """`init_adapter` on a base that has what adapters of the spec share. `gradients` of the user's first texts by the
     base's matrices at some sites, for methods that begin along them. Raises PefxError as those do.
     """
-    begin = METHODS[spec.method].begin
-    if begin is not None:
+    method = METHODS[spec.method]
+    if method.from_gradient is not None:
         if gradients is None:
             raise ValueError(f"method '{spec.method}' starts from a gradient, which is not given")
         found = gradients(list(leaf_shapes(base.config, spec)))
-        leaves = {site: begin(site, gradient, spec.rank) for site, gradient in sorted(found.items())}
+        leaves = {site: method.from_gradient(site, gradient, spec.rank) for site, gradient in sorted(found.items())}
         # The same on all processes of a job, whatever their linear algebra.
         return {site: dict(zip(own, from_owner(tuple(own.values())), strict=True)) for site, own in leaves.items()}
+    if method.from_base is not None:
+        return _begun(base, spec, init_adapter(base.config, spec, seed))
     source = source_of(spec)
     if spec.init == "default" or source is None:
         return init_adapter(base.config, spec, seed)
     held = base.shared[source.name]
     pairs = {site: {name: np.asarray(fetch(x[...])) for name, x in own.items()} for site, own in held.items()}
     return init_adapter(base.config, spec, seed, pairs)
+
+
+def _begun(base: Base, spec: AdapterSpec, adapter: Adapter) -> Adapter:
+    """The adapter with what its method begins with of the base."""
+    from_base = METHODS[spec.method].from_base
+    assert from_base is not None
+    for site, leaves in adapter.items():
+        for name, rows in from_base(_source(site, Recipe(spec.method, spec.rank), base, "")).items():
+            leaves[name][..., : rows.shape[-2], :] = rows
+    return adapter

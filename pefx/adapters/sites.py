@@ -8,7 +8,7 @@ from pefx.config import AdapterSpec, ModelConfig
 
 @dataclass(frozen=True)
 class Site:
-    """`kind` says which layers have it (attention: all; dense; experts, shared_experts: the others; unembed: one).
+    """`kind` says which layers have it (attention, memory: all; dense; experts, shared_experts: the others; unembed: one).
 
     `reads` and `writes` name widths. `shared` is the factor that the experts of a layer share in the `shared_hidden`
     form: the one on the hidden side. A site with a width of 0 is not there: heads have keys, or latent ones.
@@ -39,7 +39,10 @@ SITES: dict[str, Site] = {
     "shared_experts.up_proj": Site("shared_experts", "hidden", "shared_hidden"),
     "shared_experts.down_proj": Site("shared_experts", "shared_hidden", "hidden"),
     "unembed": Site("unembed", "hidden", "vocabulary"),
+    "memory": Site("memory", "hidden", "all_queries"),
 }
+
+MATRICES = tuple(name for name, site in SITES.items() if site.kind != "memory")  # sites where a matrix is adapted
 
 
 def layer_count(config: ModelConfig, kind: str) -> int:
@@ -52,6 +55,7 @@ def layer_count(config: ModelConfig, kind: str) -> int:
         "experts": sparse,
         "shared_experts": sparse if config.shared_experts else 0,
         "unembed": 1,
+        "memory": config.layers,
     }[kind]
 
 
@@ -62,7 +66,7 @@ def layers_with(config: ModelConfig, name: str) -> list[int]:
         return [0]
     if not has_site(config, name):
         return []
-    if kind == "attention":
+    if kind in ("attention", "memory"):
         return list(range(config.layers))
     return [layer for layer in range(config.layers) if (layer in config.dense_layers) == (kind == "dense")]
 
@@ -82,7 +86,7 @@ def width(config: ModelConfig, name: str) -> int:
 def _head_widths(config: ModelConfig) -> dict[str, int]:
     queries, keys = config.heads * config.head_size, config.kv_heads * config.head_size
     absent = dict.fromkeys(("query_latent", "queries", "latent", "latent_key", "keys_and_values"), 0)
-    return {"plain_queries": queries, "keys": keys, "heads": queries, **absent}
+    return {"plain_queries": queries, "all_queries": queries, "keys": keys, "heads": queries, **absent}
 
 
 def _latent_widths(config: ModelConfig) -> dict[str, int]:
@@ -92,6 +96,7 @@ def _latent_widths(config: ModelConfig) -> dict[str, int]:
         "keys": 0,
         "query_latent": config.query_rank,
         "queries": queries,
+        "all_queries": queries,
         "latent": config.kv_rank,
         "latent_key": config.kv_rank + config.rope_head_size,
         "keys_and_values": config.heads * (config.nope_head_size + config.value_head_size),
@@ -132,6 +137,7 @@ def has_bias(config: ModelConfig, name: str) -> bool:
 DIVIDED = {
     "plain_queries": "heads",
     "queries": "heads",
+    "all_queries": "heads",
     "keys_and_values": "heads",
     "heads": "heads",
     "keys": "kv_heads",
@@ -145,7 +151,7 @@ DIVIDED = {
 # Leaves as wide as what a site reads, or writes.
 SIDES = {
     **dict.fromkeys(("a", "a0"), "reads"),
-    **dict.fromkeys(("b", "b0", "gains", "magnitude", "by_output"), "writes"),
+    **dict.fromkeys(("b", "b0", "gains", "magnitude", "by_output", "steer_query"), "writes"),
 }
 
 

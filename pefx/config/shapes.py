@@ -7,7 +7,9 @@ Precision = Literal["float32", "bfloat16"]
 # How the large matrices of the base are held: in the base's precision, or in 8 bits with a scale for each block.
 Weights = Literal["plain", "int8", "fp8"]
 ExpertForm = Literal["per_expert", "shared_hidden"]
-Method = Literal["lora", "rslora", "lora_plus", "dora", "vera", "lora_xs", "tiny_lora", "ia3", "lora_ga"]
+Method = Literal[
+    "lora", "rslora", "lora_plus", "dora", "vera", "lora_xs", "tiny_lora", "ia3", "lora_ga", "delta_mem", "delta_state"
+]
 # How the factors of LoRA start: `pefx.adapters.methods.starts`.
 Init = Literal["default", "minor", "mica", "olora_tail", "olora", "pissa", "milora"]
 # What a router makes of its logits.
@@ -109,6 +111,10 @@ class AdapterSpec:
     Of "lora" and its kin, `init` is how the factors start; the factor that `frozen` names stays as it starts. `units`
     are the numbers that "tiny_lora" learns for a matrix, or where it is `tied` for all layers of a site, or for "all"
     layers of all sites.
+
+    Of "delta_mem", whose one target is "memory", each layer of a sequence has `states` states of rank x rank, written
+    for every token, or for every message by its mean. A "delta_state" is what these held when a sequence was over, of a
+    sequence that was served by the revision `over`, as `policy@number`.
     """
 
     method: Method = "lora"
@@ -124,6 +130,9 @@ class AdapterSpec:
     frozen: Literal["none", "a", "b"] = "none"
     units: int = 2
     tied: bool | Literal["all"] = False
+    states: int = 1
+    writes: Literal["tokens", "messages"] = "tokens"
+    over: str = ""
 
 
 @dataclass(frozen=True)

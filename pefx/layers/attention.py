@@ -1,5 +1,7 @@
 """Grouped-query attention, with query and key norms (Qwen3) and biases (GLM-4.5) where a base has them, paged."""
 
+from dataclasses import replace
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -10,6 +12,7 @@ from pefx.batch import KVPool, TokenBatch
 from pefx.collectives import enter, leave
 from pefx.config import ModelConfig
 from pefx.layers.linear import Adapters, linear
+from pefx.layers.memory import Steering
 from pefx.layers.norm import rms_norm
 from pefx.layers.parameter import ones, weight, zeros
 from pefx.layers.rope import rotate
@@ -43,8 +46,11 @@ def attention(
     rows: Rows | None,
     batch: TokenBatch,
     cache: tuple[KVPool, jax.Array, tuple[jax.Array, jax.Array]],
+    steering: Steering | None = None,
 ) -> tuple[Float[Array, "T D"], KVPool]:
-    """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles. Output in x's dtype."""
+    """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles; `steering` what the tokens
+    read of their memories. Output in x's dtype.
+    """
     pool, layer, (cosine, sine) = cache
     x, tokens = enter(x), x.shape[0]
 
@@ -57,6 +63,7 @@ def attention(
             rows,
             None if bias is None else bias[...],
         )
+        y = y if name != "q" or steering is None else steering.query(y)
         return y.reshape(tokens, -1, config.head_size)
 
     def turned(y, norm):
@@ -66,4 +73,5 @@ def attention(
     q, k, v = turned(project("q"), weights.q_norm), turned(project("k"), weights.k_norm), project("v")
     o, keys, values = attend(q, k, v, pool.keys, pool.values, layer, batch.layout())
     y = linear(o.reshape(tokens, -1), weights.o_proj[...], adapters.get("o_proj"), rows)
-    return leave(y), KVPool(keys, values)
+    y = leave(y)
+    return y if steering is None else steering.output(y), replace(pool, keys=keys, values=values)

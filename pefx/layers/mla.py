@@ -5,6 +5,7 @@ latent. A head's score is (q_nope W_UK) . latent + q_rope . k_rope, its output (
 as with keys and values of every head, which are never made, in training either.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from pefx.collectives import enter, leave
 from pefx.config import ModelConfig
 from pefx.layers.key_index import KeyIndex, choose_keys
 from pefx.layers.linear import Adapters, linear
+from pefx.layers.memory import Steering
 from pefx.layers.norm import rms_norm
 from pefx.layers.parameter import ones, weight
 from pefx.layers.rope import rotate, softmax_scale
@@ -64,8 +66,9 @@ def mla(
     rows: Rows | None,
     batch: TokenBatch,
     cache: tuple[KVPool, jax.Array, tuple[jax.Array, jax.Array]],
+    steering: Steering | None = None,
 ) -> tuple[Float[Array, "T D"], KVPool]:
-    """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles. Output in x's dtype."""
+    """One layer, as `pefx.layers.attention.attention`. Output in x's dtype."""
     pool, layer, (cosine, sine) = cache
     rank, nope = config.kv_rank, config.nope_head_size
 
@@ -84,6 +87,7 @@ def mla(
         if weights.index is not None:
             chosen, index = choose_keys((x, query_latent), weights.index, config, batch, cache)
             at = at._replace(chosen=chosen)
+    q = q if steering is None else steering.query(q)
     q = q.reshape(x.shape[0], -1, nope + config.rope_head_size)
     kv = project("kv_a_proj", x)[:, None]
     latent = rms_norm(kv[..., :rank], weights.kv_a_norm[...], NORM_EPSILON)
@@ -94,8 +98,8 @@ def mla(
     query = jnp.pad(query, ((0, 0), (0, 0), (0, gap)))
     how = Latent(rank, softmax_scale(config))
     o, keys, _ = attend(query, key, None, pool.keys, None, layer, at, how)
-    y = project("o_proj", heads.from_latent(o).reshape(x.shape[0], -1))
-    return leave(y), KVPool(keys, None, index)
+    y = leave(project("o_proj", heads.from_latent(o).reshape(x.shape[0], -1)))
+    return y if steering is None else steering.output(y), replace(pool, keys=keys, index=index)
 
 
 class _Heads(NamedTuple):

@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from pefx.adapters.methods.method import sizes
 from pefx.adapters.methods.table import FACTOR, METHODS
 from pefx.adapters.sites import SITES, has_experts
 from pefx.config import AdapterSpec
@@ -30,7 +31,7 @@ Layout = tuple[tuple[tuple[str, str], np.dtype, tuple[int, ...]], ...]
 """Site and factor, type and shape of every tensor."""
 
 # Fields of a spec that came later: at what adapters before them were, they are not told, so that no hash changes.
-LATER = {"init": "default", "frozen": "none", "units": 2, "tied": False}
+LATER = {"init": "default", "frozen": "none", "units": 2, "tied": False, "states": 1, "writes": "tokens", "over": ""}
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 EXPONENTS = {
@@ -183,7 +184,7 @@ def _misfit(layout: Layout, spec: AdapterSpec) -> tuple[str, str | None] | None:
         return f"adapter target '{unknown[0]}' is not known; choose from {', '.join(SITES)}", "wrong_target"
     if not layout:
         return "the adapter has no tensors", None
-    leaves, sizes = METHODS[spec.method].leaves, {"one": 1, "rank": spec.rank, "units": spec.units}
+    leaves, own = METHODS[spec.method].leaves, sizes(spec.rank, spec.units, spec.states)
     named_sites = list(dict.fromkeys(site for (site, _), _, _ in layout))
     for site in named_sites:
         factors = {name: shape for (other, name), _, shape in layout if other == site}
@@ -198,9 +199,9 @@ def _misfit(layout: Layout, spec: AdapterSpec) -> tuple[str, str | None] | None:
                 needed = f"[L, {'E, ' if split else ''}{_named(leaf.rows)}, {_named(leaf.columns)}]"
                 return f"tensor '{site}.{name}' has shape {list(shape)}, needs {needed}", "wrong_target"
             for size, named in zip(shape[-2:], (leaf.rows, leaf.columns), strict=True):
-                if named in sizes and size != sizes[named]:
+                if named in own and size != own[named]:
                     kind = "wrong_rank" if named == "rank" else "wrong_target"
-                    return f"tensor '{site}.{name}' has {named} {size}, the spec says {sizes[named]}", kind
+                    return f"tensor '{site}.{name}' has {named} {size}, the spec says {own[named]}", kind
         layers = sorted({shape[0] for shape in factors.values()})
         if spec.tied == "all" and len(named_sites) > 1:
             return f"the adapter has sites {', '.join(named_sites)}; the spec ties all to one", "wrong_target"

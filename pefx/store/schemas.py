@@ -8,7 +8,7 @@ from pefx.config import AdapterSpec
 from pefx.config.shapes import ExpertForm
 from pefx.store.records import LATEST, Policy, Revision, Score, Session, Stage
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,35 @@ class AdapterSpec2:
     alpha: float
     targets: tuple[str, ...]
     expert_form: ExpertForm
+
+
+@dataclass(frozen=True)
+class AdapterSpec3:
+    """There were no memories."""
+
+    method: Literal["lora", "rslora", "lora_plus", "dora", "vera", "lora_xs", "tiny_lora", "ia3"]
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    expert_form: ExpertForm
+    init: Literal["default", "minor", "mica", "olora_tail", "olora", "pissa", "milora"]
+    frozen: Literal["none", "a", "b"]
+    units: int
+    tied: bool
+
+
+@dataclass(frozen=True)
+class Policy3(Policy):
+    """Its spec was an older one."""
+
+    spec: AdapterSpec3  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+@dataclass(frozen=True)
+class Revision3(Revision):
+    """Its spec was an older one."""
+
+    spec: AdapterSpec3  # pyright: ignore[reportIncompatibleVariableOverride]
 
 
 @dataclass(frozen=True)
@@ -69,7 +98,7 @@ class Revision1:
     blob_bytes: int
 
 
-def _spec(old: AdapterSpec2) -> AdapterSpec:
+def _spec(old: AdapterSpec2 | AdapterSpec3) -> AdapterSpec:
     return AdapterSpec(**vars(old))
 
 
@@ -116,6 +145,8 @@ OLD_SCHEMAS: dict[tuple[int, str], tuple[type[Any], Callable[[Any], Any]]] = {
     (1, "revision"): (Revision1, _revision),
     (2, "policy"): (Policy2, _renewed(Policy)),
     (2, "revision"): (Revision2, _renewed(Revision)),
-    **{(2, cls.__name__.lower()): (cls, lambda old: old) for cls in (Session, Stage, Score)},
+    (3, "policy"): (Policy3, _renewed(Policy)),
+    (3, "revision"): (Revision3, _renewed(Revision)),
+    **{(n, cls.__name__.lower()): (cls, lambda old: old) for n in (2, 3) for cls in (Session, Stage, Score)},
 }
 """By schema and kind of record: the class it was, and how it is read today."""

@@ -8,7 +8,7 @@ from flax import nnx
 
 from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
 from pefx.adapters.methods.table import Adapter, init_adapter
-from pefx.adapters.sites import SITES
+from pefx.adapters.sites import MATRICES
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec, ExpertForm, ModelConfig, Precision
 from pefx.model import Base
@@ -52,7 +52,7 @@ def make_base(precision: Precision = "float32") -> Base:
 def spec_of(slot: int, form: ExpertForm = "per_expert") -> AdapterSpec:
     """Slot `slot`'s adapter spec: ranks and methods differ."""
     method = "rslora" if slot % 3 == 2 else "lora"
-    return AdapterSpec(method=method, rank=RANKS[slot % len(RANKS)], targets=tuple(SITES), expert_form=form)
+    return AdapterSpec(method=method, rank=RANKS[slot % len(RANKS)], targets=MATRICES, expert_form=form)
 
 
 def random_adapter(slot: int, form: ExpertForm = "per_expert") -> Adapter:

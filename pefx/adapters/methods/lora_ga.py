@@ -46,5 +46,5 @@ LORA_GA = Method(
     derive,
     rates={"a0": 0.0, "b0": 0.0},
     ranks=2,
-    begin=begin,
+    from_gradient=begin,
 )

@@ -18,14 +18,22 @@ Start = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 class Leaf(NamedTuple):
     """An array of an adapter at a site, `[L, (E,) rows, columns]`.
 
-    Sizes by name: the site's widths `reads` and `writes`, the `rank`, `one`, or the spec's `units`. `side` is the width
-    that its gradient is a sum over, where it has none of its own.
+    Sizes by name: the site's widths `reads` and `writes`, or one of `sizes`. `side` is the width that its gradient is a
+    sum over, where it has none of its own. `beyond` is what is there in a bank that has room for more.
     """
 
     rows: str
     columns: str
     start: Start
     side: Literal["reads", "writes"]
+    beyond: float = 0.0
+
+
+def sizes(rank: int, units: int, states: int = 1) -> dict[str, int]:
+    """Sizes of leaves by name, apart from the widths of sites."""
+    memory = states * rank
+    own = {"one": 1, "rank": rank, "units": units}
+    return own | {"states": states, "memory": memory, "projected": 3 * memory}
 
 
 def constant(value: float) -> Start:
@@ -72,7 +80,8 @@ PAIR = {"a": Common("rank", "reads"), "b": Common("rank", "writes")}
 class Source(NamedTuple):
     """What `shared` is given of a site: the axes of its stacks, `(L,)` or `(L, E)`, its two widths and the widest that
     the base has; the recipe's rank, units and scale; a generator of its own; and the base's matrices there, `checked`
-    to hold the rank and numbers, and as many of their directions, of either part.
+    to hold the rank and numbers, and as many of their directions, of either part. `columns` are the first ones, that
+    many, of the matrices at another site, the first of some that the base has, `[L, out, n]`.
     """
 
     stack: tuple[int, ...]
@@ -85,6 +94,7 @@ class Source(NamedTuple):
     rng: np.random.Generator
     checked: Callable[[], np.ndarray]
     directions: Callable[[Part], Directions]
+    columns: Callable[[tuple[str, ...], int], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -96,8 +106,9 @@ class Method:
     leaves themselves: differentiable, and each slot's of its own leaves; `shared` makes what it needs that all adapters
     of a base share, float32, of the sizes that `shares` tells by name. `rates` are multiples of the learning rate, by
     leaf. `refuses` says of a site why the method has no place there (None: it has); where not `biased`, it has none
-    beside a bias either. Factors have `ranks` times an adapter's rank. `begin` makes the leaves of a site, by its name,
-    of the gradient of the user's loss by the base's matrices there, at a rank (None: leaves start as they say).
+    beside a bias either. Factors have `ranks` times an adapter's rank. `from_gradient` makes the leaves of a site,
+    by its name, of the gradient of the user's loss by the base's matrices there, at a rank; `from_base` the first rows
+    of some leaves, `[L, rows, columns]` by name, of other matrices of the base (None: leaves start as they say).
     """
 
     leaves: Mapping[str, Leaf]
@@ -106,10 +117,11 @@ class Method:
     shared: Callable[[Source], dict[str, np.ndarray]] = lambda source: {}
     shares: Mapping[str, Common] = field(default_factory=dict)
     rates: Mapping[str, float] = field(default_factory=dict)
-    refuses: Callable[[Site], str | None] = lambda site: None
+    refuses: Callable[[Site], str | None] = lambda site: matrices_only(site)
     biased: bool = True
     ranks: int = 1
-    begin: Callable[[str, np.ndarray, int], dict[str, np.ndarray]] | None = None
+    from_gradient: Callable[[str, np.ndarray, int], dict[str, np.ndarray]] | None = None
+    from_base: Callable[[Source], dict[str, np.ndarray]] | None = None
 
 
 def by_rank(alpha: float, rank: int) -> float:
@@ -122,8 +134,20 @@ def unscaled(alpha: float, rank: int) -> float:
     return 1.0
 
 
+def matrices_only(site: Site) -> str | None:
+    """A memory is no matrix of the base."""
+    return "only memories have a place there" if site.kind == "memory" else None
+
+
+def memory_only(site: Site) -> str | None:
+    """A memory is one for all projections of a layer."""
+    return None if site.kind == "memory" else "its only target is 'memory'"
+
+
 def rows_only(site: Site) -> str | None:
     """Gains are of whole rows of a projection, which routed experts and absorbed keys and values do not have."""
+    if reason := matrices_only(site):
+        return reason
     if site.kind == "experts":
         return "routed experts have no gains"
     return "keys and values of latent attention are never made" if site.writes == "keys_and_values" else None

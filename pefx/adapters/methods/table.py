@@ -4,12 +4,13 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from pefx.adapters.methods.delta_mem import DELTA_MEM, DELTA_STATE
 from pefx.adapters.methods.dora import DORA
 from pefx.adapters.methods.ia3 import IA3
 from pefx.adapters.methods.lora import LORA, LORA_PLUS, RSLORA
 from pefx.adapters.methods.lora_ga import LORA_GA
 from pefx.adapters.methods.lora_xs import LORA_XS
-from pefx.adapters.methods.method import Method
+from pefx.adapters.methods.method import Method, sizes
 from pefx.adapters.methods.starts import BEGINNINGS
 from pefx.adapters.methods.tiny_lora import TINY_LORA
 from pefx.adapters.methods.vera import VERA
@@ -30,6 +31,8 @@ METHODS: dict[str, Method] = {
     "tiny_lora": TINY_LORA,
     "ia3": IA3,
     "lora_ga": LORA_GA,
+    "delta_mem": DELTA_MEM,
+    "delta_state": DELTA_STATE,
 }
 GAINED = ("gains", "magnitude")  # leaves of which there are gains
 FACTOR = {"reads": "a", "writes": "b"}  # by side
@@ -82,14 +85,14 @@ def leaf_shapes(config: ModelConfig, spec: AdapterSpec) -> Shapes:
         targets = [holder]
     for target in targets:
         site = SITES[target]
-        sizes = {"one": 1, "rank": spec.rank, "units": spec.units}
-        sizes |= {side: width(config, getattr(site, side)) for side in ("reads", "writes")}
+        named = sizes(spec.rank, spec.units, spec.states)
+        named |= {side: width(config, getattr(site, side)) for side in ("reads", "writes")}
         shapes[target] = {
             name: (
                 1 if spec.tied else layer_count(config, site.kind),
                 *((config.experts,) if has_experts(target, FACTOR[leaf.side], spec) else ()),
-                sizes[leaf.rows],
-                sizes[leaf.columns],
+                named[leaf.rows],
+                named[leaf.columns],
             )
             for name, leaf in method.leaves.items()
         }
