@@ -77,9 +77,9 @@ def state_shape(states: int, rank: int) -> tuple[int, int, int]:
 class KVPool:
     """Keys and values of all layers in `P` pages of `B` tokens, which the host's plan owns.
 
-    Latent keys (`pefx.layers.mla`) hold their values. `index` are the keys by which sparse attention chooses. `memory` is
-    the state of `pefx.layers.memory` that a sequence begins with at its first page (0), and after the newest token of
-    each page (1): so pages that are shared bring it along.
+    Latent keys (`pefx.layers.mla`) hold their values. `index` are the keys by which sparse attention chooses. `memory`
+    is the state of `pefx.layers.memory` that a sequence begins with at its first page (0), and after the newest token
+    of each page (1): so pages that are shared bring it along.
     """
 
     keys: Float[Array, "L P G B K"]

@@ -11,9 +11,9 @@ import numpy as np
 
 from pefx.errors import PefxError
 
-# What a token does to the memory of its sequence: it is gathered into a message, it ends the message and has it written;
-# of a first token, the memory is empty before it, or goes on where the sequence before it in the batch ended (neither:
-# it is what the pool holds).
+# What a token does to the memory of its sequence: it is gathered into a message, it ends the message and has it
+# written; of a first token, the memory is empty before it, or goes on where the sequence before it in the batch ended
+# (neither: it is what the pool holds).
 GATHER, COMMIT, FRESH, FOLLOW = 1, 2, 4, 8
 
 TILE = 32  # rows of one sequence that lie together; fewer where a page is smaller
@@ -23,8 +23,8 @@ TILE = 32  # rows of one sequence that lie together; fewer where a page is small
 class Span:
     """Consecutive tokens of one sequence in this step, `start` the position of the first.
 
-    `pages` are the pool pages of the sequence's blocks from position 0 on, at least as far as this span reaches. `memory`
-    says what each token does to the sequence's memory (None: nothing).
+    `pages` are the pool pages of the sequence's blocks from position 0 on, at least as far as this span reaches.
+    `memory` says what each token does to the sequence's memory (None: nothing).
     """
 
     tokens: Sequence[int] | np.ndarray
@@ -118,6 +118,8 @@ def pack(spans: Sequence[Span], sizes: Sizes, rows: Sequence[int] | None = None)
         batch["sequences"][here] = index
         if sizes.memory and span.memory is not None:
             batch["memory"][here] = span.memory
+        elif sizes.memory and span.start == 0:
+            batch["memory"][row] = FRESH
         batch["pages"][index, : min(len(span.pages), blocks)] = span.pages[:blocks]
         batch["lengths"][index] = end
     return batch

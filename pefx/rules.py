@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pefx.adapters.methods.table import METHODS
+from pefx.adapters.methods.table import MEMORY_RANKS, METHODS
 from pefx.adapters.sites import SITES
 from pefx.config import (
     AdapterSpec,
@@ -262,12 +262,16 @@ def checkpoint_rules(checkpoint: CheckpointConfig, prefix: str) -> Broken:
 
 
 def adapter_rules(spec: AdapterSpec, prefix: str) -> Broken:
-    yield from positive(spec, prefix, "rank", "alpha", "units")
+    yield from positive(spec, prefix, "rank", "alpha", "units", "states")
     yield from target_rules(spec.targets, prefix)
     method = METHODS[spec.method]
     for target in spec.targets:
         if target in SITES and (reason := method.refuses(SITES[target])):
             yield f"{prefix}targets", f"method {spec.method!r} cannot adapt {target!r}: {reason}"
+    if spec.method == "delta_mem" and spec.rank % MEMORY_RANKS:
+        yield f"{prefix}rank", f"of a memory must be a multiple of {MEMORY_RANKS}, got {spec.rank}"
+    if spec.method == "delta_state":
+        yield f"{prefix}method", "'delta_state' is what a request leaves behind ('remember'); it is not trained"
     if spec.tied and spec.method != "tiny_lora":
         yield f"{prefix}tied", f"is of 'tiny_lora', whose layers can share their numbers; {spec.method!r} cannot"
     if spec.init != "default" and (method.derive is not None or set(method.leaves) != {"a", "b"}):

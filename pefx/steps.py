@@ -28,9 +28,12 @@ from pefx.losses.token import balance, cross_entropy, entropies, sum_by_slot, to
 from pefx.mesh import ROWS, RULES, by_page, by_row, of_base, sharded
 from pefx.model import AdapterBank, Base, Routes, forward, unembed
 from pefx.optim import Gradients, Hyper, OptState, adamw, update_slots
+from pefx.packing import COMMIT
 from pefx.parcel import Parcel, unwrap
 from pefx.sampling import Sampling, Shaping, sample, shaped
 
+# Of what memories are written with, the mean gate, and the weight of its squared distance from that (2605.12357).
+GATES, SPARSITY = 0.05, 0.01
 BALANCE = 0.01  # weight of the routers' load balance when a base trains (Fedus et al. 2021)
 
 
@@ -55,7 +58,8 @@ class TrainBatch:
 class TrainHyper:
     """Numbers of the `A` active adapters: `slots` in the bank (N for padding), AdamW's, and whether to update now;
     `policy`, their losses, where the batch has policy terms; `rates`, by leaf, the multiple of the learning rate that
-    each learns it with, 0 where it is not trained (None: all with the learning rate).
+    each learns it with, 0 where it is not trained (None: all with the learning rate); `states`, the share of the bank's
+    states of a memory that each has, 0 of adapters without one (None: nobody has).
     """
 
     slots: Int32[Array, "A"]
@@ -68,6 +72,7 @@ class TrainHyper:
     apply: Bool[Array, "A"]
     policy: PolicyNumbers | None = None
     rates: dict[str, Float[Array, "A"]] | None = None
+    states: Float[Array, "A"] | None = None
 
     def numbers(self) -> Hyper:
         return Hyper(self.learning_rate, self.weight_decay, self.clip, self.beta1, self.beta2, self.epsilon)
@@ -201,9 +206,9 @@ def _train_shard(remat: Remat, base: Base, bank: Bank, opt: OptState, batch: Tra
     active = bank.take(hyper.slots)
 
     def loss(factors):
-        logprobs, logits, _ = _teacher_forced(base, replace(active, factors=factors), batch, remat)
+        logprobs, logits, routes = _teacher_forced(base, replace(active, factors=factors), batch, remat)
         sums, weight, spread = _slot_losses(logprobs, logits, batch, hyper)
-        return jnp.sum(sums), (sums, weight, logprobs, spread)
+        return jnp.sum(sums + _sparsity(routes, batch.tokens, hyper) * weight), (sums, weight, logprobs, spread)
 
     sums, (losses, weight, *of_tokens) = jax.grad(loss, has_aux=True)(active.factors)
     gradients = Gradients(_trained(pulled(base, active, _whole_gradient(sums)), hyper.rates), weight)
@@ -225,6 +230,17 @@ def _slot_losses(logprobs, logits, batch: TrainBatch, hyper: TrainHyper):
     spread = entropies(logits)
     losses = policy_losses(logprobs, spread, batch.weights, batch.tokens, batch.policy, hyper.policy)
     return sum_by_slot(losses, slots, count), hyper.policy.denominator, spread
+
+
+def _sparsity(routes: Routes, tokens: TokenBatch, hyper: TrainHyper) -> Float[Array, "A"] | float:
+    """What each slot pays for the mean gate that its memories were written with, on average over what it wrote."""
+    if routes.gates is None or tokens.memory is None or hyper.states is None:
+        return 0.0
+    count, slots = hyper.slots.shape[0], jnp.asarray(tokens.slots)
+    wrote = ((jnp.asarray(tokens.memory) & COMMIT) > 0).astype(jnp.float32)
+    shares = sum_by_slot(wrote, slots, count) * hyper.states
+    mean = sum_by_slot(routes.gates, slots, count) / jnp.maximum(shares, 1e-30)
+    return jnp.where(shares > 0, SPARSITY * (mean - GATES) ** 2, 0.0)
 
 
 def _whole_gradient(sums: Any) -> Any:

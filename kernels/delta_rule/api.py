@@ -47,3 +47,8 @@ def delta_rule(tokens: Tokens, starts: Float[Array, "G H S R"], follows: Bool[Ar
     tile, the backward pass keeps the state that it began with, and computes the others again.
     """
     return Found(*xla.scan(tokens.projected, (tokens.gather, tokens.commit, tokens.kept), starts, follows, rows))
+
+
+def close(held: Float[Array, "L H S R"]) -> Float[Array, "L H R R"]:
+    """The matrices of states, of which a message that was begun is written as it is."""
+    return xla.close(held)

@@ -215,6 +215,10 @@ def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequen
         site: {name: jnp.zeros((s[0], slots, *s[1:]), jnp.float32) for name, s in leaves.items()}
         for site, leaves in shapes.items()
     }
+    ranks = sorted({other.rank for other in specs if MEMORY in other.targets})
+    if len(ranks) > 1:
+        told = f"memories in one bank must have one rank, got {' and '.join(map(str, ranks))}"
+        raise PefxError(told, "wrong_rank")
     recipes = recipes_of(specs)
     return Bank(factors, jnp.zeros(slots, jnp.float32), jnp.zeros(slots, jnp.int32) if recipes else None, recipes)
 
@@ -275,6 +279,8 @@ def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str,
         raise PefxError(f"the bank has no site '{foreign[0]}'; it has {', '.join(bank.factors)}", "bad_adapter")
     leaves = METHODS[spec.method].leaves
     targets = (home(spec.targets, bank.factors),) if spec.tied == "all" else spec.targets
+    if MEMORY in adapter:
+        _check_memory(bank, spec)
     for site in bank.factors:
         if (site in targets) != (site in adapter):
             wrong = "lacks" if site in targets else "has"
@@ -297,6 +303,14 @@ def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str,
             else:
                 out[site][name] = np.full(shape, 1.0 if name == "gains" else 0.0, np.float32)
     return out
+
+
+def _check_memory(bank: Bank, spec: AdapterSpec) -> None:
+    """States stand one behind the other: there may be fewer, not smaller ones."""
+    states, rank = bank.memory or (0, 0)
+    if spec.rank != rank or spec.states > states:
+        told = f"{spec.states} states of rank {spec.rank}; the bank has room for {states} of rank {rank}"
+        raise PefxError(f"the adapter's memory has {told}", "bad_adapter")
 
 
 def _padded(value: np.ndarray, shape: tuple[int, ...], where: str, leaf: Leaf, spec: AdapterSpec) -> np.ndarray:

@@ -8,7 +8,8 @@ from pefx.config import AdapterSpec, ModelConfig
 
 @dataclass(frozen=True)
 class Site:
-    """`kind` says which layers have it (attention, memory: all; dense; experts, shared_experts: the others; unembed: one).
+    """`kind` says which layers have it (attention, memory: all; dense; experts, shared_experts: the others; unembed:
+    one).
 
     `reads` and `writes` name widths. `shared` is the factor that the experts of a layer share in the `shared_hidden`
     form: the one on the hidden side. A site with a width of 0 is not there: heads have keys, or latent ones.

@@ -1,7 +1,8 @@
 """What a line of training data may say, and which of its tokens are learned.
 
 Three forms, one a line: `{"messages": [{"role", "content"}, ...]}` (assistant turns are learned),
-`{"prompt", "completion"}` (the completion and the end-of-text token), `{"text"}` (everything).
+`{"prompt", "completion"}` (the completion and the end-of-text token), `{"text"}` (everything). Beside prompt and
+completion there may be a `history`, a list of messages as text, which only a memory brings to them.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 from pefx.data.jsonl import json_type, parse_object, text_field
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
+from pefx.packing import whole_pages
 
 # Part of every data fingerprint: raise it when the same line becomes other tokens.
 FORMAT_VERSION = 1
@@ -25,15 +27,27 @@ class Example:
     """One sequence: int32[n] tokens and bool[n] `loss`, where `loss[i]` says that token i is a target.
 
     Nothing precedes token 0, so `loss[0]` is False. The last token is a target only: the model reads `rows` of them.
+    `history` are int32 tokens of the messages before it.
     """
 
     tokens: np.ndarray
     loss: np.ndarray
+    history: tuple[np.ndarray, ...] = ()
 
     @property
     def rows(self) -> int:
         """Tokens the model reads, n - 1."""
         return len(self.tokens) - 1
+
+    def pages(self, page_size: int, length: int) -> int:
+        """Pages that it occupies where its history is cut into sequences of at most `length` tokens."""
+        return whole_pages(self.rows, page_size) + history_pages(sum(map(len, self.history)), page_size, length)
+
+
+def history_pages(tokens: int, page_size: int, length: int) -> int:
+    """Pages of a history of so many tokens, in sequences of at most `length`."""
+    whole, rest = divmod(tokens, length)
+    return whole * whole_pages(length, page_size) + whole_pages(rest, page_size)
 
 
 @dataclass(frozen=True)
@@ -41,11 +55,13 @@ class Record:
     """A checked line before it is tokenised: (text, learned) segments, tokenised apart as generation will meet them.
 
     `ends` appends a learned end-of-text token. `splits`: when too long, it becomes windows instead of being left out.
+    `history` are messages before it.
     """
 
     segments: tuple[tuple[str, bool], ...]
     ends: bool
     splits: bool
+    history: tuple[str, ...] = ()
 
 
 def parse_record(line: bytes, where: str, tokenizer: Tokenizer) -> Record:
@@ -55,7 +71,7 @@ def parse_record(line: bytes, where: str, tokenizer: Tokenizer) -> Record:
     if form is None:
         raise PefxError(f"{where}: expected the field 'text', or 'prompt' and 'completion', or 'messages'")
     for field in row:
-        if field not in form:
+        if field not in form and not (field == "history" and "prompt" in form):
             allowed = " and ".join(f"'{name}'" for name in sorted(form))
             raise PefxError(f"{where}: unknown field '{field}' beside {allowed}")
     if "messages" in form:
@@ -70,7 +86,14 @@ def parse_record(line: bytes, where: str, tokenizer: Tokenizer) -> Record:
     if "text" in form:
         return Record(((text_field(row, "text", where), True),), ends=True, splits=True)
     prompt, completion = text_field(row, "prompt", where), text_field(row, "completion", where)
-    return Record(((prompt, False), (completion, True)), ends=True, splits=False)
+    return Record(((prompt, False), (completion, True)), ends=True, splits=False, history=_history(row, where))
+
+
+def _history(row: dict[str, Any], where: str) -> tuple[str, ...]:
+    value = row.get("history", [])
+    if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
+        raise PefxError(f"{where}: field 'history' must be a list of messages, each a text that is not empty")
+    return tuple(value)
 
 
 def _messages(value: Any, where: str) -> list[dict[str, str]]:
@@ -95,9 +118,11 @@ def _messages(value: Any, where: str) -> list[dict[str, str]]:
 
 def tokenize(records: Sequence[Record], tokenizer: Tokenizer) -> list[Example]:
     """The whole example of each record, whatever its length, tokenised on all cores."""
-    ids = iter(tokenizer.encode_batch([text for record in records for text, _ in record.segments]))
+    texts = [text for record in records for text in (*record.history, *(text for text, _ in record.segments))]
+    ids = iter(tokenizer.encode_batch(texts))
     examples: list[Example] = []
     for record in records:
+        history = tuple(np.asarray(next(ids), np.int32) for _ in record.history)
         tokens: list[int] = []
         loss: list[bool] = []
         for _, learned in record.segments:
@@ -108,7 +133,7 @@ def tokenize(records: Sequence[Record], tokenizer: Tokenizer) -> list[Example]:
             tokens.append(tokenizer.eos)
             loss.append(True)
         loss[0] = False
-        examples.append(Example(np.asarray(tokens, np.int32), np.asarray(loss, bool)))
+        examples.append(Example(np.asarray(tokens, np.int32), np.asarray(loss, bool), history))
     return examples
 
 
@@ -129,4 +154,4 @@ def window(example: Example, index: int, length: int) -> Example:
     part = slice(index * length, (index + 1) * length + 1)
     loss = example.loss[part].copy()
     loss[0] = False
-    return Example(example.tokens[part], loss)
+    return Example(example.tokens[part], loss, example.history)

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 from pefx.config import DataConfig, UserConfig
-from pefx.data.formats import Example
+from pefx.data.formats import Example, history_pages
 from pefx.data.source import ExampleSource
 from pefx.data.tokenizer import Tokenizer
 from pefx.errors import PefxError
@@ -42,17 +42,19 @@ class UserStream:
 
         There is always at least one: raises PefxError when the longest example there may be would not fit.
         """
-        longest = whole_pages(self.source.sequence_length, page_size) * page_size
+        length, history = self.source.sequence_length, self.source.history
+        longest = (whole_pages(length, page_size) + history_pages(history, page_size, length)) * page_size
         if longest > tokens_budget:
+            behind = f", behind a history of {history} tokens," if history else ""
             raise PefxError(
-                f"data.sequence_length {self.source.sequence_length} occupies {longest} tokens in pages of "
+                f"data.sequence_length {length}{behind} occupies {longest} tokens in pages of "
                 f"{page_size}, more than data.tokens_per_user {tokens_budget}"
             )
         taken: list[Example] = []
         room = tokens_budget
         while True:
             example = self[position + len(taken)]
-            room -= whole_pages(example.rows, page_size) * page_size
+            room -= example.pages(page_size, length) * page_size
             if room < 0:
                 return taken, position + len(taken)
             taken.append(example)

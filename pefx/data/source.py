@@ -38,10 +38,12 @@ class ExampleSource:
         self._lines: OrderedDict[int, Example] = OrderedDict()
         counts = np.zeros(len(self._file), np.int64)
         self.tokens = 0
+        self.history = 0  # of the longest one, in tokens
         for first, records in self._batches():
             for line, (record, example) in enumerate(zip(records, tokenize(records, tokenizer)), first):
                 counts[line] = window_count(example, record.splits, sequence_length)
                 self.tokens += example.rows if counts[line] else 0
+                self.history = max(self.history, sum(map(len, example.history)))
                 self._remember(line, example)
         self.left_out = int(np.sum(counts == 0))
         self._ends = np.cumsum(counts)

@@ -21,7 +21,7 @@ def serve_config(config: ServeConfig) -> int:
     """Serve until a signal; returns an exit code. PefxError where it cannot begin."""
     if several():
         raise PefxError("a server is one process; to serve from several hosts, start one on each")
-    catalog = None if config.catalog is None else open_catalog(config.catalog)
+    catalog = None if config.catalog is None else Catalog.open_for_serving(config.catalog)
     parts = read_parts(config, catalog)
     way = Way(seed=config.seed, unavailable=frozenset(), check_every=config.http.check_every)
     with on_mesh(parts.mesh):
@@ -44,13 +44,3 @@ def serve_config(config: ServeConfig) -> int:
         readiness=None if catalog is None else Readiness(tiers, parts.policies.check),
     )
     return serve_http(served, config.http)
-
-
-def open_catalog(path: str) -> Catalog:
-    """The catalog to serve from: for writing, so that aliases can be moved, or where that may not be, for reading."""
-    try:
-        return Catalog.open(path)
-    except PefxError as error:
-        if error.kind not in ("read_only", "no_permission"):
-            raise
-        return Catalog.open(path, read_only=True)

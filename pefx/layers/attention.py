@@ -48,8 +48,8 @@ def attention(
     cache: tuple[KVPool, jax.Array, tuple[jax.Array, jax.Array]],
     steering: Steering | None = None,
 ) -> tuple[Float[Array, "T D"], KVPool]:
-    """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles; `steering` what the tokens
-    read of their memories. Output in x's dtype.
+    """One layer. `cache` is the pool, this layer's index in it, and the step's rotary angles; `steering` what the
+    tokens read of their memories. Output in x's dtype.
     """
     pool, layer, (cosine, sine) = cache
     x, tokens = enter(x), x.shape[0]

@@ -29,7 +29,7 @@ def answer(request: Request, choices: Ordered[Sequence]) -> dict[str, Any]:
     failed = next((choice.error for choice in choices if choice.error is not None), None)
     if failed is not None:
         return refusal(request.id, failed)
-    revision, told = first.revision, [_choice(request, sequence) for sequence in choices[: request.n]]
+    revision, told = first.asked, [_choice(request, sequence) for sequence in choices[: request.n]]
     row = {
         "id": request.id,
         "policy": None if revision is None else revision.policy,

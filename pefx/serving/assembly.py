@@ -18,6 +18,7 @@ from pefx.serving.engine import Engine, Way
 from pefx.serving.fair_queue import Queue
 from pefx.serving.grammar import Grammars
 from pefx.serving.loading import Source
+from pefx.serving.memory import Keep, keeper
 from pefx.serving.pages import PageAllocator
 from pefx.serving.policies import Policies
 from pefx.serving.runner import Room, Runner
@@ -36,6 +37,7 @@ class Parts:
     tokenizer: Tokenizer
     policies: Policies
     mesh: MeshConfig
+    keep: Keep | None = None
 
 
 def read_parts(config: ServeConfig, catalog: Catalog | None) -> Parts:
@@ -47,7 +49,8 @@ def read_parts(config: ServeConfig, catalog: Catalog | None) -> Parts:
         base, digest = load_base(config.base, config.precision, placement(), config.base_weights)
         base = with_shared(base, config.others, digest)
     policies = Policies(catalog, digest, bank_room(config), agree if several() else None, config.others)
-    return Parts(base, digest, tokenizer, policies, mesh)
+    keep = None if catalog is None or several() or catalog.space.read_only else keeper(catalog, digest)
+    return Parts(base, digest, tokenizer, policies, mesh, keep)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Supply:
     slots: Sequence[Slots | None]
     source: Source
     policies: Policies | None = None
+    keep: Keep | None = None
 
 
 def build_engine(config: ServeConfig, parts: Parts, queue: Queue, way: Way) -> tuple[Engine, Tiers]:
@@ -82,7 +86,7 @@ def build_engine(config: ServeConfig, parts: Parts, queue: Queue, way: Way) -> t
         bank = made(by_slot, lambda: empty_bank(base.config, bank_room(config), shards * slots, config.others))
     residencies = [Residency(slots) for _ in range(shards)] if bank is not None else []
     tiers = Tiers(parts.policies.load, config.host_cache_mb << 20, slots=residencies)
-    supply = Supply(bank, residencies or [None] * shards, tiers, parts.policies)
+    supply = Supply(bank, residencies or [None] * shards, tiers, parts.policies, parts.keep)
     size = EngineSize(config.sequences, config.step_tokens, config.page_size, config.pages, config.prefix_cache)
     return assemble(base, supply, parts.tokenizer, size, queue, way)[0], tiers
 
@@ -109,6 +113,7 @@ def assemble(
         tokenizer=tokenizer,
         policies=supply.policies,
         grammars=Grammars(tokenizer.to_json(), base.config.vocab_size, tokenizer.eos),
+        keep=supply.keep,
         way=way,
     )
     return engine, runner

@@ -4,15 +4,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from time import monotonic, perf_counter
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
+from pefx.serving.answers import refusal
 from pefx.serving.generation import Generation, Outcome
 from pefx.serving.jobs import Answered, Job, Listen
 from pefx.serving.loading import Loading, Source
+from pefx.serving.memory import Keep, Kept, memory_of
 from pefx.serving.policies import UNAVAILABLE, Policies, Weights
 from pefx.serving.requests import Request, check_tokens, prompt_tokens, seed_of
 from pefx.serving.routes import RouteRecord
@@ -55,6 +57,10 @@ class Device(Protocol):
     rows: int
 
     def load(self, shard: int, slot: int, adapter: Weights, spec: AdapterSpec) -> None: ...
+
+    def begin(self, shard: int, page: int, state: np.ndarray) -> None: ...
+
+    def recall(self, place: tuple[int, int], spec: AdapterSpec) -> np.ndarray: ...
 
     def run(self, plan: StepPlan) -> tuple[list[Outcome], list[np.ndarray | None]]: ...
 
@@ -110,7 +116,7 @@ class Engine:
     """Serves mixed requests, for one thread.
 
     Weights come from `source` while requests wait and others run; `policies` None: what they are is agreed on with
-    nobody. `grammars` None: no answer is held to a form.
+    nobody. `grammars` None: no answer is held to a form. `keep` commits what memories hold (None: nothing can be kept).
     """
 
     def __init__(
@@ -122,10 +128,11 @@ class Engine:
         tokenizer: Tokenizer,
         policies: Policies | None = None,
         grammars: Grammars | None = None,
+        keep: Keep | None = None,
         way: Way,
     ):
         self._device, self._scheduler, self._policies, self._way = device, scheduler, policies, way
-        self._source, self._tokenizer, self._grammars = source, tokenizer, grammars
+        self._source, self._tokenizer, self._grammars, self._keep = source, tokenizer, grammars, keep
         self._loading = Loading(source, scheduler)
         self._checks = SelfCheck(scheduler, way.check_every)
         self._jobs: dict[int, Job] = {}
@@ -164,22 +171,38 @@ class Engine:
         if handle in self._jobs:
             raise RuntimeError(f"handle {handle} is in use")
         before = None if behind is None else self._jobs.get(behind)
-        choices = self._choices(handle, request, revision, None if before is None else before.choices[0])
+        served, state = self._served_by(request, revision)
+        choices = self._choices(handle, request, (served, state), None if before is None else before.choices[0])
         self._scheduler.check(choices[0])
-        where = "base" if revision is None else self._source.state(revision)
+        where = "base" if served is None else self._source.state(served)
         for sequence in choices:
             self._scheduler.submit(sequence)
         self._jobs[handle] = Job(handle, request, choices, self._way.clock(), where, listen)
         if deadline is not None:
             heappush(self._deadlines, (deadline, handle))
-        if revision is not None:
-            self._source.prefetch(revision)
+        for one in choices[0].needs:
+            self._source.prefetch(one)
         return len(choices[0].prompt)
 
+    def _served_by(self, request: Request, revision: Adapter | None) -> tuple[Adapter | None, Adapter | None]:
+        """The revision whose weights serve what was asked for, and the state that it begins with."""
+        if request.remember is not None and self._keep is None:
+            told = (
+                "nothing can be remembered here: the catalog is read only, there is none, or a job has many processes"
+            )
+            raise PefxError(f"field 'remember': {told}", "read_only")
+        if revision is None or revision.spec.method != "delta_state":
+            return revision, None
+        if self._policies is None:
+            raise RuntimeError(f"nobody knows what {revision.key} is a state of")
+        return self._policies.over(revision), revision
+
     def _choices(
-        self, handle: int, request: Request, revision: Adapter | None, leader: Sequence | None
+        self, handle: int, request: Request, asked: tuple[Adapter | None, Adapter | None], leader: Sequence | None
     ) -> list[Sequence]:
-        """The sequences that answer `request`. Raises PefxError where it cannot be served."""
+        """The sequences that answer `request`, of a revision and a state. Raises PefxError where it cannot be
+        served."""
+        revision, state = asked
         device, context = self._device, self._device.context
         prompt = prompt_tokens(request, self._tokenizer.encode, device.vocab_size, context)
         check_tokens(request, device.vocab_size)
@@ -206,6 +229,7 @@ class Engine:
                     shaper=Shaper(request, prompt, constraint) if needs_shaping(request) else None,
                     leader=choices[0] if choices else leader,
                     routes=RouteRecord() if request.routes else None,
+                    memory=memory_of(request, revision, state, len(prompt)),
                 )
             )
         return choices
@@ -232,6 +256,7 @@ class Engine:
         self._loading.ask_ahead()
         ready = (lambda revision: True) if self._way.lockstep else self._loading.ready
         over += self._load(self._scheduler.admit(ready))
+        over += self._begin()
         plan = self._scheduler.plan()
         if plan is not None:
             over += self._scheduler.commit(plan, *self._device.run(plan))
@@ -309,21 +334,44 @@ class Engine:
         self._loading.let_go(load.revision for load in loads)
         return over
 
+    def _begin(self) -> list[Sequence]:
+        """Put states where sequences begin with them. Returns the sequences whose state could not be had."""
+        over: list[Sequence] = []
+        begun, self._scheduler.begun = self._scheduler.begun, []
+        for sequence in begun:
+            if sequence.ended or sequence.memory is None:
+                continue
+            try:
+                weights = self._weights(sequence.memory.state)
+            except PefxError as error:
+                if error.kind in self._way.unavailable:
+                    raise
+                self._scheduler.fail(sequence, error)
+                over.append(sequence)
+                continue
+            self._device.begin(sequence.shard, sequence.pages[0], weights["memory"]["state"])
+        self._loading.let_go()
+        return over
+
     def _into_slot(self, load: Load) -> None:
         """Put the weights of `load` into its slot. Raises PefxError if there are none, or none fit."""
+        self._device.load(load.shard, load.slot, self._weights(load.revision), load.revision.spec)
+
+    def _weights(self, revision: Any) -> Weights:
+        """The weights of a revision, as all processes find them. Raises PefxError if there are none."""
         weights, error = None, None
         try:
-            weights = self._loading.take(load.revision)
+            weights = self._loading.take(revision)
         except PefxError as failed:
             if failed.kind in self._way.unavailable:
                 raise
             error = failed
         if self._policies is not None:
-            error = self._policies.agree_on_load(load.revision, error)
+            error = self._policies.agree_on_load(revision, error)
         if error is not None:
             raise error
         assert weights is not None
-        self._device.load(load.shard, load.slot, weights, load.revision.spec)
+        return weights
 
     def _count(self, plan: StepPlan) -> None:
         self._done.steps += 1
@@ -356,10 +404,25 @@ class Engine:
         return answered
 
     def _finished(self, job: Job, now: float) -> Answered:
-        answered = job.answered(now)
+        answered = self._remembered(job, job.answered(now))
         self._done.prompt_tokens += answered.prompt_tokens
         self._done.tokens += answered.tokens
         self._done.cached_tokens += answered.cached_tokens
         if "error" not in answered.row:
             self._checks.consider(job.choices[0])
         return answered
+
+    def _remembered(self, job: Job, answered: Answered) -> Answered:
+        """The answer, after what its memory holds was kept where that was asked for; what went wrong, if it did."""
+        sequence, policy = job.choices[0], job.request.remember
+        if policy is None or self._keep is None or sequence.memory is None or "error" in answered.row:
+            return answered
+        memory, tokens = sequence.memory, sequence.tokens(0, sequence.known)
+        state = self._device.recall(memory.place, memory.spec)
+        try:
+            key = self._keep(Kept(policy, state, sequence.revision, memory.state, tokens))
+        except PefxError as error:
+            if error.kind in self._way.unavailable:
+                raise
+            return replace(answered, row=refusal(job.request.id, error))
+        return replace(answered, row=answered.row | {"remembered": key})

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -77,6 +78,16 @@ class Policies:
         self.check(revision)
         return revision
 
+    def over(self, state: Revision) -> Revision:
+        """The revision whose weights serve what begins with `state`. Raises PefxError as `resolve`, or (kind
+        "wrong_spec") where it is not what the state says.
+        """
+        policy, _, number = state.spec.over.rpartition("@")
+        found = self.resolve(policy, int(number) if number.isdigit() else number)
+        if found.spec != replace(state.spec, method="delta_mem", over=""):
+            raise PefxError(f"state {state.key} is over {found.key}, whose memory is another", "wrong_spec")
+        return found
+
     def load(self, revision: Revision) -> Weights:
         """Its weights, their hash verified."""
         if self._catalog is None:
@@ -114,6 +125,11 @@ class Policies:
         spec, bank, name = revision.spec, self._bank, f"revision {revision.key}"
         if revision.base != self._digest:
             raise PefxError(f"{name} belongs to base {revision.base}, this server has {self._digest}", "wrong_base")
+        if spec.method in MEMORIES:
+            if not any(_remembers(spec, other) for other in self._others):
+                told = f"has a memory of {spec.states} states of rank {spec.rank}"
+                raise PefxError(f"{name} {told}, for which the bank has no room (others)", "wrong_form")
+            return
         if spec.rank > bank.rank:
             raise PefxError(f"{name} has rank {spec.rank}, the bank holds at most {bank.rank} (max_rank)", "wrong_rank")
         extra = sorted(set(spec.targets) - set(bank.targets))
@@ -126,6 +142,14 @@ class Policies:
         if of_experts and spec.expert_form != bank.expert_form:
             message = f"{name} has {spec.expert_form} experts, the bank holds {bank.expert_form} (expert_form)"
             raise PefxError(message, "wrong_form")
+
+
+MEMORIES = ("delta_mem", "delta_state")
+
+
+def _remembers(spec: AdapterSpec, other: AdapterSpec) -> bool:
+    """Whether a bank that was made for `other` holds memories of `spec`: as large ones, not more of them."""
+    return other.method == "delta_mem" and spec.rank == other.rank and spec.states <= other.states
 
 
 def _is_like(spec: AdapterSpec, other: AdapterSpec) -> bool:

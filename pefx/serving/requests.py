@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from pefx.errors import PefxError
 from pefx.store.names import is_alias
@@ -37,6 +37,8 @@ class Request:
     `temperature` 0 is greedy; `top_k` 0, `min_p` 0, `top_p` 1 and penalties of 0 (`repetition_penalty`: 1) are off.
     `seed` None is derived from the id. `n` answers are given, the likeliest (mean log-probability of a token) of
     `best_of`. `regex` or `json_schema` (as JSON text) is what an answer must match. Higher `priority` comes first.
+    Of an adapter with memories, `writes` says which tokens are written; `remember` names the policy as whose newest
+    revision the memory is kept when the answer is there, for later requests to begin with.
     `routes`, which no file or client asks for, has the experts of every token recorded.
     """
 
@@ -65,6 +67,8 @@ class Request:
     regex: str | None = None
     json_schema: str | None = None
     priority: int = 0
+    writes: Literal["prompt", "all", "none"] = "prompt"
+    remember: str | None = None
     routes: bool = False
 
     @property
@@ -159,6 +163,8 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "prompt_logprobs": ("true or false", _is_bool),
     "regex": ("a regular expression, or null", _or_null(_is_name)),
     "json_schema": ("a JSON schema (an object), or null", _or_null(lambda v: isinstance(v, dict))),
+    "writes": ("prompt, all or none", lambda v: v in ("prompt", "all", "none")),
+    "remember": ("a policy name, or null", _or_null(_is_name)),
     "priority": (f"an integer from -{MAX_PRIORITY} to {MAX_PRIORITY}", _between(-MAX_PRIORITY, MAX_PRIORITY)),
 }
 FLOATS = tuple(field.name for field in fields(Request) if field.type is float)
@@ -242,6 +248,11 @@ def _contradictions(request: Request) -> Iterator[tuple[str, str]]:
         yield "revision", "the bare base has no revisions; name a policy"
     if request.best_of is not None and request.best_of < request.n:
         yield "best_of", f"must be at least n, which is {request.n}, got {request.best_of}"
+    if request.remember is not None and (request.policy is None or request.choices > 1):
+        what = (
+            "the bare base has no memory; name a policy" if request.policy is None else "an answer is one, n is above 1"
+        )
+        yield "remember", what
     if request.regex is not None and request.json_schema is not None:
         yield "regex", "an answer can be held to a regex or to a json_schema, not to both"
     if len({token for token, _ in request.logit_bias}) < len(request.logit_bias):

@@ -38,7 +38,7 @@ def serve_file(config: ServeConfig, requests: str | Path, out: str | Path) -> in
         "software": {name: version(name) for name in ("jax", "jaxlib")} | writer_version(out),
     }
     Journal(out, run).check()
-    catalog = None if config.catalog is None else Catalog.open(config.catalog, read_only=True)
+    catalog = None if config.catalog is None else Catalog.open_for_serving(config.catalog)
     parts = read_parts(config, catalog)
     run |= {"base": parts.digest, "tokenizer": parts.tokenizer.digest}
     with Journal(out, run, owner()) as journal, on_mesh(parts.mesh):

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int32
 
+from kernels.delta_rule.api import close
 from pefx.adapters.bank import Bank, by_slot, load_adapter
 from pefx.adapters.methods.table import Adapter
-from pefx.batch import KVPool, TokenBatch
+from pefx.batch import Array, KVPool, TokenBatch
+from pefx.compiler import jit
 from pefx.config import AdapterSpec
-from pefx.mesh import by_page, by_row, fetch, made, of_base, place
+from pefx.mesh import by_page, by_row, fetch, made, of_base, place, share
 from pefx.model import Base
 from pefx.packing import Sizes, beside, pack, span_rows, whole_pages
 from pefx.parcel import wrap
@@ -87,7 +91,8 @@ class Runner:
         self.vocab_size, self.context = config.vocab_size, config.context
         self._base, self.bank, self._room = place(of_base, base), place(by_slot, bank), room
         pages = room.shards * room.pages
-        self._state = made(by_page, lambda: ServeState(KVPool.zeros(config, pages, room.page_size)))
+        memory = None if bank is None else bank.memory
+        self._state = made(by_page, lambda: ServeState(KVPool.zeros(config, pages, room.page_size, memory)))
         self._blocks = whole_pages(config.context, room.page_size)
         # Padding of a tile costs as much as a tile; that of a single row little.
         self._singles, self._tiles = buckets(room.sequences, SMALLEST, 4), buckets(room.tiles, 1, 2)
@@ -100,6 +105,24 @@ class Runner:
             raise RuntimeError("there is no bank to load an adapter into")
         each = self.bank.slots // self._room.shards
         self.bank = load_adapter(self.bank, shard * each + slot, adapter, spec, self._base)
+
+    def begin(self, shard: int, page: int, state: np.ndarray) -> None:
+        """A sequence whose first page that is begins with a memory of `state [L, MR, R]`."""
+        held = self._state.kv.memory
+        assert held is not None
+        filled = np.zeros((held.shape[0], *held.shape[3:]), np.float32)
+        rank = filled.shape[-1]
+        own = state.reshape(len(filled), -1, rank, rank)
+        filled[:, : own.shape[1], :rank] = own
+        pool = _begun(self._state.kv, *share(of_base, (np.int32(shard * self._room.pages + page), filled)))
+        self._state = place(by_page, ServeState(pool))
+
+    def recall(self, where: tuple[int, int], spec: AdapterSpec) -> np.ndarray:
+        """The memory `[L, MR, R]` after the last token of a sequence whose last page that is, by shard."""
+        shard, page = where
+        at = share(of_base, np.int32(shard * self._room.pages + page))
+        found = np.asarray(fetch(_recalled(self._state.kv, at)))[:, : spec.states]
+        return np.ascontiguousarray(found.reshape(len(found), -1, found.shape[-1]))
 
     def run(self, plan: StepPlan) -> tuple[list[Outcome], list[np.ndarray | None]]:
         """One step. Returns what came out for each of `plan.wanted`, in order.
@@ -142,7 +165,8 @@ class Runner:
 
     def _size(self, singles: int, tiles: int) -> Sizes:
         room = self._room
-        return Sizes(singles, tiles, room.sequences, self._blocks, room.page_size, room.tile)
+        memory = self._state.kv.memory is not None
+        return Sizes(singles, tiles, room.sequences, self._blocks, room.page_size, room.tile, memory)
 
     def _sizes(self, plan: StepPlan) -> Sizes:
         room = self._room
@@ -208,6 +232,18 @@ class Runner:
             "top_k": column([min(h.top_k, self.vocab_size) for h in how], 0, np.int32),
             "seed": column([h.seed for h in how], 0, np.uint32),
         }
+
+
+@partial(jit, donate_argnums=0)
+def _begun(pool: KVPool, page: Int32[Array, ""], state: Float[Array, "L M S R"]) -> KVPool:
+    assert pool.memory is not None
+    return replace(pool, memory=pool.memory.at[:, page, 0].set(state))
+
+
+@jit
+def _recalled(pool: KVPool, page: Int32[Array, ""]) -> Float[Array, "L M R R"]:
+    assert pool.memory is not None
+    return close(pool.memory[:, page, 1])
 
 
 def shaping_arrays(

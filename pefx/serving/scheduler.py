@@ -75,6 +75,7 @@ class Scheduler:
         self.waiting: Queue = FairQueue() if queue is None else queue
         self.wanted: dict[str, Wanting] = {}  # by key: revisions that waiting sequences need, in order of the first
         self.preemptions = 0
+        self.begun: list[Sequence] = []  # whose memory is to begin with a state, before the next plan is run
         self._arrivals = 0
 
     @property
@@ -128,15 +129,15 @@ class Scheduler:
         self._waits(sequence)
 
     def _waits(self, sequence: Sequence) -> None:
-        if sequence.revision is not None:
-            self.wanted.setdefault(sequence.revision.key, Wanting(sequence.revision)).count += 1
+        for revision in sequence.needs:
+            self.wanted.setdefault(revision.key, Wanting(revision)).count += 1
 
     def _waits_no_more(self, sequence: Sequence) -> None:
-        if sequence.revision is not None:
-            wanting = self.wanted[sequence.revision.key]
+        for revision in sequence.needs:
+            wanting = self.wanted[revision.key]
             wanting.count -= 1
             if not wanting.count:
-                del self.wanted[sequence.revision.key]
+                del self.wanted[revision.key]
 
     def cancel(self, sequence: Sequence) -> None:
         """It is gone at once, whether it waits or runs. One that is over stays as it is."""
@@ -163,8 +164,7 @@ class Scheduler:
         for sequence in self.waiting.turns(self.resident, self._crowded) if len(self.waiting) else ():
             if self._full() or any(other.passed >= self.patience for other in blocked):
                 break
-            revision = sequence.revision
-            if self._behind(sequence) or not (revision is None or self.resident(revision) or ready(revision)):
+            if self._behind(sequence) or not all(self.resident(one) or ready(one) for one in sequence.needs):
                 continue
             if not any(self._enter(sequence, index, loads) for index in self._preferred(sequence)):
                 blocked.append(sequence)
@@ -224,6 +224,8 @@ class Scheduler:
             sequence.slot = placement.slot
             if placement.load:
                 loads.append(Load(index, placement.slot, revision))
+        if sequence.memory is not None and sequence.memory.state is not None and not sequence.done:
+            self.begun.append(sequence)
         if not sequence.entered:
             sequence.cached = sequence.done
         self.waiting.enter(sequence, 0 if sequence.entered else sequence.left)
@@ -239,7 +241,7 @@ class Scheduler:
         found, node = [], sequence.root
         if not sequence.score_prompt or again:
             # Pages whose routes nobody wanted are computed again where somebody wants them.
-            known = sequence.tokens(0, sequence.known - 1)
+            known = sequence.tokens(0, sequence.shared(sequence.known - 1))
             found, node = shard.pages.find(sequence.root, known, size, noted=routes is not None)
         # A page more than is needed now stays free for those that run, unless nobody does.
         spare = 1 if shard.running and sequence.length > sequence.known else 0
@@ -278,7 +280,13 @@ class Scheduler:
         if not sizes:
             return None
         spans = tuple(
-            Span(sequence.tokens(sequence.done, sequence.done + size), sequence.done, sequence.slot, sequence.pages)
+            Span(
+                sequence.tokens(sequence.done, sequence.done + size),
+                sequence.done,
+                sequence.slot,
+                sequence.pages,
+                None if sequence.memory is None else sequence.memory.flags(sequence.done, sequence.done + size),
+            )
             for sequence, size in sizes
         )
         wanted = [row for index, (sequence, size) in enumerate(sizes) for row in _wanted(index, sequence, size)]
@@ -341,15 +349,25 @@ class Scheduler:
                 self.waiting.charge(sequence, 1)
         over = [sequence for sequence in plan.sequences if sequence.over]
         for sequence in over:
-            sequence.ended = True
-            self._leave(sequence)
-            self.waiting.leave(sequence)
+            if sequence.memory is not None:
+                sequence.memory.place = sequence.shard, sequence.pages[(sequence.done - 1) // self.size.page_size]
+            self._end(sequence)
         return over
+
+    def fail(self, sequence: Sequence, error: PefxError) -> None:
+        """A sequence that runs is over with an error."""
+        sequence.error = error
+        self._end(sequence)
+
+    def _end(self, sequence: Sequence) -> None:
+        sequence.ended = True
+        self._leave(sequence)
+        self.waiting.leave(sequence)
 
     def _publish(self, sequence: Sequence) -> None:
         """Let others find the pages that are full now."""
         size = self.size.page_size
-        while (sequence.published + 1) * size <= sequence.done:
+        while (sequence.published + 1) * size <= sequence.shared(sequence.done):
             start = sequence.published * size
             pages, tokens = self.shards[sequence.shard].pages, sequence.tokens(start, start + size)
             note = None if sequence.routes is None else sequence.routes.of(start, start + size)

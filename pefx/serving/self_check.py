@@ -31,6 +31,7 @@ class SelfCheck:
             max_tokens=0,
             score_prompt=True,
             priority=-MAX_PRIORITY - 1,
+            memory=sequence.memory,
         )
         if self._scheduler.fits(again):
             self._expected[handle] = list(logprobs)

@@ -7,6 +7,7 @@ from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.packing import Span
 from pefx.serving.generation import Generation
+from pefx.serving.memory import Memory
 from pefx.serving.pages import Node
 from pefx.serving.routes import RouteRecord
 from pefx.serving.shaping import Shaper
@@ -70,6 +71,7 @@ class Sequence:
     shaper: Shaper | None = None
     leader: "Sequence | None" = None
     routes: RouteRecord | None = None
+    memory: Memory | None = None
     prompt_logprobs: list[float | None] = field(default_factory=lambda: [None])
     error: PefxError | None = None
     arrival: int = -1
@@ -86,12 +88,29 @@ class Sequence:
 
     @property
     def root(self) -> Node:
-        """What names the weights that its keys and values come from."""
-        return BASE if self.revision is None else self.revision.content_hash
+        """What names the weights that its keys and values come from, and the memory that it begins with."""
+        if self.revision is None:
+            return BASE
+        return self.revision.content_hash if self.memory is None else (self.revision.content_hash, self.memory.root)
+
+    @property
+    def asked(self) -> Any:
+        """The revision that was asked for: a state, or what it is served by."""
+        return self.revision if self.memory is None or self.memory.state is None else self.memory.state
+
+    @property
+    def needs(self) -> list[Any]:
+        """Revisions whose weights it cannot begin without."""
+        state = None if self.memory is None else self.memory.state
+        return [revision for revision in (self.revision, state) if revision is not None]
+
+    def shared(self, tokens: int) -> int:
+        """How many of so many leading tokens lie on pages that others may use."""
+        return tokens if self.memory is None else self.memory.shared(tokens)
 
     @property
     def tenant(self) -> str:
-        return BASE if self.revision is None else self.revision.policy
+        return BASE if self.revision is None else self.asked.policy
 
     @property
     def length(self) -> int:

@@ -58,6 +58,16 @@ class Catalog:
         """
         return cls(Keyspace.open(path, create=create, read_only=read_only, cache_bytes=cache_bytes))
 
+    @classmethod
+    def open_for_serving(cls, path: str | os.PathLike[str]) -> "Catalog":
+        """For writing, so that aliases can be moved and memories kept, or where that may not be, for reading."""
+        try:
+            return cls.open(path)
+        except PefxError as error:
+            if error.kind not in ("read_only", "no_permission"):
+                raise
+            return cls.open(path, read_only=True)
+
     def commit(
         self, policy: str, *, adapter: Adapter, spec: AdapterSpec, base: str, **provenance: Unpack[Provenance]
     ) -> Revision:

@@ -70,7 +70,8 @@ class AdapterTraining:
         if length > shape.context:
             raise PefxError(f"data.sequence_length is {length}, longer than the base's context of {shape.context}")
         self.curriculum = curriculum(config, self.sessions, Tokenizer.load(directory))
-        self.layout = replace(self.layout, terms=self.curriculum.terms, routes=self.curriculum.routes)
+        memory = any(session.spec.method == "delta_mem" for session in self.sessions)
+        self.layout = replace(self.layout, terms=self.curriculum.terms, routes=self.curriculum.routes, memory=memory)
         self._taken: dict[int, list[Taken]] = {}
         rates = [learning_rates(session.optimizer, session.steps) for session in self.sessions]
         self.slots = slots_of(config, shards)  # of each shard
@@ -192,7 +193,8 @@ class AdapterTraining:
         shard, row = divmod(one.place, self.layout.shares)
         at, found = shard * self.layout.tokens + row * self.layout.share, []
         for item in one.lessons:
-            here = slice(at, at + len(item.tokens))
+            own = at + item.pages_before(self.layout.page_size) * self.layout.page_size
+            here = slice(own, own + len(item.tokens))
             found.append((of_tokens[0][here], of_tokens[1][here]))
             at += item.pages(self.layout.page_size) * self.layout.page_size
         return found

@@ -6,11 +6,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from pefx.config import TrainConfig
+from pefx.data.formats import Example
 from pefx.data.pipeline import UserStream, heldout_set, train_stream
 from pefx.data.tokenizer import Tokenizer
+from pefx.errors import PefxError
 from pefx.losses.rows import NUMBER
 from pefx.training.journal import Measure
-from pefx.training.planner import Lesson, lesson
+from pefx.training.planner import Lesson
+from pefx.training.remembering import remembered
 from pefx.training.sessions import Session
 
 Numbers = Mapping[str, float]  # fields of a `PolicyNumbers`, of one session
@@ -72,16 +75,22 @@ class Texts:
 
     def __init__(self, config: TrainConfig, sessions: Sequence[Session], tokenizer: Tokenizer):
         self._config = config
-        self._users = [session.user for session in sessions]
+        self._users, self._specs = [session.user for session in sessions], [session.spec for session in sessions]
         self._streams = [self._open(index, tokenizer) for index in range(len(sessions))]
         self._heldout = [
-            tuple(lesson(example.tokens, example.loss, -1) for example in heldout_set(user, config.data, tokenizer))
-            for user in self._users
+            tuple(self._lesson(index, example, -1) for example in heldout_set(user, config.data, tokenizer))
+            for index, user in enumerate(self._users)
         ]
 
     def _open(self, index: int, tokenizer: Tokenizer) -> UserStream | None:
         user = self._users[index]
-        return None if user.train is None else train_stream(user, self._config.data, tokenizer)
+        if user.train is None:
+            return None
+        stream = train_stream(user, self._config.data, tokenizer)
+        if stream.source.history and self._specs[index].method != "delta_mem":
+            told = f"has lines with a history, which only an adapter of method 'delta_mem' reads, not '{user.name}''s"
+            raise PefxError(f"{user.train}: {told}", "bad_adapter")
+        return stream
 
     def _stream(self, index: int) -> UserStream:
         stream = self._streams[index]
@@ -101,7 +110,10 @@ class Texts:
     def take(self, index: int, position: int, row: int) -> tuple[list[Lesson], int]:
         share, page = self._config.data.tokens_per_user, self._config.page_size
         examples, position = self._stream(index).take(position, share, page)
-        return [lesson(example.tokens, example.loss, row) for example in examples], position
+        return [self._lesson(index, example, row) for example in examples], position
+
+    def _lesson(self, index: int, example: Example, slot: int) -> Lesson:
+        return remembered(example, self._specs[index], self._config.data.sequence_length, slot)
 
     def numbers(self, index: int, lessons: Sequence[Lesson]) -> Numbers:
         weight = sum(float(np.sum(item.weights, dtype=np.float64)) for item in lessons)

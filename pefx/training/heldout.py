@@ -66,7 +66,8 @@ def scored(base: Base, bank: Bank | None, exams: Sequence[Exam], layout: Layout)
         for shard, (owners, lessons) in enumerate(batch):
             row = 0
             for (exam, place), item in zip(owners, lessons, strict=True):
-                here = slice(row, row + len(item.tokens))
+                own = row + item.pages_before(layout.page_size) * layout.page_size
+                here = slice(own, own + len(item.tokens))
                 yield Scored(exam, place, logprobs[shard, here], routes[shard, here])
                 row += item.pages(layout.page_size) * layout.page_size
 

@@ -33,7 +33,8 @@ class Lesson:
     """One sequence to learn from: int32[n] tokens, int32[n] targets (the token after each), float32[n] weights.
 
     A weight of 0 leaves a target out of the loss; a target of -1 is none. `slot` is its adapter's index among those of
-    the step.
+    the step. `memory` says what each token does to the memory, int32[n] of `pefx.packing` (None: nothing); `before` are
+    sequences whose memory it goes on with, of which nothing is learned.
     """
 
     tokens: np.ndarray
@@ -41,10 +42,16 @@ class Lesson:
     weights: np.ndarray
     slot: int
     terms: Terms | None = None
+    memory: np.ndarray | None = None
+    before: tuple["Lesson", ...] = ()
 
     def pages(self, page_size: int) -> int:
-        """Pages that the sequence occupies."""
-        return whole_pages(len(self.tokens), page_size)
+        """Pages that it occupies, with what is before it."""
+        return whole_pages(len(self.tokens), page_size) + self.pages_before(page_size)
+
+    def pages_before(self, page_size: int) -> int:
+        """Pages of what is before it."""
+        return sum(item.pages(page_size) for item in self.before)
 
 
 def lesson(tokens: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray, slot: int) -> Lesson:
@@ -63,7 +70,8 @@ class Layout:
     """The shape of a training step: on each of `shards` shards `shares` shares of `share` tokens.
 
     Sequences have at most `length` tokens and begin on a page. `terms`: losses of the table are learned from; `routes`
-    are the layers with experts and the experts of a token, where recorded ones are taken again.
+    are the layers with experts and the experts of a token, where recorded ones are taken again. `memory`: some adapter
+    has memories.
     """
 
     shares: int
@@ -73,6 +81,7 @@ class Layout:
     shards: int = 1
     terms: bool = False
     routes: tuple[int, int] | None = None
+    memory: bool = False
 
     def __post_init__(self) -> None:
         tile_of(self.page_size)
@@ -97,7 +106,8 @@ class Layout:
         """What a shard's part of a batch is packed to."""
         tile = tile_of(self.page_size)
         blocks = whole_pages(self.length, self.page_size)
-        return Sizes(0, self.tokens // tile, self.tokens // self.page_size, blocks, self.page_size, tile)
+        sequences = self.tokens // self.page_size
+        return Sizes(0, self.tokens // tile, sequences, blocks, self.page_size, tile, self.memory)
 
 
 def lay_out(shards: Sequence[Sequence[Sequence[Lesson]]], layout: Layout) -> dict[str, Any]:
@@ -125,16 +135,17 @@ def _shard(shares: Sequence[Sequence[Lesson]], layout: Layout) -> tuple[dict[str
     for index, lessons in enumerate(shares):
         row, end, first = index * layout.share, (index + 1) * layout.share, len(spans)
         for item in lessons:
-            pages = item.pages(layout.page_size)
-            if row + pages * layout.page_size > end:
+            if row + item.pages(layout.page_size) * layout.page_size > end:
                 raise PefxError(f"share {index}: {len(lessons)} sequences do not fit {layout.share} tokens")
-            first_page = row // layout.page_size
-            if layout.terms and item.terms is not None and item.terms.partner >= 0:
-                columns["partners"][len(spans)] = first + item.terms.partner
-            spans.append(Span(item.tokens, 0, item.slot, range(first_page, first_page + pages)))
-            rows.append(row)
-            _put(columns, slice(row, row + len(item.tokens)), item)
-            row += pages * layout.page_size
+            for piece in (*item.before, item):
+                pages, first_page = whole_pages(len(piece.tokens), layout.page_size), row // layout.page_size
+                if layout.terms and piece.terms is not None and piece.terms.partner >= 0:
+                    columns["partners"][len(spans)] = first + piece.terms.partner
+                held = range(first_page, first_page + pages)
+                spans.append(Span(piece.tokens, 0, item.slot, held, piece.memory))
+                rows.append(row)
+                _put(columns, slice(row, row + len(piece.tokens)), piece)
+                row += pages * layout.page_size
     return pack(spans, layout.sizes, rows), columns
 
 

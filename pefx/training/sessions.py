@@ -208,6 +208,7 @@ class HyperTable:
         self._rates = rates
         self._slots = slots
         self._leaves = uneven(session.spec for session in sessions)
+        self._states = max((s.spec.states for s in sessions if s.spec.method == "delta_mem"), default=0)
 
     def rate(self, index: int, micro: int) -> float:
         """The learning rate of the update that micro-batch `micro` of session `index` belongs to."""
@@ -232,6 +233,11 @@ class HyperTable:
                 name: np.asarray([rate_of(spec, name) for spec in own] + [1.0] * (width - len(own)), np.float32)
                 for name in self._leaves
             }
+        if self._states:
+            fields["states"] = np.zeros(width, np.float32)
+            for place, index in enumerate(active):
+                spec = self._sessions[index].spec
+                fields["states"][place] = spec.states / self._states if spec.method == "delta_mem" else 0.0
         return fields
 
 

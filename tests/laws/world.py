@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -38,10 +39,11 @@ RANKS = (1, 2, 4, 8, 16, 3)
 
 @dataclass(frozen=True)
 class Item:
-    """A whole sequence and the slot of its adapter (-1: the base)."""
+    """A whole sequence, the slot of its adapter (-1: the base), and what its tokens do to its memory."""
 
     tokens: np.ndarray
     slot: int
+    memory: np.ndarray | None = None
 
 
 def make_base(precision: Precision = "float32") -> Base:
@@ -81,17 +83,17 @@ def random_sequences(count: int, slots: int, seed: int, longest: int = 200) -> l
     return [Item(rng.integers(0, MODEL.vocab_size, n).astype(np.int32), int(rng.integers(-1, slots))) for n in lengths]
 
 
-def train_batch(sequences: Sequence[Item], tokens: int, places: int) -> TrainBatch:
+def train_batch(sequences: Sequence[Item], tokens: int, places: int, memory: bool = False) -> TrainBatch:
     """Whole sequences on page boundaries, every next token a target with weight 1."""
     spans, page = [], 0
     targets = np.full(tokens, -1, np.int32)
     for s in sequences:
         need = whole_pages(len(s.tokens), PAGE)
-        spans.append(Span(s.tokens, 0, s.slot, range(page, page + need)))
+        spans.append(Span(s.tokens, 0, s.slot, range(page, page + need), s.memory))
         row = page * PAGE
         targets[row : row + len(s.tokens) - 1] = s.tokens[1:]
         page += need
-    fields = pack(spans, Sizes(0, tokens // TILE, places, CONTEXT // PAGE, PAGE, TILE))
+    fields = pack(spans, Sizes(0, tokens // TILE, places, CONTEXT // PAGE, PAGE, TILE, memory))
     return TrainBatch(TokenBatch(**fields), targets, (targets >= 0).astype(np.float32))
 
 
@@ -116,8 +118,10 @@ def serve_logprobs(
     pages = CONTEXT // PAGE * len(sequences) + 3
     free = rng.permutation(pages).tolist()
     owned = [[free.pop() for _ in range(whole_pages(len(s.tokens), PAGE))] for s in sequences]
-    state = ServeState(KVPool.zeros(base.config, pages, PAGE))
-    sizes = step_sizes(chunks, tokens)
+    memory = None if bank is None else bank.memory
+    # Pages that nobody has written hold anything.
+    state = ServeState(jax.tree.map(lambda x: x + np.nan, KVPool.zeros(base.config, pages, PAGE, memory)))
+    sizes = replace(step_sizes(chunks, tokens), memory=memory is not None)
     done, out = [0] * len(sequences), [np.zeros(0, np.float32) for _ in sequences]
     while waiting := [i for i, s in enumerate(sequences) if done[i] < len(s.tokens)]:
         chosen, room = [], tokens
@@ -127,7 +131,13 @@ def serve_logprobs(
                 chosen.append((i, size))
                 room -= size
         spans = [
-            Span(sequences[i].tokens[done[i] : done[i] + size], done[i], sequences[i].slot, owned[i])
+            Span(
+                sequences[i].tokens[done[i] : done[i] + size],
+                done[i],
+                sequences[i].slot,
+                owned[i],
+                _part(sequences[i].memory, done[i], size),
+            )
             for i, size in chosen
         ]
         targets = [_next(sequences[i].tokens, done[i], size) for i, size in chosen]
@@ -144,6 +154,10 @@ def step_sizes(chunks: Sequence[int], tokens: int) -> Sizes:
     places = max(2, tokens // min(chunks))
     tiles = whole_pages(tokens, TILE) + places if max(chunks) > 1 else 0
     return Sizes(singles, tiles, places, CONTEXT // PAGE, PAGE, TILE)
+
+
+def _part(memory: np.ndarray | None, start: int, size: int) -> np.ndarray | None:
+    return None if memory is None else memory[start : start + size]
 
 
 def _next(tokens: np.ndarray, start: int, size: int) -> np.ndarray:

@@ -35,6 +35,7 @@ METHODS: dict[str, Method] = {
     "delta_state": DELTA_STATE,
 }
 GAINED = ("gains", "magnitude")  # leaves of which there are gains
+MEMORY_RANKS = 8  # of memories: kernels read their rows by so many
 FACTOR = {"reads": "a", "writes": "b"}  # by side
 
 
@@ -60,6 +61,8 @@ def adapted_sites(config: ModelConfig, spec: AdapterSpec) -> list[str]:
         if not method.biased and has_bias(config, target):
             told = f"method '{spec.method}' cannot adapt '{target}': this base adds a bias there"
             raise PefxError(told, "wrong_target")
+        if site.kind == "memory" and spec.rank % MEMORY_RANKS:
+            raise PefxError(f"the rank of a memory must be a multiple of {MEMORY_RANKS}, got {spec.rank}", "wrong_rank")
         from_base = method.derive is not None or spec.init != "default"
         if from_base and site.kind == "experts" and spec.expert_form == "shared_hidden":
             what = f"method '{spec.method}'" if method.derive is not None else f"init '{spec.init}'"
