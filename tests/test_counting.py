@@ -35,3 +35,11 @@ def test_methods_have_the_numbers_of_their_formulas():
     assert parameters(model, AdapterSpec(method="dora", rank=4, targets=one)) == 36 * (4 * (reads + writes) + writes)
     assert parameters(model, AdapterSpec(method="vera", rank=4, targets=one)) == 36 * (4 + writes)
     assert parameters(model, AdapterSpec(method="ia3", targets=one)) == 36 * writes
+
+
+def test_memories_have_the_numbers_of_their_paper():
+    model, spec = PRESETS["qwen3-4b"], AdapterSpec("delta_mem", 8, 16.0, ("memory",))
+    assert parameters(model, spec) == 4_866_336
+    state = AdapterSpec("delta_state", 8, 16.0, ("memory",), over="shared/memory@1")
+    assert stored_bytes(model, state) == 2 * 2_304
+    assert parameters(model, state) == 0

@@ -37,4 +37,6 @@ DELTA_MEM = Method(
     refuses=memory_only,
     from_base=begins,
 )
-DELTA_STATE = Method({"state": Leaf("memory", "rank", ZERO, "reads")}, unscaled, refuses=memory_only)
+DELTA_STATE = Method(
+    {"state": Leaf("memory", "rank", ZERO, "reads")}, unscaled, rates={"state": 0.0}, refuses=memory_only
+)

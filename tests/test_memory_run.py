@@ -1,0 +1,130 @@
+"""Memories from training to serving: kept as policies, begun with again, to the bit; killed and wrong ones refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pefx.adapters.shared import fresh_adapter
+from pefx.config import AdapterSpec, ServeConfig
+from pefx.loading import load_base
+from pefx.serving.run import serve_file
+from pefx.store.catalog import Catalog
+from tests.serving_small import make_config
+
+TO_THE_BIT = True
+
+MEMORY = AdapterSpec("delta_mem", 8, 16.0, ("memory",))
+FORMS = {"tokens": MEMORY, "messages": replace(MEMORY, writes="messages"), "four": replace(MEMORY, states=4)}
+HISTORY, QUERY = list(range(40, 85)), [7, 9, 11, 13, 15, 17, 19]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> ServeConfig:
+    """The small base with policies of LoRA, and policies with memories."""
+    small = make_config(tmp_path_factory.mktemp("memory"))
+    base, digest = load_base(small.base)
+    assert small.catalog is not None
+    catalog = Catalog.open(small.catalog)
+    for name, spec in FORMS.items():
+        fresh = fresh_adapter(base, spec, 1)["memory"]
+        commit(catalog, name, {"memory": {leaf: x + noise(x.shape) for leaf, x in fresh.items()}}, spec, digest)
+    return replace(small, others=(FORMS["four"],), sequences=4)
+
+
+def noise(shape: tuple[int, ...]) -> np.ndarray:
+    return np.float32(0.3) * np.random.default_rng(len(shape)).normal(size=shape).astype(np.float32)
+
+
+def commit(catalog: Catalog, policy: str, adapter: Any, spec: AdapterSpec, base: str) -> None:
+    about: dict[str, Any] = {"seeds": {}, "config": {}, "data_fingerprint": "", "metrics": {}}
+    catalog.commit(policy, adapter=adapter, spec=spec, base=base, step=1, **about)
+
+
+def served(config: ServeConfig, folder: Path, *requests: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    folder.mkdir()
+    asked = folder / "in.jsonl"
+    common = {"max_tokens": 3, "temperature": 0.0, "logprobs": True, "ignore_eos": True}
+    asked.write_text("".join(json.dumps(common | request) + "\n" for request in requests))
+    assert serve_file(config, asked, folder / "out.jsonl") == 0
+    rows = map(json.loads, (folder / "out.jsonl").read_text().splitlines())
+    return {row["id"]: row for row in rows}
+
+
+def keeps(name: str, **changes: Any) -> dict[str, Any]:
+    return {"id": name, "prompt": HISTORY, "policy": name, "remember": f"amy/{name}", "max_tokens": 1, **changes}
+
+
+def asks(policy: str, **changes: Any) -> dict[str, Any]:
+    return {"id": policy, "prompt": QUERY, "policy": policy, "writes": "none", **changes}
+
+
+def test_what_was_kept_is_begun_with_whoever_else_is_served(config, tmp_path):
+    found = served(config, tmp_path / "first", *map(keeps, FORMS), {"id": "ann", "prompt": HISTORY, "policy": "alice"})
+    assert [found[name]["remembered"] for name in FORMS] == [f"amy/{name}@1" for name in FORMS]
+    policies = [f"amy/{name}" for name in FORMS]
+    others = [*map(asks, FORMS), asks("alice", writes="prompt")]
+    mixed = served(config, tmp_path / "mixed", *map(asks, policies), *others)
+    assert [(mixed[p]["policy"], mixed[p]["revision"]) for p in policies] == [(p, 1) for p in policies]
+    base = served(config, tmp_path / "base", {**asks("base"), "policy": None, "writes": "prompt"})["base"]
+    for name in FORMS:
+        assert mixed[name]["logprobs"] == base["logprobs"]  # an empty memory that is only read is the base
+        assert mixed[f"amy/{name}"]["logprobs"] != mixed[name]["logprobs"]
+        alone = served(config, tmp_path / name, asks(f"amy/{name}"))[f"amy/{name}"]
+        assert alone["logprobs"] == mixed[f"amy/{name}"]["logprobs"]
+
+
+def test_pages_of_equal_memories_are_shared_and_of_others_are_not(config, tmp_path):
+    long, one = [*HISTORY, *QUERY], replace(config, sequences=1)
+    written = [asks("tokens", id=str(i), prompt=long, writes="prompt") for i in range(2)]
+    others = [asks("tokens", id=name, prompt=long, writes=name) for name in ("none", "all")]
+    rows = served(one, tmp_path / "in_turn", *written, *others)
+    summary = json.loads((tmp_path / "in_turn" / "out.jsonl.summary.json").read_text())
+    assert summary["cached_tokens"] == 32  # of the second one's prompt, a page
+    assert rows["0"]["logprobs"] == rows["1"]["logprobs"]
+    bare = served(replace(one, prefix_cache=False), tmp_path / "bare", written[0], *others)
+    assert all(rows[name]["logprobs"] == bare[name]["logprobs"] for name in ("0", "none", "all"))
+    assert len({tuple(row["logprobs"]) for row in bare.values()}) == 3
+
+
+def test_a_memory_goes_on_where_it_was_kept_as_in_one_sequence_of_steps(config, tmp_path):
+    """Pages given up and computed again, and another cut of the prompt: the same state."""
+    tight = replace(config, pages=5, step_tokens=16)
+    requests = [keeps(name, remember=f"bob/{name}") for name in FORMS]
+    served(config, tmp_path / "roomy", *requests)
+    served(tight, tmp_path / "tight", *(keeps(name, remember=f"cut/{name}") for name in FORMS))
+    catalog = Catalog.open(str(config.catalog), read_only=True)
+    for name in FORMS:
+        roomy, cut = (catalog.load(catalog.get(f"{who}/{name}"))["memory"]["state"] for who in ("bob", "cut"))
+        assert roomy.tobytes() == cut.tobytes()
+        assert roomy.shape == (2, 8 * FORMS[name].states, 8)
+        assert np.abs(roomy).max() > 0.01
+
+
+def test_what_does_not_fit_is_told_to_the_request_alone(config, tmp_path):
+    catalog = Catalog.open(str(config.catalog))
+    state = {"memory": {"state": np.zeros((2, 8, 8), np.float32)}}
+    spec = replace(MEMORY, method="delta_state", over="tokens@1")
+    commit(catalog, "foreign", state, spec, "sha256:" + "0" * 64)
+    commit(catalog, "lost", state, replace(spec, over="nobody@1"), catalog.get("tokens").base)
+    commit(catalog, "other", state, replace(spec, over="messages@1"), catalog.get("tokens").base)
+    rows = served(
+        config,
+        tmp_path / "wrong",
+        *(asks(name) for name in ("foreign", "lost", "other")),
+        {"id": "plain", "prompt": QUERY, "policy": "alice", "remember": "amy/plain"},
+        keeps("tokens", id="two", n=2),
+        asks("tokens"),
+    )
+    errors = {name: row["error"] for name, row in rows.items() if "error" in row}
+    assert "belongs to base sha256:000" in errors["foreign"]["message"]
+    assert errors["lost"]["type"] == "unknown_policy"
+    assert "is over messages@1, whose memory is another" in errors["other"]["message"]
+    assert "field 'remember': revision alice@1 has no memory" in errors["plain"]["message"]
+    assert "field 'remember'" in errors["two"]["message"]
+    assert set(errors) == {"foreign", "lost", "other", "plain", "two"}
+    none = served(replace(config, others=()), tmp_path / "none", asks("tokens"))["tokens"]["error"]
+    assert "for which the bank has no room (others)" in none["message"]
