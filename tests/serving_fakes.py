@@ -104,6 +104,12 @@ class FakeDevice:
         self.loads.append((shard, slot, key))
         self.bank[shard, slot] = key
 
+    def begin(self, shard: int, page: int, state: np.ndarray) -> None:
+        raise AssertionError("a state has no place here: tests of memories have a device")
+
+    def recall(self, where: tuple[int, int], spec: AdapterSpec) -> np.ndarray:
+        raise AssertionError("nothing is remembered here: tests of memories have a device")
+
     def run(self, plan: StepPlan) -> tuple[list[Outcome], list[np.ndarray | None]]:
         self.plans.append(plan)
         self.rows += sum(len(span.tokens) for span in plan.spans)

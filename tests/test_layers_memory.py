@@ -32,13 +32,12 @@ class Remembering(Plain):
         super().__init__(base)
         self.memory, self.spec = {k: np.asarray(x, np.float64) for k, x in adapter["memory"].items()}, spec
         self.states = np.zeros((self.config.layers, spec.states, spec.rank, spec.rank))
-        self.doing = None
+        self.doing = np.zeros(0, np.int32)
 
     def _attention(self, x, weights, layer):
         own, spec = {name: value[layer] for name, value in self.memory.items()}, self.spec
         made = (x @ own["projections"].T).reshape(len(x), spec.states, 3, spec.rank)
         gates = (x @ own["gates"].T).reshape(len(x), spec.states, 1, spec.rank) + own["bias"][None, :, None]
-        assert self.doing is not None
         does = (self.doing & GATHER) > 0, (self.doing & COMMIT) > 0
         read, self.states[layer] = delta_rule(np.concatenate([made, gates], axis=2), *does, self.states[layer])
         self.read = scale(spec) * read.reshape(len(x), -1)

@@ -8,7 +8,7 @@ import pytest
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 from pefx.packing import COMMIT, FRESH, GATHER
-from pefx.serving.memory import Kept, Memory, keeper, memory_of
+from pefx.serving.memory import Kept, Memory, Writes, keeper, memory_of
 from pefx.serving.requests import Request, RequestError
 from pefx.store.catalog import Catalog
 from tests.serving_fakes import BASE, revision
@@ -38,13 +38,14 @@ def test_flags_do_not_depend_on_how_a_sequence_is_cut(form, writes, found):
 
 
 def test_pages_are_shared_as_far_as_all_who_begin_alike_write_them_alike():
-    for form, writes, shared in (
+    cases: tuple[tuple[str, Writes, int], ...] = (
         ("tokens", "prompt", 5),
         ("messages", "prompt", 4),
         ("tokens", "all", 9),
         ("messages", "all", 4),
         ("tokens", "none", 9),
-    ):
+    )
+    for form, writes, shared in cases:
         assert Memory(replace(SPEC, writes=form), writes, last=4).shared(9) == shared
     roots = {Memory(SPEC, "prompt", 4, state).root for state in (None, revision("amy", 1), revision("amy", 2))}
     assert len(roots | {Memory(SPEC, "none", 4).root}) == 4
