@@ -2,8 +2,8 @@
 
     python -m studies.memories [--seeds 6]
 
-delta-mem in three forms learns from histories of one and of three facts, each form with the rate that is best for it on a
-selection part. Then `serve.py` reads new histories, keeps the memories as policies, and answers questions that begin
+delta-mem in three forms learns from histories of one and of three facts, each form with the rate that is best for it on
+a selection part. Then `serve.py` reads new histories, keeps the memories as policies, and answers questions that begin
 with them; beside it LoRA that learned the history, a search, and the full context. Writes docs/studies/memories.md.
 """
 
@@ -93,10 +93,10 @@ def main(options: Options) -> int:
     bars(panels, PAGES / "memories.png", "What is known of a history that is out of sight")
     text = [
         "A history tells facts (`amy cup red`). Then, in a sequence that does not see it, one of them is asked for "
-        f"(`cup of amy?`). delta-mem, {parameters(model, config.adapter):,} numbers on `assets/base_tasks`, learns from "
-        f"{config.steps} steps of such histories, other facts every time; then new ones are read by `serve.py`, the memory "
-        "is kept as a policy, and a later request begins with it. Measured is the share of greedy answers that are "
-        f"right, of {QUESTIONS} questions a seed; a colour drawn blindly is right in 0.11.",
+        f"(`cup of amy?`). delta-mem, {parameters(model, config.adapter):,} numbers on `assets/base_tasks`, learns "
+        f"from {config.steps} steps of such histories, other facts every time; then new ones are read by `serve.py`, "
+        "the memory is kept as a policy, and a later request begins with it. Measured is the share of greedy answers "
+        f"that are right, of {QUESTIONS} questions a seed; a colour drawn blindly is right in 0.11.",
         table(("who answers", *(f"{count} fact{'s' if count > 1 else ''}" for count in FACTS)), rows(found)),
         table(("kept memory over empty one", *map(str, FACTS)), gained(found)),
         f"Rates, of {', '.join(f'{rate:g}' for rate in RATES)}: "
@@ -129,8 +129,8 @@ def carried(model: ModelConfig, spec: AdapterSpec) -> str:
     one, four = (stored_bytes(model, replace(state, states=states), width=4) for states in (1, 4))
     lora = stored_bytes(model, AdapterSpec(rank=4, targets=("q_proj", "v_proj")), width=4)
     return (
-        f"A user's own bytes: {one:,} of one state, {four:,} of four, {lora:,} of LoRA (rank 4 on q and v, which it takes "
-        "30 steps to learn). Search and full context store the text and read it again with every question."
+        f"A user's own bytes: {one:,} of one state, {four:,} of four, {lora:,} of LoRA (rank 4 on q and v, which it "
+        "takes 30 steps to learn). Search and full context store the text and read it again with every question."
     )
 
 

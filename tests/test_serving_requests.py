@@ -56,6 +56,7 @@ def test_full_request_is_read_as_written():
         "prompt_logprobs": True,
         "json_schema": {"type": "object"},
         "priority": -3,
+        "writes": "all",
     }
     as_held: dict[str, Any] = {
         "prompt": (1, 2),
@@ -67,7 +68,8 @@ def test_full_request_is_read_as_written():
     floats = ("temperature", "repetition_penalty", "presence_penalty")
     as_held |= {name: float(fields[name]) for name in floats}
     assert parse_line(line(**fields), "") == Request("a", **{**fields, **as_held})
-    assert set(fields) | {"id", "regex"} == set(FIELDS)
+    assert set(fields) | {"id", "regex", "remember"} == set(FIELDS)
+    assert parse_line(line(policy="ann", remember="ann/notes"), "").remember == "ann/notes"
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import numpy as np
 
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
-from pefx.serving.answers import refusal
 from pefx.serving.generation import Generation, Outcome
 from pefx.serving.jobs import Answered, Job, Listen
 from pefx.serving.loading import Loading, Source
-from pefx.serving.memory import Keep, Kept, memory_of
+from pefx.serving.memory import Keep, memory_of
 from pefx.serving.policies import UNAVAILABLE, Policies, Weights
+from pefx.serving.remembering import Remembering
 from pefx.serving.requests import Request, check_tokens, prompt_tokens, seed_of
 from pefx.serving.routes import RouteRecord
 from pefx.serving.scheduler import Scheduler
@@ -132,7 +132,8 @@ class Engine:
         way: Way,
     ):
         self._device, self._scheduler, self._policies, self._way = device, scheduler, policies, way
-        self._source, self._tokenizer, self._grammars, self._keep = source, tokenizer, grammars, keep
+        self._source, self._tokenizer, self._grammars = source, tokenizer, grammars
+        self._remembering = Remembering(device, scheduler, policies, keep, way.unavailable)
         self._loading = Loading(source, scheduler)
         self._checks = SelfCheck(scheduler, way.check_every)
         self._jobs: dict[int, Job] = {}
@@ -171,7 +172,7 @@ class Engine:
         if handle in self._jobs:
             raise RuntimeError(f"handle {handle} is in use")
         before = None if behind is None else self._jobs.get(behind)
-        served, state = self._served_by(request, revision)
+        served, state = self._remembering.served_by(request, revision)
         choices = self._choices(handle, request, (served, state), None if before is None else before.choices[0])
         self._scheduler.check(choices[0])
         where = "base" if served is None else self._source.state(served)
@@ -183,19 +184,6 @@ class Engine:
         for one in choices[0].needs:
             self._source.prefetch(one)
         return len(choices[0].prompt)
-
-    def _served_by(self, request: Request, revision: Adapter | None) -> tuple[Adapter | None, Adapter | None]:
-        """The revision whose weights serve what was asked for, and the state that it begins with."""
-        if request.remember is not None and self._keep is None:
-            told = (
-                "nothing can be remembered here: the catalog is read only, there is none, or a job has many processes"
-            )
-            raise PefxError(f"field 'remember': {told}", "read_only")
-        if revision is None or revision.spec.method != "delta_state":
-            return revision, None
-        if self._policies is None:
-            raise RuntimeError(f"nobody knows what {revision.key} is a state of")
-        return self._policies.over(revision), revision
 
     def _choices(
         self, handle: int, request: Request, asked: tuple[Adapter | None, Adapter | None], leader: Sequence | None
@@ -256,7 +244,8 @@ class Engine:
         self._loading.ask_ahead()
         ready = (lambda revision: True) if self._way.lockstep else self._loading.ready
         over += self._load(self._scheduler.admit(ready))
-        over += self._begin()
+        over += self._remembering.begin(self._weights)
+        self._loading.let_go()
         plan = self._scheduler.plan()
         if plan is not None:
             over += self._scheduler.commit(plan, *self._device.run(plan))
@@ -334,25 +323,6 @@ class Engine:
         self._loading.let_go(load.revision for load in loads)
         return over
 
-    def _begin(self) -> list[Sequence]:
-        """Put states where sequences begin with them. Returns the sequences whose state could not be had."""
-        over: list[Sequence] = []
-        begun, self._scheduler.begun = self._scheduler.begun, []
-        for sequence in begun:
-            if sequence.ended or sequence.memory is None:
-                continue
-            try:
-                weights = self._weights(sequence.memory.state)
-            except PefxError as error:
-                if error.kind in self._way.unavailable:
-                    raise
-                self._scheduler.fail(sequence, error)
-                over.append(sequence)
-                continue
-            self._device.begin(sequence.shard, sequence.pages[0], weights["memory"]["state"])
-        self._loading.let_go()
-        return over
-
     def _into_slot(self, load: Load) -> None:
         """Put the weights of `load` into its slot. Raises PefxError if there are none, or none fit."""
         self._device.load(load.shard, load.slot, self._weights(load.revision), load.revision.spec)
@@ -404,25 +374,10 @@ class Engine:
         return answered
 
     def _finished(self, job: Job, now: float) -> Answered:
-        answered = self._remembered(job, job.answered(now))
+        answered = self._remembering.kept(job, job.answered(now))
         self._done.prompt_tokens += answered.prompt_tokens
         self._done.tokens += answered.tokens
         self._done.cached_tokens += answered.cached_tokens
         if "error" not in answered.row:
             self._checks.consider(job.choices[0])
         return answered
-
-    def _remembered(self, job: Job, answered: Answered) -> Answered:
-        """The answer, after what its memory holds was kept where that was asked for; what went wrong, if it did."""
-        sequence, policy = job.choices[0], job.request.remember
-        if policy is None or self._keep is None or sequence.memory is None or "error" in answered.row:
-            return answered
-        memory, tokens = sequence.memory, sequence.tokens(0, sequence.known)
-        state = self._device.recall(memory.place, memory.spec)
-        try:
-            key = self._keep(Kept(policy, state, sequence.revision, memory.state, tokens))
-        except PefxError as error:
-            if error.kind in self._way.unavailable:
-                raise
-            return replace(answered, row=refusal(job.request.id, error))
-        return replace(answered, row=answered.row | {"remembered": key})

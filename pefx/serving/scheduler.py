@@ -6,7 +6,6 @@ taken as it grows; where none is left, the sequence that would miss it least giv
 later, to the same bits (law 2).
 """
 
-import math
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass, field
@@ -19,8 +18,8 @@ from pefx.packing import Span, whole_pages
 from pefx.serving.fair_queue import FairQueue, Queue
 from pefx.serving.generation import Outcome
 from pefx.serving.pages import PageAllocator
-from pefx.serving.sequence import SAMPLE, Load, Sequence, StepPlan, Wanted
-from pefx.serving.shaping import Shaper
+from pefx.serving.recording import record, wanted_rows
+from pefx.serving.sequence import SAMPLE, Load, Sequence, StepPlan
 from pefx.store.residency import Slots
 
 Ready = Callable[[Any], bool]
@@ -289,7 +288,7 @@ class Scheduler:
             )
             for sequence, size in sizes
         )
-        wanted = [row for index, (sequence, size) in enumerate(sizes) for row in _wanted(index, sequence, size)]
+        wanted = [row for index, (sequence, size) in enumerate(sizes) for row in wanted_rows(index, sequence, size)]
         return StepPlan(tuple(sequence for sequence, _ in sizes), spans, tuple(wanted))
 
     def _shard_plan(self, shard: Shard) -> list[tuple[Sequence, int]]:
@@ -344,7 +343,7 @@ class Scheduler:
             self._publish(sequence)
         for row, outcome in zip(plan.wanted, outcomes, strict=True):
             sequence = plan.sequences[row.span]
-            _record(sequence, row, outcome)
+            record(sequence, row, outcome)
             if row.target == SAMPLE:
                 self.waiting.charge(sequence, 1)
         over = [sequence for sequence in plan.sequences if sequence.over]
@@ -373,40 +372,3 @@ class Scheduler:
             note = None if sequence.routes is None else sequence.routes.of(start, start + size)
             sequence.node = pages.publish(sequence.pages[sequence.published], sequence.node, tokens, note)
             sequence.published += 1
-
-
-def _wanted(index: int, sequence: Sequence, size: int) -> list[Wanted]:
-    """Rows of a sequence's span: the prompt's next tokens where they are to be scored, and the token to draw."""
-    begin, end, prompt = sequence.done, sequence.done + size, sequence.prompt
-    rows = []
-    if sequence.score_prompt:
-        first, last = max(begin, len(sequence.prompt_logprobs) - 1), min(end, len(prompt) - 1)
-        rows = [Wanted(index, i - begin, prompt[i + 1]) for i in range(first, last)]
-    if end == sequence.known and sequence.max_tokens:
-        rows.append(Wanted(index, size - 1, SAMPLE))
-    return rows
-
-
-def _shape(sequence: Sequence, shaper: Shaper, token: int) -> None:
-    """What the token that was drawn means for the next one."""
-    try:
-        shaper.push(token)
-    except PefxError as error:
-        sequence.error = error
-        return
-    if shaper.over:
-        sequence.generation.finish()
-
-
-def _record(sequence: Sequence, row: Wanted, outcome: Outcome) -> None:
-    if sequence.error is not None:
-        return
-    if not math.isfinite(outcome.logprob):
-        name = "the bare base" if sequence.revision is None else f"revision {sequence.revision.key}"
-        sequence.error = PefxError(f"{name} gave a log-probability that is no finite number", "not_finite")
-    elif row.target == SAMPLE:
-        sequence.generation.push(outcome)
-        if sequence.shaper is not None and sequence.generation.finish_reason is None:
-            _shape(sequence, sequence.shaper, outcome.token)
-    else:
-        sequence.prompt_logprobs.append(outcome.logprob)

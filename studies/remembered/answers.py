@@ -1,4 +1,4 @@
-"""Questions asked through `serve.py`, of memories that were kept and of whoever else may know: the share that is right."""
+"""Questions asked through `serve.py`, of memories that were kept and of others: the share that is right."""
 
 import json
 from collections.abc import Mapping, Sequence

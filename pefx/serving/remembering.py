@@ -1,0 +1,90 @@
+"""States of an engine's sequences: what they begin with, and what is kept when they are over. Plain Python."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from pefx.config import AdapterSpec
+from pefx.errors import PefxError
+from pefx.serving.answers import refusal
+from pefx.serving.jobs import Answered, Job
+from pefx.serving.memory import Keep, Kept
+from pefx.serving.policies import Policies, Weights
+from pefx.serving.requests import Request, RequestError
+from pefx.serving.scheduler import Scheduler
+from pefx.serving.sequence import Adapter, Sequence
+
+
+@runtime_checkable
+class States(Protocol):
+    """What is asked of the device: states of a shard's pages, `[L, MR, R]`."""
+
+    def begin(self, shard: int, page: int, state: np.ndarray) -> None: ...
+
+    def recall(self, where: tuple[int, int], spec: AdapterSpec) -> np.ndarray: ...
+
+
+class Remembering:
+    """`keep` commits what memories hold (None: nothing can be kept); kinds of trouble that end everything are
+    `unavailable`.
+    """
+
+    def __init__(
+        self,
+        device: States,
+        scheduler: Scheduler,
+        policies: Policies | None,
+        keep: Keep | None,
+        unavailable: frozenset[str],
+    ):
+        self._device, self._scheduler, self._policies = device, scheduler, policies
+        self._keep, self._unavailable = keep, unavailable
+
+    def served_by(self, request: Request, revision: Adapter | None) -> tuple[Any, Any]:
+        """The revision whose weights serve what was asked for, and the state that it begins with (None: there is none).
+
+        Raises PefxError where these weights cannot be served, RequestError where nothing can be kept.
+        """
+        if request.remember is not None and self._keep is None:
+            told = "the catalog is read only, there is none, or several processes serve"
+            raise RequestError(f"field 'remember': nothing can be kept here: {told}", "read_only", request.id)
+        if revision is None or revision.spec.method != "delta_state":
+            return revision, None
+        if self._policies is None:
+            raise RuntimeError(f"nobody knows what {revision.key} is a state of")
+        return self._policies.over(revision), revision  # type: ignore[arg-type]
+
+    def begin(self, weights: Callable[[Any], Weights]) -> list[Sequence]:
+        """Put states where sequences begin with them. Returns the sequences whose state could not be had."""
+        over: list[Sequence] = []
+        begun, self._scheduler.begun = self._scheduler.begun, []
+        for sequence in begun:
+            if sequence.ended or sequence.memory is None:
+                continue
+            try:
+                held = weights(sequence.memory.state)
+            except PefxError as error:
+                if error.kind in self._unavailable:
+                    raise
+                self._scheduler.fail(sequence, error)
+                over.append(sequence)
+                continue
+            self._device.begin(sequence.shard, sequence.pages[0], held["memory"]["state"])
+        return over
+
+    def kept(self, job: Job, answered: Answered) -> Answered:
+        """The answer, after what its memory holds was kept where that was asked for; what went wrong, if it did."""
+        sequence, policy = job.choices[0], job.request.remember
+        if policy is None or self._keep is None or sequence.memory is None or "error" in answered.row:
+            return answered
+        memory, tokens = sequence.memory, sequence.tokens(0, sequence.known)
+        state = self._device.recall(memory.place, memory.spec)
+        try:
+            key = self._keep(Kept(policy, state, sequence.revision, memory.state, tokens))
+        except PefxError as error:
+            if error.kind in self._unavailable:
+                raise
+            return replace(answered, row=refusal(job.request.id, error))
+        return replace(answered, row=answered.row | {"remembered": key})
