@@ -157,6 +157,8 @@ def users_rules(config: TrainConfig) -> Broken:
         method = (user.adapter or config.adapter).method
         if METHODS[method].from_gradient is not None and user.task is not None:
             yield f"{prefix}task", f"has no texts, along whose gradient method {method!r} starts"
+        if method == "delta_mem" and user.task is not None:
+            yield f"{prefix}task", "is not learned by 'delta_mem', whose memories are trained on texts with a history"
     yield from rollout_rules(config.rollout, "rollout.")
     yield from policy_loss_rules(config.policy_loss, "policy_loss.")
     yield from positive(config.sampler, "sampler.", "sequences", "step_tokens")

@@ -16,6 +16,7 @@ def test_every_method_has_a_row():
     assert "105 TB" in rows["lora"]
     assert "experts.down_proj, experts.gate_proj, experts.up_proj" in rows["dora"]
     assert "experts" not in rows["vera"]
+    assert all(told in rows["delta_state"] for told in (" 3,072 ", " 6.14 kB ", " 6.14 GB "))  # 48 layers of 8 x 8
     # "On the Scaling of PEFT": 26 MB a million.
     assert all(told in rows["tiny_lora"] for told in (" 13 ", " 26 B ", " 26 MB "))
 

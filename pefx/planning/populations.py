@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from rich.table import Table
 
-from pefx.adapters.methods.counting import parameters, stored_bytes
+from pefx.adapters.methods.counting import stored_bytes
 from pefx.adapters.methods.table import METHODS
 from pefx.adapters.sites import SITES, has_site
 from pefx.config import AdapterSpec, ModelConfig
@@ -15,25 +15,27 @@ UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
 def render_population(model: ModelConfig, spec: AdapterSpec) -> str:
-    """A row for each method at the spec's rank and targets, less those that a method has no place at. 16 bits each."""
+    """A row for each method at the spec's rank and targets, less those that a method has no place at: what is kept of an
+    adapter, 16 bits a number.
+    """
     title = f"adapters of a {model.family} base, 16 bits a number"
     table = Table("method", "rank", "numbers", "bytes", "a million users", "not at", title=title)
     for name in METHODS:
         own = _fitting(model, spec, name)
-        size = stored_bytes(model, own)
+        size, numbers = stored_bytes(model, own), stored_bytes(model, own, width=1)
         left = sorted(target for target in set(spec.targets) - set(own.targets) if has_site(model, target))
-        table.add_row(
-            name, str(own.rank), f"{parameters(model, own):,}", shown(size), shown(size * USERS), ", ".join(left) or "-"
-        )
+        table.add_row(name, str(own.rank), f"{numbers:,}", shown(size), shown(size * USERS), ", ".join(left) or "-")
     return text_of(table, width=160)
 
 
 def _fitting(model: ModelConfig, spec: AdapterSpec, name: str) -> AdapterSpec:
-    """The spec with that method: where it has a place; TinyLoRA of rank 2, 13 numbers for all of them."""
+    """The spec with that method: where it has a place; TinyLoRA of rank 2, 13 numbers for all of them; memories of rank 8."""
     method = METHODS[name]
     targets = tuple(target for target in spec.targets if method.refuses(SITES[target]) is None)
     form = "per_expert" if method.derive is not None else spec.expert_form
     own = replace(spec, method=name, targets=targets, expert_form=form, init="default", frozen="none", tied=False)
+    if "memory" not in spec.targets and method.refuses(SITES["memory"]) is None:
+        return replace(own, rank=8, targets=("memory",))
     return replace(own, rank=2, units=13, tied="all") if name == "tiny_lora" else own
 
 
