@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float, Int32
 
-from pefx.adapters.bank import Bank, FactorTree
+from pefx.adapters.bank import Bank
+from pefx.adapters.fitting import FactorTree
 from pefx.adapters.sites import width_axis
 from pefx.adapters.slots import joined, parted, put_slot, slot_at
 from pefx.batch import Array

@@ -35,7 +35,7 @@ def test_a_fresh_adapter_has_its_specs_shapes_and_changes_nothing(form):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_starts_as_its_leaves_say(method):
     sites = tuple(site for site, at in SITES.items() if METHODS[method].refuses(at) is None)
-    spec = AdapterSpec(method=method, rank=4, targets=sites, units=3)
+    spec = AdapterSpec(method=method, rank=8, targets=sites, units=3)
     adapter = init_adapter(MODEL, spec, 3)
     assert {site: {n: x.shape for n, x in own.items()} for site, own in adapter.items()} == leaf_shapes(MODEL, spec)
     check_shapes(MODEL, spec, leaf_shapes(MODEL, spec))

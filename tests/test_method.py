@@ -22,4 +22,4 @@ def test_scales():
 
 def test_sites_without_gains():
     without = {name for name, site in SITES.items() if rows_only(site)}
-    assert without == {"experts.gate_proj", "experts.up_proj", "experts.down_proj", "kv_b_proj"}
+    assert without == {"experts.gate_proj", "experts.up_proj", "experts.down_proj", "kv_b_proj", "memory"}

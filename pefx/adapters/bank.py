@@ -19,10 +19,10 @@ from jaxtyping import Float, Int32
 
 from kernels.factors import Factors
 from pefx.adapters.derivation import FACTORS, derived
-from pefx.adapters.methods.method import Leaf, sizes
+from pefx.adapters.fitting import MEMORY, FactorTree, memory_of, padded_factors
 from pefx.adapters.methods.recipe import Recipe, rank_in_bank, recipe_of, recipes_of
-from pefx.adapters.methods.table import GAINED, METHODS, Adapter, adapted_sites, leaf_shapes, scale
-from pefx.adapters.sites import SITES, home, width_axis
+from pefx.adapters.methods.table import GAINED, Adapter, adapted_sites, leaf_shapes, scale
+from pefx.adapters.sites import SITES, width_axis
 from pefx.adapters.slots import is_split, joined, parted, put_slot, put_slots, slot_at, take_slots
 from pefx.batch import Array
 from pefx.collectives import group_slots, index, of_own, size
@@ -34,17 +34,7 @@ from pefx.layers.memory import MemoryFactors
 from pefx.mesh import DATA, EXPERT, fetch, of_base, sharded, share
 from pefx.model import Base
 
-FactorTree = dict[str, dict[str, Any]]  # by site and factor; None where a tree was taken apart
-MEMORY = "memory"  # the site of `pefx.layers.memory`
 RANK_MULTIPLE = 8  # a rank of one row would take other bits, and does not compile for TPUs
-
-
-def memory_of(factors: FactorTree) -> tuple[int, int] | None:
-    """States of a memory and their rank, where adapters of a bank have memories."""
-    if MEMORY not in factors:
-        return None
-    states, rank = factors[MEMORY]["bias"].shape[-2:]
-    return states, rank
 
 
 def by_slot(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
@@ -202,7 +192,7 @@ def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequen
     factors = replace(spec, method="lora", init="default", tied=False, targets=plain, rank=padded_rank(highest))
     shapes = leaf_shapes(config, factors) if plain else {}
     for other in specs:
-        if missing := set(adapted_sites(config, other)) - set(shapes):
+        if missing := set(adapted_sites(config, other)) - {*shapes, MEMORY}:
             told = f"the bank has no site '{min(missing)}', which adapters of method '{other.method}' have"
             raise PefxError(f"{told}; it has {', '.join(shapes)}", "bad_adapter")
         for site, leaves in leaf_shapes(config, replace(other, rank=padded_rank(other.rank))).items():
@@ -248,14 +238,14 @@ def load_adapter(bank: Bank, slot: int, adapter: Adapter, spec: AdapterSpec, bas
     _check_slot(bank, slot)
     recipe = recipe_of(spec)
     if recipe is None:
-        return _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec), 0)
+        return _put(bank, slot, padded_factors(bank.factors, adapter, spec), scale(spec), 0)
     if recipe not in bank.recipes:
         told = f"the bank has no room for method '{spec.method}' of rank {spec.rank} and {spec.units} units"
         raise PefxError(told, "bad_adapter")
     if base is None or not set(adapter) <= set(base.shared.get(recipe.name, ())):
         raise ValueError(f"{recipe} is made with what a base shares at {sorted(adapter)}, and there is none")
     kind = bank.recipes.index(recipe) + 1
-    bank = _put(bank, slot, padded_factors(bank, adapter, spec), scale(spec), kind)
+    bank = _put(bank, slot, padded_factors(bank.factors, adapter, spec), scale(spec), kind)
     return _rederive(base, bank, share(of_base, np.full(2, slot, np.int32)))
 
 
@@ -270,67 +260,6 @@ def _put(bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_
     kinds = None if bank.kinds is None else np.full(1, kind, np.int32)
     part = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32), kinds, bank.recipes)
     return _write_slot(bank, share(of_base, np.int32(slot)), share(of_one, part))
-
-
-def padded_factors(bank: Bank, adapter: Adapter, spec: AdapterSpec) -> dict[str, dict[str, np.ndarray]]:
-    """The adapter in the bank's shapes: checked, padded with zeros, missing sites and leaves zero, gains one."""
-    foreign = sorted(set(adapter) - set(bank.factors))
-    if foreign:
-        raise PefxError(f"the bank has no site '{foreign[0]}'; it has {', '.join(bank.factors)}", "bad_adapter")
-    leaves = METHODS[spec.method].leaves
-    targets = (home(spec.targets, bank.factors),) if spec.tied == "all" else spec.targets
-    if MEMORY in adapter:
-        _check_memory(bank, spec)
-    for site in bank.factors:
-        if (site in targets) != (site in adapter):
-            wrong = "lacks" if site in targets else "has"
-            raise PefxError(
-                f"the adapter {wrong} site '{site}', its spec says {', '.join(spec.targets)}", "bad_adapter"
-            )
-        if site in adapter and set(adapter[site]) != set(leaves):
-            told = f"site '{site}' has factors {sorted(adapter[site])}, not {' and '.join(leaves)}"
-            raise PefxError(told, "bad_adapter")
-        if site in adapter and not set(leaves) <= set(bank.factors[site]):
-            missing = ", ".join(sorted(set(leaves) - set(bank.factors[site])))
-            raise PefxError(f"the bank has no room for {missing} of method '{spec.method}' at '{site}'", "bad_adapter")
-    out = {}
-    for site, room in bank.factors.items():
-        out[site] = {}
-        for name, held in room.items():
-            shape = (held.shape[0], *held.shape[2:])
-            if name in adapter.get(site, {}):
-                out[site][name] = _padded(np.asarray(adapter[site][name]), shape, f"{site}.{name}", leaves[name], spec)
-            else:
-                out[site][name] = np.full(shape, 1.0 if name == "gains" else 0.0, np.float32)
-    return out
-
-
-def _check_memory(bank: Bank, spec: AdapterSpec) -> None:
-    """States stand one behind the other: there may be fewer, not smaller ones."""
-    states, rank = bank.memory or (0, 0)
-    if spec.rank != rank or spec.states > states:
-        told = f"{spec.states} states of rank {spec.rank}; the bank has room for {states} of rank {rank}"
-        raise PefxError(f"the adapter's memory has {told}", "bad_adapter")
-
-
-def _padded(value: np.ndarray, shape: tuple[int, ...], where: str, leaf: Leaf, spec: AdapterSpec) -> np.ndarray:
-    """One leaf in the bank's shape."""
-    own = sizes(spec.rank, spec.units, spec.states)
-    pad = [(0, 0)] * len(shape)
-    pad[0] = (0, shape[0] - 1 if spec.tied else 0)
-    for axis, named in ((-2, leaf.rows), (-1, leaf.columns)):
-        if named not in own:
-            continue
-        found = value.shape[axis] if value.ndim >= 2 else -1
-        if found != own[named]:
-            raise PefxError(f"{where} has {named} {found}, its spec says {own[named]}", "bad_adapter")
-        if found > shape[axis]:
-            raise PefxError(f"{where} has {named} {found}, above the bank's {shape[axis]}", "bad_adapter")
-        pad[axis] = (0, shape[axis] - found)
-    padded = tuple(length - more for length, (_, more) in zip(shape, pad, strict=True))
-    if value.shape != padded:
-        raise PefxError(f"{where} has shape {value.shape}; this bank needs {padded}", "bad_adapter")
-    return np.pad(value.astype(np.float32), pad, constant_values=leaf.beyond)
 
 
 def read_adapter(bank: Bank, slot: int, config: ModelConfig, spec: AdapterSpec) -> Adapter:

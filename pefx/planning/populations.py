@@ -15,8 +15,8 @@ UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
 def render_population(model: ModelConfig, spec: AdapterSpec) -> str:
-    """A row for each method at the spec's rank and targets, less those that a method has no place at: what is kept of an
-    adapter, 16 bits a number.
+    """A row for each method at the spec's rank and targets, less those that a method has no place at: what is kept of
+    an adapter, 16 bits a number.
     """
     title = f"adapters of a {model.family} base, 16 bits a number"
     table = Table("method", "rank", "numbers", "bytes", "a million users", "not at", title=title)
@@ -29,7 +29,7 @@ def render_population(model: ModelConfig, spec: AdapterSpec) -> str:
 
 
 def _fitting(model: ModelConfig, spec: AdapterSpec, name: str) -> AdapterSpec:
-    """The spec with that method: where it has a place; TinyLoRA of rank 2, 13 numbers for all of them; memories of rank 8."""
+    """The spec with that method: where it has a place; TinyLoRA of rank 2, 13 numbers for all; memories of rank 8."""
     method = METHODS[name]
     targets = tuple(target for target in spec.targets if method.refuses(SITES[target]) is None)
     form = "per_expert" if method.derive is not None else spec.expert_form
