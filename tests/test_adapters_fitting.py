@@ -1,5 +1,7 @@
 """pefx.adapters.fitting: adapters in a bank's shapes, what is missing, what is too large."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -28,8 +30,7 @@ def test_what_an_adapter_lacks_is_zero():
 def test_a_memory_has_room_where_there_is_one_of_its_rank():
     assert memory_of(ROOM) == (1, 8)
     assert memory_of({"q_proj": ROOM["q_proj"]}) is None
-    for changes in ({"rank": 16}, {"states": 2}):
-        spec = AdapterSpec("delta_mem", **{"rank": 8, "alpha": 16.0, "targets": ("memory",), **changes})
+    for spec in (replace(MEMORY, rank=16), replace(MEMORY, states=2)):
         with pytest.raises(PefxError, match=r"the adapter's memory has .*; the bank has room for 1 states of rank 8"):
             padded_factors(ROOM, init_adapter(MODEL, spec, 1), spec)
 
