@@ -31,7 +31,7 @@ def test_a_memory_has_room_where_there_is_one_of_its_rank():
     assert memory_of(ROOM) == (1, 8)
     assert memory_of({"q_proj": ROOM["q_proj"]}) is None
     for spec in (replace(MEMORY, rank=16), replace(MEMORY, states=2)):
-        with pytest.raises(PefxError, match=r"the adapter's memory has .*; the bank has room for 1 states of rank 8"):
+        with pytest.raises(PefxError, match=r"the adapter's memory has .*; the bank has room for 1 of rank 8"):
             padded_factors(ROOM, init_adapter(MODEL, spec, 1), spec)
 
 
