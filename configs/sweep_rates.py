@@ -6,6 +6,7 @@ from pefx.config import (
     DataConfig,
     OptimizerConfig,
     RolloutConfig,
+    Scaling,
     SweepConfig,
     TaskConfig,
     TrainConfig,
@@ -26,7 +27,9 @@ config = SweepConfig(
         steps=20,
         page_size=16,
     ),
-    adapters=tuple(AdapterSpec(rank=rank, alpha=2.0 * rank) for rank in (1, 4, 8, 16)),
+    adapters=(AdapterSpec(rank=8, alpha=16.0),),
+    ranks=(1, 4, 8, 16),
+    scaling=Scaling(alpha="by_rank", rate="unchanged"),
     learning_rates=(5e-4, 2e-3, 8e-3),
     seeds=2,
 )

@@ -38,6 +38,8 @@ class Sweep:
 
     config: ConfigPath
     """A file in configs/ with a SweepConfig."""
+    at: tuple[int, ...] = ()
+    """Ranks at which to print what the best cell means, by the sweep's scaling: --at 1 4 64."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def run(
 
         with job():
             use_cores()
-            return sweep(grid)
+            return sweep(grid, command.at)
     if isinstance(command, Serve):
         return serve(command, load_config(command.config, ServeConfig, overrides))
     if isinstance(command, Plan):

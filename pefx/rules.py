@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from pefx.adapters.methods.table import MEMORY_RANKS, METHODS
@@ -50,10 +51,23 @@ def sweep_rules(config: SweepConfig) -> Broken:
     for name in ("adapters", "learning_rates"):
         if not getattr(config, name):
             yield name, "is empty; a sweep has a cell for each adapter with each learning rate"
+    for index, adapter in enumerate(config.adapters):
+        yield from adapter_rules(adapter, f"adapters.{index}.")
+    for rank in config.ranks:
+        if rank < 1:
+            yield "ranks", f"must be 1 or more, got {rank}"
     if len(config.run.users) != 1:
         yield "run.users", f"must be one user, whose data all cells learn from, got {len(config.run.users)}"
+    if len(config.run.users) != 1 or any(rank < 1 for rank in (*config.ranks, *(a.rank for a in config.adapters))):
         return
-    names = [cell.name for cell in cells(config)]
+    sized = {replace(adapter, alpha=1.0) for adapter in config.adapters}
+    if len({replace(adapter, rank=1) for adapter in sized}) < len(sized):
+        yield "adapters", "differ in rank only; give one of them, and its 'ranks'"
+    try:
+        names = [cell.name for cell in cells(config)]
+    except PefxError as error:
+        yield "scaling", str(error)
+        return
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
             yield "adapters", f"{names.count(name)} cells are called {name}; adapters must differ in what names say"

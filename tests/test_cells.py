@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pefx.config import AdapterSpec, OptimizerConfig, SweepConfig, TrainConfig, UserConfig
+from pefx.config import AdapterSpec, OptimizerConfig, Scaling, SweepConfig, TrainConfig, UserConfig
 from pefx.sweeping.cells import cells, population, results
 
 ADAPTERS = (AdapterSpec(rank=1, alpha=2.0), AdapterSpec(rank=4, init="minor"))
@@ -13,6 +13,7 @@ CONFIG = SweepConfig(
     TrainConfig("run", "out", users=(UserConfig("ann", "a.jsonl"),), optimizer=OptimizerConfig(weight_decay=0.5)),
     ADAPTERS,
     (1e-3, 2e-2),
+    Scaling("by_rank", "unchanged"),
     seeds=2,
 )
 
@@ -21,6 +22,12 @@ def test_every_adapter_meets_every_rate():
     assert [cell.name for cell in cells(CONFIG)] == [
         "lora-r1-a2-lr0.001", "lora-r1-a2-lr0.02", "lora-r4-minor-a16-lr0.001", "lora-r4-minor-a16-lr0.02",
     ]  # fmt: skip
+
+
+def test_adapters_meet_every_rank_by_the_scaling():
+    ranked = replace(CONFIG, adapters=ADAPTERS[:1], ranks=(1, 4), scaling=Scaling("by_root", "mu_a"))
+    found = [(c.record.adapter.rank, c.record.adapter.alpha, c.record.learning_rate) for c in cells(ranked)]
+    assert found == [(1, 2.0, 1e-3), (1, 2.0, 2e-2), (4, 4.0, 1e-3 * 4**-0.25), (4, 4.0, 2e-2 * 4**-0.25)]
 
 
 def test_a_population_has_a_user_for_each_cell_and_seed():

@@ -12,7 +12,9 @@ from pefx.config import (
     ModelConfig,
     OptimizerConfig,
     PretrainConfig,
+    Scaling,
     ServeConfig,
+    SweepConfig,
     TaskConfig,
     TrainConfig,
     UserConfig,
@@ -25,9 +27,17 @@ TRAIN = TrainConfig("n", "o", base="b", users=USERS)
 MODEL = ModelConfig()
 PRETRAIN = TrainConfig("n", "o", pretrain=PretrainConfig(MODEL, "t", "a", "h", "e"))
 SERVE = ServeConfig("n", "b")
+SWEEP = SweepConfig(
+    "n",
+    TrainConfig("n", "o", base="b", users=(UserConfig("ann", "a.jsonl", "h.jsonl"),)),
+    (AdapterSpec(), AdapterSpec(rank=4, init="minor")),
+    (1e-3,),
+    Scaling("by_rank", "unchanged"),
+    ranks=(1, 4),
+)
 
 
-@pytest.mark.parametrize("config", [TRAIN, PRETRAIN, SERVE], ids=["train", "pretrain", "serve"])
+@pytest.mark.parametrize("config", [TRAIN, PRETRAIN, SERVE, SWEEP], ids=["train", "pretrain", "serve", "sweep"])
 def test_a_sound_config_breaks_nothing(config):
     assert list(broken_rules(config)) == []
 
@@ -158,3 +168,23 @@ def test_a_serving_rule(changes, field):
     broken = list(broken_rules(replace(SERVE, **changes)))
     assert [name for name, _ in broken] == [field]
     assert broken[0][1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "told"),
+    [
+        ({"name": ""}, "name", "must not be empty"),
+        ({"seeds": 0}, "seeds", "must be above 0"),
+        ({"adapters": ()}, "adapters", "is empty"),
+        ({"learning_rates": ()}, "learning_rates", "is empty"),
+        ({"ranks": (4, 0)}, "ranks", "must be 1 or more, got 0"),
+        ({"ranks": (4, 4)}, "adapters", "2 cells are called lora-r4-a8-lr0.001"),
+        ({"adapters": (AdapterSpec(rank=0),)}, "adapters.0.rank", "must be above 0"),
+        ({"adapters": (AdapterSpec(rank=2), AdapterSpec(rank=4))}, "adapters", "differ in rank only"),
+        ({"scaling": Scaling("by_rank", "mu_a")}, "scaling", "says nothing of 'lora' with alpha 'by_rank'"),
+        ({"run": replace(SWEEP.run, users=USERS)}, "run.users", "must be one user"),
+        ({"run": replace(SWEEP.run, steps=0)}, "run.steps", "must be above 0"),
+    ],
+)
+def test_a_sweep_rule(changes, field, told):
+    assert any(name == field and told in why for name, why in broken_rules(replace(SWEEP, **changes)))

@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from pefx.config import AdapterSpec, CheckpointConfig, DataConfig, MeshConfig, SweepConfig, TrainConfig, UserConfig
+from pefx.config import (
+    AdapterSpec,
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    Scaling,
+    SweepConfig,
+    TrainConfig,
+    UserConfig,
+)
 from pefx.errors import PefxError
 from pefx.huggingface import save_base
 from pefx.model import Base
@@ -38,15 +47,20 @@ def make_config(tmp_path_factory: pytest.TempPathFactory) -> SweepConfig:
     )
     targets = ("q_proj", "down_proj")
     adapters = (AdapterSpec(rank=2, targets=targets), AdapterSpec(rank=4, targets=targets, init="pissa"))
-    return SweepConfig("grid", run, adapters, (1e-3, 5e-2))
+    return SweepConfig("grid", run, adapters, (1e-3, 5e-2), Scaling("by_rank", "unchanged"))
 
 
 def test_cells_are_runs_of_their_own_and_the_best_is_told(config: SweepConfig, capsys: pytest.CaptureFixture[str]):
-    assert sweep(config) == 0
+    assert sweep(config, ranks=(64,)) == 0
     out = Path(config.run.output)
     best = json.loads((out / "best.json").read_text())
     assert best["measure"] == "nats_per_token"
-    assert f"-r{best['adapter']['rank']}-" in capsys.readouterr().out.splitlines()[-1]
+    record, told = best["record"], capsys.readouterr().out.splitlines()
+    assert f"-r{record['adapter']['rank']}-" in told[-3]
+    assert (
+        told[-1]
+        == f"  rank 64: alpha {64 / record['adapter']['rank'] * 16:g}, learning rate {record['learning_rate']:g}"
+    )
     assert (out / "sweep.png").is_file()
     assert len((out / "sweep.md").read_text().splitlines()) == 2 + len(cells(config))
     together = Catalog.open(out.parent / "catalog", read_only=True)
@@ -56,6 +70,13 @@ def test_cells_are_runs_of_their_own_and_the_best_is_told(config: SweepConfig, c
         own = Catalog.open(out / "alone.catalog", read_only=True)
         assert own.get(user.name).content_hash == together.get(user.name).content_hash
     assert sweep(config) == 0  # done: nothing is trained again
+
+
+def test_ranks_of_which_the_rule_says_nothing_are_refused_before_training(config: SweepConfig):
+    fresh = replace(config, scaling=Scaling("by_rank", "mu_a"), run=replace(config.run, output="nowhere"))
+    with pytest.raises(PefxError, match="'mu_a' says nothing of 'lora' with alpha 'by_rank'"):
+        sweep(fresh, ranks=(64,))
+    assert not Path("nowhere").exists()
 
 
 def test_without_anything_held_out_no_cell_is_better(config: SweepConfig):

@@ -29,7 +29,7 @@ from pefx.config.shapes import (
     YarnConfig,
     block_of,
 )
-from pefx.config.sweeps import SweepConfig
+from pefx.config.sweeps import AlphaRule, RateRule, Record, Scaling, SweepConfig
 from pefx.config.training import (
     CheckpointConfig,
     DataConfig,
@@ -42,6 +42,7 @@ from pefx.config.training import (
 __all__ = [
     "BLOCK",
     "AdapterSpec",
+    "AlphaRule",
     "CheckpointConfig",
     "DataConfig",
     "ExpertForm",
@@ -54,11 +55,14 @@ __all__ = [
     "PolicyLossConfig",
     "Precision",
     "PretrainConfig",
+    "RateRule",
+    "Record",
     "Remat",
     "Replay",
     "RolloutConfig",
     "RouterScores",
     "SamplerConfig",
+    "Scaling",
     "ServeConfig",
     "SweepConfig",
     "TaskConfig",

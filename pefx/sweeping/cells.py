@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from pefx.config import AdapterSpec, SweepConfig, TrainConfig, UserConfig
+from pefx.config import AdapterSpec, Record, SweepConfig, TrainConfig, UserConfig
 from pefx.sweeping.intervals import Interval, interval
+from pefx.sweeping.transfer import at
 from pefx.training.journal import Measure
 
 DEFAULT = AdapterSpec()
@@ -14,15 +15,14 @@ DEFAULT = AdapterSpec()
 
 @dataclass(frozen=True)
 class Cell:
-    """One adapter with one learning rate."""
+    """One adapter with one learning rate, as a record of what they would mean at other ranks."""
 
-    adapter: AdapterSpec
-    learning_rate: float
+    record: Record
 
     @property
     def label(self) -> str:
         """The adapter in a few words, a name that a policy may have."""
-        own = self.adapter
+        own = self.record.adapter
         words = [own.method, f"r{own.rank}"]
         words += [] if own.init == DEFAULT.init else [own.init]
         words += [f"a{own.alpha:g}"]
@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.label}-lr{self.learning_rate:g}"
+        return f"{self.label}-lr{self.record.learning_rate:g}"
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,13 @@ class Result:
 
 
 def cells(config: SweepConfig) -> list[Cell]:
-    """All cells, adapter by adapter."""
-    return [Cell(adapter, rate) for adapter in config.adapters for rate in config.learning_rates]
+    """All cells, adapter by adapter, rank by rank. Raises PefxError where the scaling has no meaning for an adapter."""
+    return [
+        Cell(at(Record(adapter, rate, config.scaling), rank))
+        for adapter in config.adapters
+        for rank in config.ranks or (adapter.rank,)
+        for rate in config.learning_rates
+    ]
 
 
 def population(config: SweepConfig) -> TrainConfig:
@@ -60,9 +65,9 @@ def population(config: SweepConfig) -> TrainConfig:
 def _users(config: SweepConfig, user: UserConfig) -> Iterator[UserConfig]:
     optimizer = user.optimizer or config.run.optimizer
     for cell in cells(config):
-        own = replace(optimizer, learning_rate=cell.learning_rate)
+        own = replace(optimizer, learning_rate=cell.record.learning_rate)
         for seed in range(config.seeds):
-            yield replace(user, name=f"{cell.name}/{seed}", adapter=cell.adapter, optimizer=own, seed=seed)
+            yield replace(user, name=f"{cell.name}/{seed}", adapter=cell.record.adapter, optimizer=own, seed=seed)
 
 
 def results(config: SweepConfig, rows: Sequence[dict[str, Any]], measure: Measure) -> list[Result]:

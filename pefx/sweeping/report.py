@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from pefx.config import Record
 from pefx.sweeping.cells import Result
+from pefx.sweeping.transfer import at
 from pefx.training.curves import INK, save, style
 from pefx.training.journal import Measure
 
@@ -20,8 +22,8 @@ def write(found: Sequence[Result], measure: Measure, folder: Path) -> dict[str, 
     """Writes `sweep.md`, `sweep.png` and `best.json`, each whole or not at all; `found` is best first."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in ("sweep.md", "sweep.png", "best.json")}
-    best = {"adapter": asdict(found[0].cell.adapter), "learning_rate": found[0].cell.learning_rate}
-    best |= {"measure": measure, "mean": found[0].mean, "values": list(found[0].values)}
+    best = {"record": asdict(found[0].cell.record), "measure": measure, "mean": found[0].mean}
+    best |= {"values": list(found[0].values)}
     _put(paths["sweep.md"], table(found, measure))
     _put(paths["best.json"], json.dumps(best, indent=2) + "\n")
     draw(found, measure, paths["sweep.png"])
@@ -37,7 +39,18 @@ def _put(path: Path, text: str) -> None:
 def table(found: Sequence[Result], measure: Measure) -> str:
     """A row a cell in Markdown, best first."""
     lines = [f"| adapter | learning rate | {UNITS[measure]} |", "| --- | --- | --- |"]
-    lines += [f"| {one.cell.label} | {one.cell.learning_rate:g} | {one.spread or f'{one.mean:.3f}'} |" for one in found]
+    lines += [
+        f"| {one.cell.label} | {one.cell.record.learning_rate:g} | {one.spread or f'{one.mean:.3f}'} |" for one in found
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def elsewhere(record: Record, ranks: Sequence[int]) -> str:
+    """What a record means at other ranks, a line each, with the rules that say so. Raises PefxError like `at`."""
+    lines = [f"by alpha '{record.scaling.alpha}', rate '{record.scaling.rate}':"]
+    for rank in ranks:
+        own = at(record, rank)
+        lines.append(f"  rank {rank}: alpha {own.adapter.alpha:.6g}, learning rate {own.learning_rate:.6g}")
     return "\n".join(lines) + "\n"
 
 
@@ -47,13 +60,13 @@ def draw(found: Sequence[Result], measure: Measure, path: Path) -> None:
     axes = figure.subplots()
     style(axes)
     for index, label in enumerate(dict.fromkeys(one.cell.label for one in found)):
-        own = sorted((one for one in found if one.cell.label == label), key=lambda one: one.cell.learning_rate)
-        rates, means = [one.cell.learning_rate for one in own], np.asarray([one.mean for one in own])
+        own = sorted((one for one in found if one.cell.label == label), key=lambda one: one.cell.record.learning_rate)
+        rates, means = [one.cell.record.learning_rate for one in own], np.asarray([one.mean for one in own])
         spreads = [one.spread for one in own]
         errors = np.asarray([[m - s.low, s.high - m] if s else [0, 0] for m, s in zip(means, spreads, strict=True)]).T
         colour = COLOURS[index % len(COLOURS)]
         axes.errorbar(rates, means, yerr=np.maximum(errors, 0), label=label, color=colour, marker="o", capsize=2)
-    every = sorted({one.cell.learning_rate for one in found})
+    every = sorted({one.cell.record.learning_rate for one in found})
     axes.set_xscale("log")
     axes.set_xticks(every, [f"{rate:g}" for rate in every])
     axes.set_xticks([], minor=True)

@@ -1,18 +1,25 @@
 """`sweep(config)`: what `pefx sweep` calls."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pefx.config import SweepConfig
 from pefx.distributed import owner
 from pefx.errors import PefxError
 from pefx.rl.run import learn
-from pefx.sweeping.cells import population, results
-from pefx.sweeping.report import table, write
+from pefx.sweeping.cells import cells, population, results
+from pefx.sweeping.report import elsewhere, table, write
 from pefx.training.journal import METRICS, Measure, read_rows
 
 
-def sweep(config: SweepConfig) -> int:
-    """Trains all cells in one run, which goes on where it was cut, and writes what they came to beside its curves."""
+def sweep(config: SweepConfig, ranks: Sequence[int] = ()) -> int:
+    """Trains all cells in one run, which goes on where it was cut, and writes what they came to beside its curves.
+
+    Printed too is what the best means at `ranks`. Raises PefxError where it can mean nothing there, before anything is
+    trained.
+    """
+    for cell in cells(config):
+        elsewhere(cell.record, ranks)
     run = population(config)
     status = learn(run)
     if status or not owner():
@@ -26,4 +33,6 @@ def sweep(config: SweepConfig) -> int:
     paths = write(found, measure, Path(run.output))
     print(table(found, measure), end="")
     print(f"best: {found[0].cell.name}; {', '.join(map(str, paths.values()))}")
+    if ranks:
+        print(elsewhere(found[0].cell.record, ranks), end="")
     return 0
