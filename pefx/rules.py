@@ -11,6 +11,7 @@ from pefx.config import (
     AdapterSpec,
     CheckpointConfig,
     DataConfig,
+    HalvingConfig,
     HttpConfig,
     MeshConfig,
     ModelConfig,
@@ -56,6 +57,8 @@ def sweep_rules(config: SweepConfig) -> Broken:
     for rank in config.ranks:
         if rank < 1:
             yield "ranks", f"must be 1 or more, got {rank}"
+    if config.run.halving is not None:
+        yield "run.halving", "is of the sweep; give its 'rungs' and 'keep'"
     if len(config.run.users) != 1:
         yield "run.users", f"must be one user, whose data all cells learn from, got {len(config.run.users)}"
     if len(config.run.users) != 1 or any(rank < 1 for rank in (*config.ranks, *(a.rank for a in config.adapters))):
@@ -73,7 +76,24 @@ def sweep_rules(config: SweepConfig) -> Broken:
             yield "adapters", f"{names.count(name)} cells are called {name}; adapters must differ in what names say"
     if names:
         whole = train_rules(population(config))
-        yield from {f"run.{field}": told for field, told in whole}.items()
+        yield from {f"run.{field}".removeprefix("run.halving."): told for field, told in whole}.items()
+
+
+def halving_rules(config: TrainConfig, halving: HalvingConfig) -> Broken:
+    shortest = min((config.steps if user.steps is None else user.steps for user in config.users), default=config.steps)
+    for before, rung in zip((0, *halving.rungs), halving.rungs, strict=False):
+        if not before < rung < shortest:
+            yield "halving.rungs", f"must grow from above 0 to below steps ({shortest}), got {halving.rungs}"
+            break
+    yield from holds(halving, "halving.", lambda x: 0 < x < 1, "must be above 0 and below 1", "keep")
+    yield from positive(halving, "halving.", "seeds")
+    if halving.seeds > 0 and len(config.users) % halving.seeds:
+        yield "halving.seeds", f"must divide the users ({len(config.users)}) into cells, got {halving.seeds}"
+    for user in config.users:
+        rollout = user.rollout or config.rollout
+        if user.heldout is None if user.task is None else not rollout.heldout:
+            yield "halving.rungs", f"need something held out to decide by; '{user.name}' has nothing"
+            break
 
 
 def plan_rules(config: PlanConfig) -> Broken:
@@ -126,6 +146,8 @@ def train_rules(config: TrainConfig) -> Broken:
     yield from checkpoint_rules(config.checkpoint, "checkpoint.")
     yield from adapter_rules(config.adapter, "adapter.")
     yield from optimizer_rules(config.optimizer, "optimizer.")
+    if config.halving is not None:
+        yield from halving_rules(config, config.halving)
     if config.pretrain is None:
         yield from users_rules(config)
     else:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pefx.config import AdapterSpec, OptimizerConfig, Scaling, SweepConfig, TrainConfig, UserConfig
+from pefx.config import AdapterSpec, HalvingConfig, OptimizerConfig, Scaling, SweepConfig, TrainConfig, UserConfig
 from pefx.sweeping.cells import cells, population, results
 
 ADAPTERS = (AdapterSpec(rank=1, alpha=2.0), AdapterSpec(rank=4, init="minor"))
@@ -57,3 +57,24 @@ def test_the_best_comes_first_by_its_last_measure(measure, best):
     assert found[0].spread.low <= found[0].mean <= found[0].spread.high
     single = results(replace(CONFIG, seeds=1), rows, measure)
     assert single[0].spread is None
+
+
+def test_cells_that_were_stopped_come_after_all_others():
+    halved = replace(CONFIG, seeds=1, rungs=(2, 5), run=replace(CONFIG.run, steps=9))
+    assert population(halved).halving == HalvingConfig((2, 5), 0.5, 1)
+    assert population(CONFIG).halving is None
+    names = [user.name for user in population(halved).users]
+    values = dict(zip(names, (0.9, float("nan"), 0.1, 0.2), strict=True))
+    rows = [{"kind": "heldout", "name": name, "step": 9, "reward": value} for name, value in values.items()]
+    rows += [
+        {"kind": "stopped", "name": names[0], "updates": 2.0},
+        {"kind": "stopped", "name": names[3], "updates": 5.0},
+    ]
+    found = results(halved, rows, "reward")
+    assert [cells(halved).index(one.cell) for one in found] == [2, 1, 3, 0]
+    assert [one.updates for one in found] == [9, 9, 5, 2]
+
+
+def test_a_mean_of_what_is_no_number_has_no_interval():
+    rows = [{"kind": "heldout", "name": user.name, "loss": float("nan")} for user in population(CONFIG).users]
+    assert all(one.spread is None for one in results(CONFIG, rows, "nats_per_token"))

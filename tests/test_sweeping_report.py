@@ -10,16 +10,16 @@ from pefx.sweeping.report import elsewhere, table, write
 from tests.test_cells import CONFIG
 
 VALUES = [(0.5 - index / 10, 0.6 - index / 10) for index in range(4)]
-FOUND = [Result(cell, own, interval(own)) for cell, own in zip(cells(CONFIG), VALUES, strict=True)]
+FOUND = [Result(cell, own, interval(own), 8) for cell, own in zip(cells(CONFIG), VALUES, strict=True)]
 
 
 def test_a_row_for_each_cell_best_first():
     lines = table(FOUND, "reward").splitlines()
-    assert lines[0] == "| adapter | learning rate | reward |"
-    assert lines[2] == "| lora-r1-a2 | 0.001 | 0.550 [0.500, 0.600] |"
+    assert lines[0] == "| adapter | learning rate | updates | reward |"
+    assert lines[2] == "| lora-r1-a2 | 0.001 | 8 | 0.550 [0.500, 0.600] |"
     assert len(lines) == 2 + len(FOUND)
-    alone = Result(FOUND[0].cell, (0.5,), None)
-    assert table([alone], "nats_per_token").splitlines()[2] == "| lora-r1-a2 | 0.001 | 0.500 |"
+    alone = Result(FOUND[0].cell, (0.5,), None, 4)
+    assert table([alone], "nats_per_token").splitlines()[2] == "| lora-r1-a2 | 0.001 | 4 | 0.500 |"
 
 
 def test_a_record_is_told_at_other_ranks():

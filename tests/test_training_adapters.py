@@ -29,8 +29,8 @@ def test_a_page_that_does_not_hold_whole_tiles_is_refused() -> None:
 def test_a_revision_records_the_loss_before_and_after() -> None:
     ann, bob = make_sessions(CONFIG)
     evaluations = {0: {"ann": 3.0}, 20: {"ann": 2.5}, 40: {"ann": 2.0}}
-    assert metrics_of(ann, evaluations, 40) == {"heldout_nats_per_token": {"before": 3.0, "after": 2.0}}
-    assert metrics_of(bob, evaluations, 40) == {}
+    assert metrics_of(ann, evaluations) == {"heldout_nats_per_token": {"before": 3.0, "after": 2.0}}
+    assert metrics_of(bob, evaluations) == {}
 
 
 def test_a_run_needs_a_base() -> None:

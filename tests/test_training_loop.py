@@ -30,10 +30,11 @@ class Logistic:
 
     steps = 9
 
-    def __init__(self, stop_at: int | None = None, signal_at: int | None = None):
+    def __init__(self, stop_at: int | None = None, signal_at: int | None = None, more: int = 0):
         self.x, self.position = jnp.full(5, 0.3), 0
         self.stop_at, self.signal_at = stop_at, signal_at
-        self.evaluations = 0
+        self.evaluations = self.done = 0
+        self.more = more
         self.last_saved = -1
 
     def advance(self, step: int) -> Any:
@@ -42,6 +43,7 @@ class Logistic:
         if step == self.signal_at:
             os.kill(os.getpid(), signal.SIGTERM)
         self.position += step + 1
+        self.done = step + 1
         self.x = chaotic(self.x, jnp.float32(self.position))
         return jnp.mean(self.x)
 
@@ -56,14 +58,21 @@ class Logistic:
     def measure(self, name: str) -> Measure:
         return "nats_per_token"
 
+    def decide(self, scores: Mapping[str, float]) -> Mapping[str, int]:
+        if not self.more or self.done != self.steps:
+            return {}
+        self.steps, self.more = self.steps + self.more, 0
+        return {"bob": 3}
+
     def state(self) -> Any:
         return {"x": self.x}
 
     def host(self) -> dict[str, Any]:
-        return {"position": self.position}
+        return {"position": self.position, "done": self.done, "steps": self.steps, "more": self.more}
 
     def restore(self, host: Mapping[str, Any], load: Callable[[Any], Any]) -> None:
         self.x, self.position = load(self.state())["x"], host["position"]
+        self.done, self.steps, self.more = host["done"], host["steps"], host["more"]
 
     def saved(self, step: int) -> None:
         self.last_saved = step
@@ -80,7 +89,7 @@ def config(directory: Path, **fields: Any) -> TrainConfig:
 
 def metrics(directory: Path) -> list[tuple[int, str, float]]:
     rows = read_rows(directory / METRICS)
-    return [(row["step"], row["kind"], row["loss"]) for row in rows if row["kind"] != "rate"]
+    return [(row["step"], row["kind"], row.get("loss", 0.0)) for row in rows if row["kind"] != "rate"]
 
 
 @pytest.fixture(name="whole")
@@ -103,6 +112,18 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path, whole: Any, stop:
     assert (trainee.bits(), outcome.evaluations) == (whole[0], whole[2])
     assert metrics(tmp_path / "killed") == whole[1]
     assert outcome.tokens == 45
+
+
+@pytest.mark.parametrize("stop", [8, 9, 10])
+def test_a_run_that_is_longer_after_a_decision(tmp_path: Path, stop: int) -> None:
+    here = config(tmp_path / "killed", checkpoint=CheckpointConfig(every=3))
+    with pytest.raises(Killed):
+        drive(lambda: Logistic(stop_at=stop, more=3), here)
+    _, outcome = drive(lambda: Logistic(more=3), here)
+    assert sorted(outcome.evaluations) == [0, 9, 12]
+    assert [one[:2] for one in metrics(tmp_path / "killed") if one[1] != "train"] == [
+        (0, "heldout"), (9, "heldout"), (9, "stopped"), (12, "heldout"),
+    ]  # fmt: skip
 
 
 def test_sigterm_saves_at_once_and_says_so(tmp_path: Path, whole: Any, capsys: pytest.CaptureFixture[str]) -> None:

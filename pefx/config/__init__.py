@@ -33,6 +33,7 @@ from pefx.config.sweeps import AlphaRule, RateRule, Record, Scaling, SweepConfig
 from pefx.config.training import (
     CheckpointConfig,
     DataConfig,
+    HalvingConfig,
     OptimizerConfig,
     PretrainConfig,
     TrainConfig,
@@ -46,6 +47,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "ExpertForm",
+    "HalvingConfig",
     "HttpConfig",
     "MeshConfig",
     "Method",

@@ -37,6 +37,9 @@ class SweepConfig:
     `ranks` (none: its own) are what each adapter is trained at; alpha, and the learning rates, which are those of its
     own rank, follow by `scaling`. All cells are trained as one population, in the same steps, each `seeds` times. The
     best is chosen by the last measure of what is held out, on average over seeds.
+
+    Successive halving: after each of `rungs`, in updates of a cell, the better `keep` of the cells, rounded up, go on
+    as they would without, the others stop.
     """
 
     name: str
@@ -46,3 +49,5 @@ class SweepConfig:
     scaling: Scaling
     ranks: tuple[int, ...] = ()
     seeds: int = 1
+    rungs: tuple[int, ...] = ()
+    keep: float = 0.5

@@ -59,6 +59,19 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class HalvingConfig:
+    """Successive halving, which a `SweepConfig` asks for: a run's users are cells of `seeds` users each, in order.
+
+    After each of `rungs` (updates of a user) the `keep` of cells, rounded up, that are best on what is held out go on
+    with the schedule of their full length, the others stop.
+    """
+
+    rungs: tuple[int, ...]
+    keep: float
+    seeds: int
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Training of the base itself from random weights: its shape, tokenizer, text, and where it is written.
 
@@ -97,6 +110,7 @@ class TrainConfig:
     policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     pretrain: PretrainConfig | None = None
+    halving: HalvingConfig | None = None
     steps: int = 40
     slots: int = 0
     slice_steps: int = 20

@@ -1,13 +1,15 @@
 """The cells of a sweep as users of one run, and what each came to. Plain Python."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import Any
 
-from pefx.config import AdapterSpec, Record, SweepConfig, TrainConfig, UserConfig
+from pefx.config import AdapterSpec, HalvingConfig, Record, SweepConfig, TrainConfig, UserConfig
 from pefx.sweeping.intervals import Interval, interval
 from pefx.sweeping.transfer import at
+from pefx.training.halving import worth
 from pefx.training.journal import Measure
 
 DEFAULT = AdapterSpec()
@@ -35,11 +37,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Result:
-    """What a cell came to: the last measure of each seed, and their mean with its interval (None: of one seed)."""
+    """What a cell came to after so many `updates`, fewer where it was stopped: the last measure of each seed, and their
+    mean with its interval (None: of one seed, or no numbers).
+    """
 
     cell: Cell
     values: tuple[float, ...]
     spread: Interval | None
+    updates: int
 
     @property
     def mean(self) -> float:
@@ -59,7 +64,8 @@ def cells(config: SweepConfig) -> list[Cell]:
 def population(config: SweepConfig) -> TrainConfig:
     """The run of all cells and seeds: the same data, in the same order, for the same seed of every cell."""
     (user,) = config.run.users
-    return replace(config.run, name=config.name, users=tuple(_users(config, user)))
+    halving = HalvingConfig(config.rungs, config.keep, config.seeds) if config.rungs else None
+    return replace(config.run, name=config.name, users=tuple(_users(config, user)), halving=halving)
 
 
 def _users(config: SweepConfig, user: UserConfig) -> Iterator[UserConfig]:
@@ -71,8 +77,13 @@ def _users(config: SweepConfig, user: UserConfig) -> Iterator[UserConfig]:
 
 
 def results(config: SweepConfig, rows: Sequence[dict[str, Any]], measure: Measure) -> list[Result]:
-    """What all cells came to, best first: highest reward, or lowest nats per token."""
+    """What all cells came to, best first: highest reward, or lowest nats per token; behind those that were not stopped
+    the others, those that came further first.
+    """
     last: dict[str, float] = {}
+    stopped = {row["name"]: int(row["updates"]) for row in rows if row["kind"] == "stopped"}
+    (user,) = config.run.users
+    updates = config.run.steps if user.steps is None else user.steps
     key = "reward" if measure == "reward" else "loss"
     for row in rows:
         if row["kind"] == "heldout" and key in row:
@@ -80,5 +91,6 @@ def results(config: SweepConfig, rows: Sequence[dict[str, Any]], measure: Measur
     found = []
     for cell in cells(config):
         values = tuple(last[f"{cell.name}/{seed}"] for seed in range(config.seeds))
-        found.append(Result(cell, values, interval(values) if len(values) > 1 else None))
-    return sorted(found, key=lambda one: one.mean, reverse=measure == "reward")
+        spread = interval(values) if len(values) > 1 and all(map(math.isfinite, values)) else None
+        found.append(Result(cell, values, spread, stopped.get(f"{cell.name}/0", updates)))
+    return sorted(found, key=lambda one: (-one.updates, -worth(one.mean, measure)))

@@ -38,10 +38,10 @@ def _put(path: Path, text: str) -> None:
 
 def table(found: Sequence[Result], measure: Measure) -> str:
     """A row a cell in Markdown, best first."""
-    lines = [f"| adapter | learning rate | {UNITS[measure]} |", "| --- | --- | --- |"]
-    lines += [
-        f"| {one.cell.label} | {one.cell.record.learning_rate:g} | {one.spread or f'{one.mean:.3f}'} |" for one in found
-    ]
+    lines = [f"| adapter | learning rate | updates | {UNITS[measure]} |", "| --- | --- | --- | --- |"]
+    for one in found:
+        rate, came_to = one.cell.record.learning_rate, one.spread or f"{one.mean:.3f}"
+        lines.append(f"| {one.cell.label} | {rate:g} | {one.updates} | {came_to} |")
     return "\n".join(lines) + "\n"
 
 
@@ -55,7 +55,7 @@ def elsewhere(record: Record, ranks: Sequence[int]) -> str:
 
 
 def draw(found: Sequence[Result], measure: Measure, path: Path) -> None:
-    """A line for each adapter, over learning rates; bars are intervals over seeds."""
+    """A line for each adapter, over learning rates; bars are intervals over seeds, crosses cells that were stopped."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     style(axes)
@@ -66,6 +66,9 @@ def draw(found: Sequence[Result], measure: Measure, path: Path) -> None:
         errors = np.asarray([[m - s.low, s.high - m] if s else [0, 0] for m, s in zip(means, spreads, strict=True)]).T
         colour = COLOURS[index % len(COLOURS)]
         axes.errorbar(rates, means, yerr=np.maximum(errors, 0), label=label, color=colour, marker="o", capsize=2)
+        early = [one for one in own if one.updates < found[0].updates]
+        places = [one.cell.record.learning_rate for one in early], [one.mean for one in early]
+        axes.plot(*places, "x", color=INK, markersize=9)
     every = sorted({one.cell.record.learning_rate for one in found})
     axes.set_xscale("log")
     axes.set_xticks(every, [f"{rate:g}" for rate in every])

@@ -1,5 +1,6 @@
 """Training of many adapters at once over one frozen base: sessions, their lessons, their slots, their commits."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from pefx.store.parked import Parked
 from pefx.store.sessions import Wanted
 from pefx.training.curriculum import Curriculum, Texts
 from pefx.training.first_gradient import first_gradient
+from pefx.training.halving import Halving
 from pefx.training.heldout import Exam, device_batch, nats_per_token
 from pefx.training.journal import Measure
 from pefx.training.loop import Outcome, StepReport
@@ -75,6 +77,7 @@ class AdapterTraining:
         self._taken: dict[int, list[Taken]] = {}
         rates = [learning_rates(session.optimizer, session.steps) for session in self.sessions]
         self.slots = slots_of(config, shards)  # of each shard
+        self.halving = Halving(config.halving, self.sessions)
         self.hypers = HyperTable(self.sessions, rates, self.slots)
         self._go_on_from(0, [Progress() for _ in self.sessions])
         base, self.digest = load_base(directory, config.precision, placement(), config.base_weights)
@@ -105,7 +108,10 @@ class AdapterTraining:
         """
         self.done, self.progress = step, progress
         slices = Slices(self.slots, self.config.slice_steps, step, resident)
-        turns = take_turns(self.sessions, progress, self.layout.shares, self.layout.shards, slices)
+        # Where some were stopped, a step has no room left for them: its shape changes, the bits of no session do.
+        busiest = max(Counter(self.sessions[index].shard for index in self.halving.going).values())
+        self.layout = replace(self.layout, shares=min(self.layout.shares, busiest))
+        turns = take_turns(self.sessions, progress, self.layout.shares, self.layout.shards, slices, self.halving.limits)
         self.turns = dict(enumerate(turns, step))
         self.steps = step + len(turns)
         self._last = resident
@@ -207,10 +213,10 @@ class AdapterTraining:
         return {session.policy: found[session.policy] for session in self.sessions if session.policy in found}
 
     def _rounds(self) -> list[list[int]]:
-        """All sessions, as many at a time as have slots; who is there already comes first."""
+        """All sessions that go on, as many at a time as have slots; who is there already comes first."""
         here = set(self.resident.here)
         own: list[list[int]] = [[] for _ in range(self.layout.shards)]
-        for index in sorted(range(len(self.sessions)), key=lambda index: (index not in here, index)):
+        for index in sorted(self.halving.going, key=lambda index: (index not in here, index)):
             own[self.sessions[index].shard].append(index)
         starts = range(0, max(map(len, own)), self.slots)
         return [[index for indices in own for index in indices[at : at + self.slots]] for at in starts]
@@ -226,6 +232,13 @@ class AdapterTraining:
 
     def measure(self, name: str) -> Measure:
         return self.curriculum.measure([session.policy for session in self.sessions].index(name))
+
+    def decide(self, scores: Mapping[str, float]) -> Mapping[str, int]:
+        if self.done < self.steps or self.halving.rung is None:
+            return {}
+        stopped = self.halving.decide(scores, self.curriculum.measure(0))
+        self._go_on_from(self.done, self.progress, self._last)
+        return stopped
 
     def state(self) -> Any:
         return self.resident.state()
@@ -244,7 +257,8 @@ class AdapterTraining:
         }
         named = {"resident": self.resident.here, "slice": self._last}
         places = {name: [self.sessions[index].policy for index in indices] for name, indices in named.items()}
-        return {"base": self.digest, "step": self.done, "users": users, "sessions": self.tenure.numbers, **places}
+        decided = {"sessions": self.tenure.numbers, "halving": self.halving.host()}
+        return {"base": self.digest, "step": self.done, "users": users, **decided, **places}
 
     def restore(self, host: Mapping[str, Any], load: Callable[[Any], Any]) -> None:
         if host["base"] != self.digest:
@@ -261,6 +275,7 @@ class AdapterTraining:
                 )
             progress.append(Progress(saved["micro"], saved["position"]))
         self.tenure.go_on(host["sessions"])
+        self.halving.go_on(host["halving"])
         index_of = {session.policy: index for index, session in enumerate(self.sessions)}
         self._go_on_from(host["step"], progress, tuple(index_of[policy] for policy in host["slice"]))
         self._waiting = {
@@ -319,11 +334,11 @@ class AdapterTraining:
                 adapter=self.resident.adapter(index),
                 spec=session.spec,
                 base=self.digest,
-                step=session.steps,
+                step=self.halving.updates(index),
                 seeds={"run": session.seed, "data": self.config.data.seed},
                 config=session.provenance(self.config),
                 data_fingerprint=self.curriculum.fingerprint(index),
-                metrics=metrics_of(session, outcome.evaluations, self.steps, self.measure(session.policy)),
+                metrics=metrics_of(session, outcome.evaluations, self.measure(session.policy)),
                 session=self.tenure.numbers.get(session.policy, 0),
             )
 
@@ -360,13 +375,11 @@ def step_layout(config: TrainConfig, users: int, shards: int) -> Layout:
 
 
 def metrics_of(
-    session: Session, evaluations: Mapping[int, Mapping[str, float]], last: int, measure: Measure = "nats_per_token"
+    session: Session, evaluations: Mapping[int, Mapping[str, float]], measure: Measure = "nats_per_token"
 ) -> dict[str, Any]:
     """The held-out measure before and after training, as a revision records it; empty where nothing is held out."""
-    before, after = evaluations.get(0, {}), evaluations.get(last, {})
-    if session.policy not in after:
-        return {}
-    return {f"heldout_{measure}": {"before": before[session.policy], "after": after[session.policy]}}
+    found = [scores[session.policy] for _, scores in sorted(evaluations.items()) if session.policy in scores]
+    return {f"heldout_{measure}": {"before": found[0], "after": found[-1]}} if found else {}
 
 
 def _base_directory(config: TrainConfig) -> str:

@@ -1,7 +1,8 @@
 """What a run measured: `metrics.jsonl` for programs, TensorBoard events for eyes, the same numbers in both.
 
 A row is `{"step", "kind", "name", ...numbers}`: kind "train" (one micro-batch of one user), "heldout" (one user's
-held-out text after `step` steps) or "rate" (tokens per second of the run). Rows of a step appear once, resumed or not.
+held-out text after `step` steps), "stopped" (a user that goes no further, after how many updates) or "rate" (tokens per
+second of the run). Rows of a step appear once, resumed or not.
 """
 
 import json

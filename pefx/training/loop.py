@@ -59,6 +59,12 @@ class Trainee(Protocol):
         """What `name` is measured by."""
         ...
 
+    def decide(self, scores: Mapping[str, float]) -> Mapping[str, int]:
+        """Given what `evaluate` found just now: who is stopped before its end, by name, and after how many updates.
+        There may be more `steps` afterwards.
+        """
+        ...
+
     def state(self) -> Any:
         """Device state to save, a pytree."""
         ...
@@ -223,6 +229,12 @@ class _Run:
         if scores:
             means = (f"{sum(own) / len(own):.4f} {measure.replace('_', ' ')}" for measure, own in by_measure.items())
             self.reporter.say(f"held-out after step {self.done}: {', '.join(means)}")
+        stopped = self.trainee.decide(scores)
+        for name, updates in stopped.items():
+            self.journal.write(self.done, "stopped", name, updates=float(updates))
+        if stopped:
+            self.reporter.say(f"after step {self.done}: {len(stopped)} stop, {len(scores) - len(stopped)} go on")
+        self.reporter.total = self.trainee.steps
 
     def _save(self) -> None:
         self._report()

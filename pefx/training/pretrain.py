@@ -86,6 +86,9 @@ class BaseTraining:
     def measure(self, name: str) -> Measure:
         return "nats_per_token"
 
+    def decide(self, scores: Mapping[str, float]) -> Mapping[str, int]:
+        return {}
+
     def state(self) -> Any:
         return {"base": self.base, "opt": self.opt}
 

@@ -148,29 +148,36 @@ def take_turns(
     width: int,
     shards: int = 1,
     slices: Slices | None = None,
+    limits: Sequence[int] | None = None,
 ) -> list[Turn]:
     """Which sessions take part in each step of a run: on each shard at most `width`, each at most once.
 
     Always those furthest behind (by fraction of their own work, then by order) of those that have a slot (all, without
     `slices`), so that all advance evenly. At the begin of a slice those furthest behind get the slots; who finishes
     leaves its slot to the next. `progress` is where they stand now: what is left of a run follows from it, with as many
-    shards as there are now.
+    shards as there are now. `limits` are the micro-batches at which each stops (None: of its whole session).
     """
     own = [[index for index, session in enumerate(sessions) if session.shard == shard] for shard in range(shards)]
     slices = slices or Slices(max(map(len, own)), 1)
-    turns = [_shard_turns(sessions, progress, indices, width, slices) for indices in own]
+    ends = limits or [session.micro_batches for session in sessions]
+    turns = [_shard_turns(sessions, progress, ends, indices, width, slices) for indices in own]
     idle = (), ()
     return [Turn(*map(list, zip(*step, strict=True))) for step in zip_longest(*turns, fillvalue=idle)]
 
 
 def _shard_turns(
-    sessions: Sequence[Session], progress: Sequence[Progress], indices: Sequence[int], width: int, slices: Slices
+    sessions: Sequence[Session],
+    progress: Sequence[Progress],
+    ends: Sequence[int],
+    indices: Sequence[int],
+    width: int,
+    slices: Slices,
 ) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The turns of one shard's sessions: who takes part, and who has a slot."""
+    """The turns of one shard's sessions, each to its end: who takes part, and who has a slot."""
     behind = [
         (progress[index].micro / sessions[index].micro_batches, index, progress[index].micro)
         for index in indices
-        if progress[index].micro < sessions[index].micro_batches
+        if progress[index].micro < ends[index]
     ]
     # There may be fewer slots than when they got theirs.
     resident = sorted(one for one in behind if one[1] in slices.resident)[: slices.slots]
@@ -192,9 +199,8 @@ def _shard_turns(
         chosen = [heapq.heappop(resident) for _ in range(min(width, len(resident)))]
         turns.append((tuple(sorted(index for _, index, _ in chosen)), here))
         for _, index, micro in chosen:
-            total = sessions[index].micro_batches
-            if micro + 1 < total:
-                heapq.heappush(resident, ((micro + 1) / total, index, micro + 1))
+            if micro + 1 < ends[index]:
+                heapq.heappush(resident, ((micro + 1) / sessions[index].micro_batches, index, micro + 1))
             else:
                 here = None
     raise AssertionError
