@@ -46,7 +46,7 @@ class Display:
     def show(self, done: int, text: str, now: bool = False) -> None:
         """`done` of the total is done; off a terminal `text` appears if it is time, or at once with `now`."""
         if self._bar:
-            self._bar.update(self._task, completed=done, text=text)
+            self._bar.update(self._task, completed=done, total=self.total, text=text)
         elif now or time.monotonic() - self._shown >= LINE_SECONDS:
             self._shown = time.monotonic()
             self.say(text)
