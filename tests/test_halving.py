@@ -45,6 +45,12 @@ def test_of_equals_the_first_goes_on_and_what_is_no_number_never():
     assert worth(math.nan, "reward") < worth(-1e30, "reward")
 
 
+def test_as_many_go_on_as_a_person_would_count():
+    halving = Halving(HalvingConfig((2,), 0.55, 1), sessions(20))
+    halving.decide(scores(*range(20)), "reward")
+    assert halving.going == list(range(9, 20))
+
+
 def test_a_session_of_which_nothing_is_held_out_is_told():
     with pytest.raises(PefxError, match="nothing is held out of 'user1'"):
         Halving(HalvingConfig((2,), 0.5, 1), sessions(2)).decide(scores(1.0), "reward")

@@ -54,7 +54,7 @@ class Halving:
         seeds, cells = self._config.seeds, {}
         for index in self.going:
             cells.setdefault(index // seeds, []).append(self._score(index, scores))
-        count = math.ceil(self._config.keep * len(cells))
+        count = math.ceil(self._config.keep * len(cells) - 1e-9)  # 0.55 of 20 are 11, whatever floats say
         ranked = sorted(cells, key=lambda cell: -worth(mean(cells[cell]), measure))
         lost = sorted(set(ranked[count:]))
         stopped = {index: self.rung for cell in lost for index in range(cell * seeds, (cell + 1) * seeds)}
