@@ -152,15 +152,15 @@ def hashes(output: str, own: Options) -> dict[str, str]:
 
 
 def measured(text: Path, own: Options, folder: str) -> tuple[dict[bool, Spent], dict[bool, list[Side]]]:
-    """By side: what a run of one step of each shape takes, which compiles; and the sides, round by round, compiled.
+    """By side: what a first run of one step of each shape takes, which compiles; and the sides, round by round.
     Ends the program where a cell has not the same bits on both.
     """
-    compiling: dict[bool, Spent] = {}
+    first: dict[bool, Spent] = {}
     found: dict[bool, list[Side]] = {True: [], False: []}
     for together in (True, False):
         shapes = {run.users[0].adapter: run for run in runs(together, text, f"{folder}/shapes-{together}", own)}
-        compiling[together] = total(trained(replace(run, steps=1)).whole for run in shapes.values())
-        told("compiling", together, compiling[together])
+        first[together] = total(trained(replace(run, steps=1)).whole for run in shapes.values())
+        told("first", together, first[together])
     for turn in range(own.rounds):
         for together in (True, False) if turn % 2 == 0 else (False, True):
             parts = [trained(run) for run in runs(together, text, f"{folder}/{turn}-{together}", own)]
@@ -169,7 +169,17 @@ def measured(text: Path, own: Options, folder: str) -> tuple[dict[bool, Spent], 
             told(f"round {turn}", together, side)
         if hashes(f"{folder}/{turn}-True", own) != hashes(f"{folder}/{turn}-False", own):
             sys.exit("a cell of the population is not, to the bit, its own run")
-    return compiling, found
+    return first, found
+
+
+def compiling(own: Options, together: bool, first: Spent, sides: Sequence[Side]) -> Spent:
+    """What compiling takes: the first runs of one step, less what such runs take of a side that is compiled."""
+    shapes = 1.0 if together else 1 / own.rates  # of all runs
+    parts = []
+    for clock in (0, 1):
+        whole, steps = (statistics.median(side[part][clock] for side in sides) for part in (0, 1))
+        parts.append(first[clock] - shapes * (whole - steps + steps / own.steps))
+    return Spent(*parts)
 
 
 def told(what: str, together: bool, spent: Any) -> None:
@@ -218,16 +228,17 @@ def main(options: Options) -> int:
         build(Path(folder), users_only=True)
         text = Path(folder) / "users" / PACKAGE
         if options.rounds:
-            compiling, found = measured(text, options, folder)
+            first, found = measured(text, options, folder)
+            spent = {way: compiling(options, way, first[way], own) for way, own in found.items()}
             pairs = list(zip(found[False], found[True], strict=True))
             rows["steps alone, compiled"] = [(a.steps, b.steps) for a, b in pairs]
             rows["one process, compiled"] = [(a.whole, b.whole) for a, b in pairs]
             rows["one process, with compiling"] = [
-                (total((compiling[False], a.whole)), total((compiling[True], b.whole))) for a, b in pairs
+                (total((spent[False], a.whole)), total((spent[True], b.whole))) for a, b in pairs
             ]
         if options.sample:
-            spent = commands(text, options, folder)
-            rows[f"commands, of {options.sample} alone"] = [(spent[False], spent[True])]
+            by_command = commands(text, options, folder)
+            rows[f"commands, of {options.sample} alone"] = [(by_command[False], by_command[True])]
     Console(width=120).print(table(options, rows))
     return 0
 
