@@ -28,7 +28,7 @@ from pefx.layers.quantised import Quantised
 from pefx.mesh import EXPERT
 
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-SCORES = {"softmax": lambda logits: jax.nn.softmax(logits, axis=-1), "sigmoid": jax.nn.sigmoid}
+SCORES = {"softmax": lambda logits: softmax(logits), "sigmoid": jax.nn.sigmoid}
 
 
 class Router(nnx.Module):
@@ -60,6 +60,21 @@ class Routing(NamedTuple):
     scores: Float[Array, "T E"]
 
 
+def quotient(x: Float[Array, "T E"], total: Float[Array, "T 1"]) -> Float[Array, "T E"]:
+    """`x / total`, as a product with a reciprocal that XLA does not look into.
+
+    It would make a division by one number a row a product, or leave it, as it sees fit in each program: in a step for a
+    mesh other than in one for a single device, and in gradients other than in values.
+    """
+    return x * jax.lax.optimization_barrier(jax.lax.integer_pow(total, -1))
+
+
+def softmax(x: Float[Array, "T E"]) -> Float[Array, "T E"]:
+    """Over the experts of each token."""
+    above = jnp.exp(x - jax.lax.stop_gradient(jnp.max(x, axis=-1, keepdims=True)))
+    return quotient(above, jnp.sum(above, axis=-1, keepdims=True))
+
+
 def route(x: Float[Array, "T D"], weights: Router, config: ModelConfig, replay: Int32[Array, "T k"]) -> Routing:
     """Top-k routing; of equal experts, the first. A `replay` id >= 0 is taken as recorded, its gate live; -1: live."""
     scores = SCORES[config.router_scores](dot(x, weights.weight[...]))
@@ -73,11 +88,11 @@ def route(x: Float[Array, "T D"], weights: Router, config: ModelConfig, replay: 
     gates = jnp.take_along_axis(scores, ids, axis=-1)
     if config.normalize_gates:
         # Sigmoids can all be as good as zero. A softmax's best are not: they keep their bits.
-        gates = gates / (jnp.sum(gates, axis=-1, keepdims=True) + 1e-20)
+        gates = quotient(gates, jnp.sum(gates, axis=-1, keepdims=True) + 1e-20)
     if config.gate_scale != 1:
         gates = gates * config.gate_scale
     if config.router_scores == "sigmoid":
-        scores = scores / (jnp.sum(scores, axis=-1, keepdims=True) + 1e-20)
+        scores = quotient(scores, jnp.sum(scores, axis=-1, keepdims=True) + 1e-20)
     return Routing(ids, gates.astype(x.dtype).astype(jnp.float32), scores)
 
 
