@@ -20,7 +20,7 @@ from jaxtyping import Float, Int32
 from kernels.factors import Factors
 from pefx.adapters.derivation import FACTORS, derived
 from pefx.adapters.fitting import MEMORY, FactorTree, memory_of, padded_factors
-from pefx.adapters.methods.recipe import Recipe, rank_in_bank, recipe_of, recipes_of
+from pefx.adapters.methods.recipe import Recipe, needs_room, rank_in_bank, recipe_of, recipes_of
 from pefx.adapters.methods.table import GAINED, Adapter, adapted_sites, leaf_shapes, scale
 from pefx.adapters.sites import SITES, width_axis
 from pefx.adapters.slots import is_split, joined, parted, put_slot, put_slots, slot_at, take_slots
@@ -72,12 +72,13 @@ class Bank:
     """Factors `[L, N, (E,) R, width]` by site, and each slot's scale. An empty slot is all zeros.
 
     Within a step: of this shard's slots and widths; factors of one expert and scales, of all slots of its expert axis.
-    Of slots whose factors are derived, `kinds` says by which of the `recipes`, counted from 1 (0: by none).
+    Where there are other methods than LoRA's kin, `kinds` says of each site how a slot's factors are derived: by which of
+    the `recipes`, counted from 1, by none (0), or that its adapter does not have the site (-1).
     """
 
     factors: FactorTree
     scales: Float[Array, "N"]
-    kinds: Int32[Array, "N"] | None = None
+    kinds: dict[str, Int32[Array, "N"]] | None = None
     recipes: tuple[Recipe, ...] = field(default=(), metadata={"static": True})
 
     @property
@@ -131,7 +132,7 @@ class ActiveSlots:
 
     factors: FactorTree
     scales: Float[Array, "A"]
-    kinds: Int32[Array, "A"] | None = None
+    kinds: dict[str, Int32[Array, "A"]] | None = None
     recipes: tuple[Recipe, ...] = field(default=(), metadata={"static": True})
 
     @property
@@ -209,8 +210,9 @@ def empty_bank(config: ModelConfig, spec: AdapterSpec, slots: int, specs: Sequen
     if len(ranks) > 1:
         told = f"memories in one bank must have one rank, got {' and '.join(map(str, ranks))}"
         raise PefxError(told, "wrong_rank")
-    recipes = recipes_of(specs)
-    return Bank(factors, jnp.zeros(slots, jnp.float32), jnp.zeros(slots, jnp.int32) if recipes else None, recipes)
+    # A bank of plain factors has nothing to tell apart: what an adapter lacks is zero, and stays it.
+    kinds = {site: jnp.zeros(slots, jnp.int32) for site in shapes} if any(map(needs_room, specs)) else None
+    return Bank(factors, jnp.zeros(slots, jnp.float32), kinds, recipes_of(specs))
 
 
 def bank_spec(specs: list[AdapterSpec]) -> AdapterSpec:
@@ -238,14 +240,14 @@ def load_adapter(bank: Bank, slot: int, adapter: Adapter, spec: AdapterSpec, bas
     _check_slot(bank, slot)
     recipe = recipe_of(spec)
     if recipe is None:
-        return _put(bank, slot, padded_factors(bank.factors, adapter, spec), scale(spec), 0)
+        return _put(bank, slot, padded_factors(bank.factors, adapter, spec), scale(spec), _kinds(bank, spec, 0))
     if recipe not in bank.recipes:
         told = f"the bank has no room for method '{spec.method}' of rank {spec.rank} and {spec.units} units"
         raise PefxError(told, "bad_adapter")
     if base is None or not set(adapter) <= set(base.shared.get(recipe.name, ())):
         raise ValueError(f"{recipe} is made with what a base shares at {sorted(adapter)}, and there is none")
-    kind = bank.recipes.index(recipe) + 1
-    bank = _put(bank, slot, padded_factors(bank.factors, adapter, spec), scale(spec), kind)
+    kinds = _kinds(bank, spec, bank.recipes.index(recipe) + 1)
+    bank = _put(bank, slot, padded_factors(bank.factors, adapter, spec), scale(spec), kinds)
     return _rederive(base, bank, share(of_base, np.full(2, slot, np.int32)))
 
 
@@ -253,12 +255,19 @@ def unload(bank: Bank, slot: int) -> Bank:
     """The bank with `slot` zeroed. Raises PefxError if there is no such slot."""
     _check_slot(bank, slot)
     zeros = jax.tree.map(lambda x: np.zeros((x.shape[0], *x.shape[2:]), np.float32), bank.factors)
-    return _put(bank, slot, zeros, 0.0, 0)
+    return _put(bank, slot, zeros, 0.0, dict.fromkeys(bank.factors, 0))
 
 
-def _put(bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_scale: float, kind: int) -> Bank:
-    kinds = None if bank.kinds is None else np.full(1, kind, np.int32)
-    part = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32), kinds, bank.recipes)
+def _kinds(bank: Bank, spec: AdapterSpec, kind: int) -> dict[str, int]:
+    """How the factors of an adapter are derived at each site."""
+    return {site: kind if site in spec.targets else -1 for site in bank.factors}
+
+
+def _put(
+    bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_scale: float, kinds: dict[str, int]
+) -> Bank:
+    held = None if bank.kinds is None else {site: np.full(1, kinds[site], np.int32) for site in bank.kinds}
+    part = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32), held, bank.recipes)
     return _write_slot(bank, share(of_base, np.int32(slot)), share(of_one, part))
 
 

@@ -32,7 +32,7 @@ class Slots(Protocol):
     @property
     def scales(self) -> Float[Array, "N"]: ...
     @property
-    def kinds(self) -> Int32[Array, "N"] | None: ...
+    def kinds(self) -> dict[str, Int32[Array, "N"]] | None: ...
     @property
     def recipes(self) -> tuple[Recipe, ...]: ...
 
@@ -43,13 +43,13 @@ def derived(base: Base, slots: Slots) -> Tree:
     for index, recipe, site, holder, given in _each(base, slots):
         leaves, own = _leaves(recipe, site, slots.factors[holder], given), slots.factors[site]
         for name, made in _derive(recipe, leaves, given).items():
-            found[site][name] = _chosen(slots, index, _padded(made, own[name]), found[site][name])
+            found[site][name] = _chosen(slots, site, index, _padded(made, own[name]), found[site][name])
     return found
 
 
 def pulled(base: Base, slots: Slots, sums: Tree) -> Tree:
     """Gradients of the slots' leaves, from those of their factors."""
-    found, totals = {site: dict(leaves) for site, leaves in sums.items()}, {}
+    found, totals = _own(slots, sums), {}
     for index, recipe, site, holder, given in _each(base, slots):
         leaves = _leaves(recipe, site, slots.factors[holder], given)
         made, pull = jax.vjp(lambda own, recipe=recipe, given=given: _derive(recipe, own, given), leaves)
@@ -64,7 +64,7 @@ def pulled(base: Base, slots: Slots, sums: Tree) -> Tree:
             at = index, holder, name
             totals[at] = totals[at] + total if at in totals else total  # of sites that share, in their order
     for (index, holder, name), total in totals.items():
-        found[holder][name] = _chosen(slots, index, _padded(total, found[holder][name]), found[holder][name])
+        found[holder][name] = _chosen(slots, holder, index, _padded(total, found[holder][name]), found[holder][name])
     return found
 
 
@@ -156,8 +156,23 @@ def _padded(x: Array, like: Array) -> Array:
     return jnp.pad(x, [(0, more) for more in room])
 
 
-def _chosen(slots: Slots, index: int, new: Array, old: Array) -> Array:
+def _chosen(slots: Slots, site: str, index: int, new: Array, old: Array) -> Array:
     """`new` for the slots of one recipe, `old` for others."""
+    return jnp.where(_kinds(slots, site, old) == index, new, old)
+
+
+def _own(slots: Slots, sums: Tree) -> Tree:
+    """Gradients at sites that adapters have; none at others, where leaves such as gains would be learned all the same."""
+    if slots.kinds is None:
+        return {site: dict(leaves) for site, leaves in sums.items()}
+    return {
+        site: {name: jnp.where(_kinds(slots, site, x) < 0, 0.0, x) for name, x in leaves.items()}
+        for site, leaves in sums.items()
+    }
+
+
+def _kinds(slots: Slots, site: str, like: Array) -> Array:
+    """Those of a site, to stand beside an array of all slots."""
     assert slots.kinds is not None
-    kinds = slots.kinds if old.ndim == 5 else of_own(slots.kinds)
-    return jnp.where((kinds == index).reshape(1, -1, *(1,) * (old.ndim - 2)), new, old)
+    kinds = slots.kinds[site] if like.ndim == 5 else of_own(slots.kinds[site])
+    return kinds.reshape(1, -1, *(1,) * (like.ndim - 2))
