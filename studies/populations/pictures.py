@@ -1,0 +1,37 @@
+"""Pictures of populations: means with their intervals over a number."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pefx.sweeping.intervals import Interval
+from pefx.training.curves import INK, save, style
+from studies.rewarded.pictures import COLOURS
+
+Line = Mapping[float, Interval]
+Panels = Mapping[str, Mapping[str, Line]]
+
+
+def lines(panels: Panels, over: str, path: Path, title: str) -> None:
+    """A panel for each measure, in it a line for each of its series, over a number on a scale of doublings."""
+    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 4.2), layout="constrained")
+    for axes, (measure, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        style(axes)
+        for index, (name, line) in enumerate(series.items()):
+            means = np.asarray([one.mean for one in line.values()])
+            errors = np.asarray([[one.mean - one.low, one.high - one.mean] for one in line.values()]).T
+            look = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv"[index % 5], "markersize": 4}
+            place = [x * 1.04 ** (index - (len(series) - 1) / 2) for x in line]  # apart, so that bars are seen
+            axes.errorbar(place, means, yerr=np.maximum(errors, 0), label=name, capsize=2, linewidth=1.2, **look)
+        every = sorted({x for line in series.values() for x in line})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(every, [f"{x:g}" for x in every])
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel(over, fontsize=9, color=INK)
+        axes.set_title(measure, fontsize=10, color=INK, loc="left")
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=8)
+    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK, x=0.01, ha="left")
+    save(figure, path)

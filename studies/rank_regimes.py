@@ -1,0 +1,127 @@
+"""Does an adapter of rank 1 reach what one of rank 16 does, and what do ranks above 64 win?
+
+    python -m studies.rank_regimes [--seeds 6]
+
+Ranks 1 to 64 learn right answers of a task with two sizes of batch, and four of them from rewards; each rank with the
+rate that is best for it on a selection part. Writes docs/studies/rank-regimes.md with its picture.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import tyro
+
+from pefx.config import TaskConfig, TrainConfig
+from pefx.settings import read_file
+from pefx.sweeping.intervals import Interval, interval
+from studies.populations.cells import UNTAUGHT, Cell, Population, grid, matched, shown
+from studies.populations.pictures import lines
+from studies.populations.spread import best_seed, spread
+from studies.populations.subjects import rewarded, told
+from studies.programs.commands import ROOT
+from studies.rewarded.page import PAGES, Page, table
+
+RANKS, REWARDED_RANKS = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16, 64)
+TOKENS = (64, 256)  # of a user in a step
+RATES = (1.6e-3, 4e-3, 1e-2)
+HEAD = ("rank", "rate", "mean", "spread over seeds", "best seed", "worse than rank 16 by")
+READING = "(to be written from the figures)"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much."""
+
+    seeds: int = 6
+    out: Path = ROOT / "runs" / "studies" / "rank_regimes"
+
+
+@dataclass(frozen=True)
+class Regime:
+    """What a rank came to with its rate: its mean, its spread, its best seed, and how far it is behind rank 16."""
+
+    rank: int
+    rate: str
+    mean: Interval
+    spread: Interval
+    best: float
+    behind: Interval
+
+    def row(self) -> list[str]:
+        """Its line of a table."""
+        behind = "-" if self.rank == 16 else str(self.behind)
+        return [str(self.rank), self.rate, str(self.mean), str(self.spread), f"{self.best:.3f}", behind]
+
+
+def cells(config: TrainConfig, ranks: Sequence[int]) -> list[Cell]:
+    """Alpha is the same for all ranks, which moves the best rate least."""
+    return grid({f"r{rank}": replace(config.adapter, rank=rank) for rank in ranks}, RATES)
+
+
+def regimes(population: Population, ranks: Sequence[int], more: bool) -> tuple[list[Regime], Interval]:
+    """Each rank with its own rate; and the bare base."""
+    selection = population.selection(cells(population.config, ranks))
+    best = matched(selection, more)
+    report = population.report([UNTAUGHT, *best.values()])
+    sign = 1 if more else -1
+    found = []
+    for rank in ranks:
+        cell, against = best[f"r{rank}"], report[best["r16"]]
+        behind = interval([sign * (theirs - own) for theirs, own in zip(against, report[cell], strict=True)])
+        top = best_seed(selection[cell], report[cell], more)
+        values = interval(report[cell]), spread(report[cell])
+        found.append(Regime(rank, shown(cell, selection), *values, top, behind))
+    return found, interval(report[UNTAUGHT])
+
+
+def main(options: Options) -> int:
+    """Exit status 1 unless every rank learns."""
+    texts = read_file("configs/population_told.py", TrainConfig)
+    rewards = read_file("configs/population_rewarded.py", TrainConfig)
+    subjects = told(options.out / "texts", TaskConfig("edits", level=2))
+    found: dict[str, list[Regime]] = {}
+    bases: dict[str, Interval] = {}
+    for tokens in TOKENS:
+        config = replace(texts, data=replace(texts.data, tokens_per_user=tokens))
+        name = f"told, {tokens} tokens a step: nats per token"
+        population = Population(config, subjects, options.seeds, options.out / f"told_{tokens}")
+        found[name], bases[name] = regimes(population, RANKS, more=False)
+    (user,) = rewards.users
+    assert user.task is not None
+    name = f"rewarded, {rewards.rollout.prompts * rewards.rollout.group} answers a step: mean reward"
+    population = Population(rewards, rewarded(user.task), options.seeds, options.out / "rewarded")
+    found[name], bases[name] = regimes(population, REWARDED_RANKS, more=True)
+    write(found, bases, options)
+    better = [own.mean.mean < bases[name].mean for name in list(found)[:-1] for own in found[name]]
+    return 0 if all(better) and all(own.mean.mean > bases[name].mean for own in found[name]) else 1
+
+
+def write(found: Mapping[str, Sequence[Regime]], bases: Mapping[str, Interval], options: Options) -> None:
+    """The page and its picture."""
+    panels = {name: {"mean": {float(own.rank): own.mean for own in regimes}} for name, regimes in found.items()}
+    panels["spread over seeds"] = {name.split(":")[0]: _spreads(regimes) for name, regimes in found.items()}
+    lines(panels, "rank", PAGES / "rank-regimes.png", "Ranks with a rate each")
+    text = [
+        "How much rank does a small adapter need? Ranks 1 to 64, on attention and dense layers of `assets/base_tasks`, "
+        "alpha 16 for all, learn right answers of `edits` at level 2 (other problems for each seed), with two sizes of "
+        "batch; and four ranks are rewarded for `ends` with GRPO. Every rank has the rate, of "
+        f"{', '.join(f'{rate:g}' for rate in RATES)}, that is best on average over seeds on a selection part; all "
+        "figures are of another held-out part. The best seed is chosen on the selection part too. Spread is the "
+        "standard deviation over seeds; problems differ from seed to seed, so part of it is of the problems.",
+    ]
+    for name, regimes in found.items():
+        text += [f"## {name[0].upper()}{name[1:]}", f"The bare base: {bases[name]}."]
+        text.append(table(HEAD, [own.row() for own in regimes]))
+    text += ["## What it says", READING]
+    command, title = "python -m studies.rank_regimes", "Ranks"
+    print(Page("rank-regimes", title, command, options.seeds, text, "rank-regimes.png").write())
+
+
+def _spreads(regimes: Sequence[Regime]) -> dict[float, Interval]:
+    return {float(own.rank): own.spread for own in regimes}
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))
