@@ -16,7 +16,7 @@ import tyro
 from pefx.config import TaskConfig, TrainConfig
 from pefx.settings import read_file
 from pefx.sweeping.intervals import Interval, interval
-from studies.populations.cells import UNTAUGHT, Cell, Population, grid, matched, shown
+from studies.populations.cells import UNTAUGHT, Cell, Population, better, grid, matched, shown
 from studies.populations.pictures import lines
 from studies.populations.spread import best_seed, spread
 from studies.populations.subjects import rewarded, told
@@ -65,11 +65,10 @@ def regimes(population: Population, ranks: Sequence[int], more: bool) -> tuple[l
     selection = population.selection(cells(population.config, ranks))
     best = matched(selection, more)
     report = population.report([UNTAUGHT, *best.values()])
-    sign = 1 if more else -1
     found = []
     for rank in ranks:
-        cell, against = best[f"r{rank}"], report[best["r16"]]
-        behind = interval([sign * (theirs - own) for theirs, own in zip(against, report[cell], strict=True)])
+        cell = best[f"r{rank}"]
+        behind = interval(better(report[best["r16"]], report[cell], more))
         top = best_seed(selection[cell], report[cell], more)
         values = interval(report[cell]), spread(report[cell])
         found.append(Regime(rank, shown(cell, selection), *values, top, behind))

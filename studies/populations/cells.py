@@ -97,6 +97,11 @@ def matched(selection: Marks, more: bool) -> dict[str, Cell]:
     return {case: best[case] for case in dict.fromkeys(cell.case for cell in selection)}
 
 
+def better(own: Sequence[float], other: Sequence[float], more: bool) -> list[float]:
+    """By how much each seed is better than the same seed of another."""
+    return [(1 if more else -1) * (a - b) for a, b in zip(own, other, strict=True)]
+
+
 def shown(cell: Cell, selection: Marks) -> str:
     """A cell's rate, marked where it is the lowest or highest that its case was given."""
     rates = [other.rate for other in selection if other.case == cell.case]

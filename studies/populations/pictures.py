@@ -7,8 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pefx.sweeping.intervals import Interval
+from pefx.sweeping.report import COLOURS
 from pefx.training.curves import INK, save, style
-from studies.rewarded.pictures import COLOURS
 
 Line = Mapping[float, Interval]
 Panels = Mapping[str, Mapping[str, Line]]

@@ -8,7 +8,7 @@ from pefx.sweeping.intervals import DRAWS, Interval
 
 
 def spread(values: Sequence[float], seed: int = 0) -> Interval:
-    """The standard deviation over seeds, and its 95 % bootstrap interval (percentiles, seeds drawn with replacement)."""
+    """The standard deviation over seeds, and its 95 % bootstrap interval (percentiles over draws of seeds)."""
     numbers = np.asarray(values, np.float64)
     drawn = np.random.default_rng(seed).choice(numbers, size=(DRAWS, len(numbers))).std(axis=1, ddof=1)
     low, high = np.percentile(drawn, (2.5, 97.5))

@@ -1,0 +1,112 @@
+"""From where should LoRA start, at rank 1 and 16, by answers and by rewards?
+
+    python -m studies.starts [--seeds 6]
+
+Seven starts, each with the rate that is best for it on a selection part. Writes docs/studies/starts.md with its picture.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import tyro
+
+from pefx.config import Init, TaskConfig, TrainConfig
+from pefx.settings import read_file
+from pefx.sweeping.intervals import Interval, interval
+from studies.populations.cells import UNTAUGHT, Cell, Marks, Population, better, grid, matched, shown
+from studies.populations.pictures import lines
+from studies.populations.subjects import rewarded, told
+from studies.programs.commands import ROOT
+from studies.rewarded.page import PAGES, Page, table
+
+STARTS: tuple[Init, ...] = get_args(Init)
+RANKS = (1, 16)
+# Of rank 16 fewer learn from rewards, to keep the study short.
+REWARDED: Mapping[int, tuple[Init, ...]] = {1: STARTS, 16: ("default", "olora_tail", "olora", "pissa")}
+RATES = {"told": (2.5e-4, 1e-3, 4e-3, 1.6e-2), "rewarded": (1e-3, 4e-3, 1.6e-2)}
+READING = "(to be written from the figures)"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much."""
+
+    seeds: int = 6
+    out: Path = ROOT / "runs" / "studies" / "starts"
+
+
+def cells(config: TrainConfig, rank: int, starts: Sequence[Init], rates: Sequence[float]) -> list[Cell]:
+    """Alpha is the same for all."""
+    return grid({f"r{rank}-{start}": replace(config.adapter, rank=rank, init=start) for start in starts}, rates)
+
+
+def main(options: Options) -> int:
+    """Exit status 1 unless the default start learns, everywhere."""
+    texts = read_file("configs/population_told.py", TrainConfig)
+    texts = replace(texts, data=replace(texts.data, tokens_per_user=64, users_per_step=56))
+    rewards = read_file("configs/population_rewarded.py", TrainConfig)
+    rewards = replace(rewards, data=replace(rewards.data, users_per_step=66))
+    (user,) = rewards.users
+    assert user.task is not None
+    ways = {
+        "told": Population(
+            texts,
+            told(options.out / "texts", TaskConfig("edits", level=2), 200, 32),
+            options.seeds,
+            options.out / "told",
+        ),
+        "rewarded": Population(rewards, rewarded(user.task), options.seeds, options.out / "rewarded"),
+    }
+    text, panels, learned = [], {}, True
+    for way, population in ways.items():
+        more = way == "rewarded"
+        wanted = {rank: REWARDED[rank] if more else STARTS for rank in RANKS}
+        every = [cell for rank in RANKS for cell in cells(population.config, rank, wanted[rank], RATES[way])]
+        selection = population.selection(every)
+        best = matched(selection, more)
+        report = population.report([UNTAUGHT, *best.values()])
+        for rank in RANKS:
+            title = f"{way}, rank {rank}: {'mean reward' if more else 'nats per token'}"
+            names = [f"r{rank}-{start}" for start in wanted[rank]]
+            panels[title] = {_start(name): _over_rates(name, selection) for name in names}
+            text += [f"## {title[0].upper()}{title[1:]}", f"The bare base: {interval(report[UNTAUGHT])}."]
+            text.append(_table([best[name] for name in names], selection, report, more))
+            gain = interval(better(report[best[f"r{rank}-default"]], report[UNTAUGHT], more))
+            learned = learned and gain.above_zero
+    lines(panels, "learning rate", PAGES / "starts.png", "Starts over rates, on the selection part")
+    page = Page("starts", "Starts of LoRA", "python -m studies.starts", options.seeds, [_intro(), *text], "starts.png")
+    print(replace(page, text=[*page.text, "## What it says", READING]).write())
+    return 0 if learned else 1
+
+
+def _intro() -> str:
+    return (
+        "From where should LoRA start? Seven starts at rank 1 and 16, alpha 16, on attention and dense layers of "
+        "`assets/base_tasks`. They learn right answers of `edits` at level 2, 64 tokens a step, or are rewarded for "
+        "`ends` with GRPO, 16 answers a step (at rank 16 four of the starts). Each has the rate that is best for it, on "
+        "average over seeds, on a selection part; the tables are of another held-out part, the picture shows all rates "
+        "on the selection part. Every start is the base itself, to rounding."
+    )
+
+
+def _start(name: str) -> str:
+    return name.split("-", 1)[1]
+
+
+def _over_rates(name: str, selection: Marks) -> dict[float, Interval]:
+    return {cell.rate: interval(marks) for cell, marks in selection.items() if cell.case == name}
+
+
+def _table(best: Sequence[Cell], selection: Marks, report: Marks, more: bool) -> str:
+    default, rows = best[0], []
+    for cell in best:
+        against = "-" if cell is default else str(interval(better(report[cell], report[default], more)))
+        rows.append([_start(cell.case), shown(cell, selection), str(interval(report[cell])), against])
+    return table(("start", "rate", "mean", "better than the default by"), rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))
