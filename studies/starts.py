@@ -2,18 +2,18 @@
 
     python -m studies.starts [--seeds 6]
 
-Seven starts, each with the rate that is best for it on a selection part. Writes docs/studies/starts.md with its picture.
+Seven starts, each with the rate that is best for it on a selection part. Writes docs/studies/starts.md with its
+picture.
 """
 
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 import tyro
 
-from pefx.config import Init, TaskConfig, TrainConfig
+from pefx.config import TaskConfig, TrainConfig
 from pefx.settings import read_file
 from pefx.sweeping.intervals import Interval, interval
 from studies.populations.cells import UNTAUGHT, Cell, Marks, Population, better, grid, matched, shown
@@ -22,10 +22,10 @@ from studies.populations.subjects import rewarded, told
 from studies.programs.commands import ROOT
 from studies.rewarded.page import PAGES, Page, table
 
-STARTS: tuple[Init, ...] = get_args(Init)
+STARTS = ("default", "minor", "mica", "olora_tail", "olora", "pissa", "milora")
 RANKS = (1, 16)
 # Of rank 16 fewer learn from rewards, to keep the study short.
-REWARDED: Mapping[int, tuple[Init, ...]] = {1: STARTS, 16: ("default", "olora_tail", "olora", "pissa")}
+REWARDED: Mapping[int, tuple[str, ...]] = {1: STARTS, 16: ("default", "olora_tail", "olora", "pissa")}
 RATES = {"told": (2.5e-4, 1e-3, 4e-3, 1.6e-2), "rewarded": (1e-3, 4e-3, 1.6e-2)}
 READING = "(to be written from the figures)"
 
@@ -38,7 +38,7 @@ class Options:
     out: Path = ROOT / "runs" / "studies" / "starts"
 
 
-def cells(config: TrainConfig, rank: int, starts: Sequence[Init], rates: Sequence[float]) -> list[Cell]:
+def cells(config: TrainConfig, rank: int, starts: Sequence[str], rates: Sequence[float]) -> list[Cell]:
     """Alpha is the same for all."""
     return grid({f"r{rank}-{start}": replace(config.adapter, rank=rank, init=start) for start in starts}, rates)
 
@@ -51,13 +51,9 @@ def main(options: Options) -> int:
     rewards = replace(rewards, data=replace(rewards.data, users_per_step=66))
     (user,) = rewards.users
     assert user.task is not None
+    subjects = told(options.out / "texts", TaskConfig("edits", level=2), 200, 32)
     ways = {
-        "told": Population(
-            texts,
-            told(options.out / "texts", TaskConfig("edits", level=2), 200, 32),
-            options.seeds,
-            options.out / "told",
-        ),
+        "told": Population(texts, subjects, options.seeds, options.out / "told"),
         "rewarded": Population(rewards, rewarded(user.task), options.seeds, options.out / "rewarded"),
     }
     text, panels, learned = [], {}, True
@@ -86,8 +82,8 @@ def _intro() -> str:
     return (
         "From where should LoRA start? Seven starts at rank 1 and 16, alpha 16, on attention and dense layers of "
         "`assets/base_tasks`. They learn right answers of `edits` at level 2, 64 tokens a step, or are rewarded for "
-        "`ends` with GRPO, 16 answers a step (at rank 16 four of the starts). Each has the rate that is best for it, on "
-        "average over seeds, on a selection part; the tables are of another held-out part, the picture shows all rates "
+        "`ends` with GRPO, 16 answers a step (at rank 16 four of the starts). Each has the rate that is best for "
+        "it, on average over seeds, on a selection part; the tables are of another held-out part, the picture shows all rates "
         "on the selection part. Every start is the base itself, to rounding."
     )
 
