@@ -99,8 +99,8 @@ def _intro() -> str:
     return (
         "Of adapters of as many bytes, which learns most? The first seven have the bytes of LoRA of rank 1 at all "
         "matrices of attention and dense layers (5,120 numbers), within 5 %; the others fewer or more. They learn "
-        "right answers of `edits` at level 2 over `assets/base_tasks`, 64 tokens a step, or are rewarded for `ends` with "
-        "GRPO, 16 answers a step. Each has the rate, of "
+        "right answers of `edits` at level 2 over `assets/base_tasks`, 64 tokens a step, or are rewarded for `ends` "
+        "with GRPO, 16 answers a step. Each has the rate, of "
         f"{', '.join(f'{rate:g}' for rate in RATES)}, that is best for it, on average over seeds, on a selection part; "
         "all figures are of another held-out part. Bytes are what a revision holds at 16 bits a number, without what "
         "all adapters of a base share."

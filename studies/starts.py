@@ -83,8 +83,8 @@ def _intro() -> str:
         "From where should LoRA start? Seven starts at rank 1 and 16, alpha 16, on attention and dense layers of "
         "`assets/base_tasks`. They learn right answers of `edits` at level 2, 64 tokens a step, or are rewarded for "
         "`ends` with GRPO, 16 answers a step (at rank 16 four of the starts). Each has the rate that is best for "
-        "it, on average over seeds, on a selection part; the tables are of another held-out part, the picture shows all rates "
-        "on the selection part. Every start is the base itself, to rounding."
+        "it, on average over seeds, on a selection part; the tables are of another held-out part, the picture "
+        "shows all rates on the selection part. Every start is the base itself, to rounding."
     )
 
 

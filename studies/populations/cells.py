@@ -50,12 +50,13 @@ def grid(cases: Mapping[str, AdapterSpec], rates: Sequence[float]) -> list[Cell]
 
 @dataclass(frozen=True)
 class Population:
-    """Cells as users of runs like `config`; `folder` has what they learn and become."""
+    """Cells as users of runs like `config`; `folder` has what they become, saved every `saved` steps on the way."""
 
     config: TrainConfig
     subjects: Subjects
     seeds: int
     folder: Path
+    saved: int = 20
 
     def selection(self, cells: Sequence[Cell]) -> Marks:
         """Trains all cells and seeds in one run. Started again it goes on, or is done already."""
@@ -65,7 +66,7 @@ class Population:
             for seed in range(self.seeds):
                 own = replace(self.subjects(seed).taught, name=cell.policy(seed), adapter=cell.adapter, seed=seed)
                 users.append(replace(own, optimizer=optimizer))
-        rows = trained(replace(self.config, users=tuple(users)), self.folder)
+        rows = trained(replace(self.config, users=tuple(users)), self.folder, self.saved)
         last = {user.name: heldout(rows, user.name)[-1][1] for user in users}
         return self._by_seed(cells, last)
 

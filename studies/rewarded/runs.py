@@ -18,8 +18,10 @@ def seeded(users: Sequence[UserConfig], seeds: int) -> tuple[UserConfig, ...]:
     return tuple(replace(user, name=f"{user.name}/{seed}", seed=seed) for user in users for seed in range(seeds))
 
 
-def trained(config: TrainConfig, folder: Path) -> list[dict[str, Any]]:
-    """The rows that a run of `config` in `folder` measured. Started again it goes on, or is done already."""
+def trained(config: TrainConfig, folder: Path, every: int = 20) -> list[dict[str, Any]]:
+    """The rows that a run of `config` in `folder` measured, saved every `every` steps. Started again it goes on, or is
+    done already.
+    """
     if not BASE.is_dir():
         raise PefxError(f"{BASE}: no such directory; docs/rl.md says how this base is made")
     folder.mkdir(parents=True, exist_ok=True)
@@ -28,7 +30,7 @@ def trained(config: TrainConfig, folder: Path) -> list[dict[str, Any]]:
         output=str(folder / "run"),
         base=str(BASE),
         catalog=str(folder / "catalog"),
-        checkpoint=CheckpointConfig(every=20, keep=1),
+        checkpoint=CheckpointConfig(every=every, keep=1),
     )
     run("train.py", write_config(folder / "config.py", here))
     return read_rows(folder / "run" / METRICS)
