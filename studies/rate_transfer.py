@@ -2,8 +2,8 @@
 
     python -m studies.rate_transfer [--seeds 6]
 
-Ranks 1, 8 and 64 under three rules for alpha, alike at rank 8, with eight rates each. Writes docs/studies/rate-transfer.md
-with its picture.
+Ranks 1, 8 and 64 under three rules for alpha, alike at rank 8, with eight rates each. Writes the page
+docs/studies/rate-transfer.md with its picture.
 """
 
 import sys

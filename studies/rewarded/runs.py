@@ -37,8 +37,9 @@ def trained(config: TrainConfig, folder: Path, every: int = 20) -> list[dict[str
 
 
 def heldout(rows: Sequence[dict[str, Any]], name: str) -> list[tuple[int, float]]:
-    """(step, reward on what is held out) of a policy."""
-    return [(row["step"], row["reward"]) for row in rows if row["kind"] == "heldout" and row["name"] == name]
+    """(step, reward or nats per token on what is held out) of a policy."""
+    found = [row for row in rows if row["kind"] == "heldout" and row["name"] == name]
+    return [(row["step"], row["reward" if "reward" in row else "loss"]) for row in found]
 
 
 def gain(rows: Sequence[dict[str, Any]], name: str) -> float:
