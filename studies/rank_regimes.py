@@ -25,7 +25,7 @@ from studies.rewarded.page import PAGES, Page, table
 
 RANKS, REWARDED_RANKS = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16, 64)
 TOKENS = (64, 256)  # of a user in a step
-RATES = (1.6e-3, 4e-3, 1e-2)
+RATES = {"told": (4e-3, 1e-2, 2.5e-2), "rewarded": (1.6e-3, 4e-3, 1e-2)}
 HEAD = ("rank", "rate", "mean", "spread over seeds", "best seed", "worse than rank 16 by")
 READING = "(to be written from the figures)"
 
@@ -55,14 +55,14 @@ class Regime:
         return [str(self.rank), self.rate, str(self.mean), str(self.spread), f"{self.best:.3f}", behind]
 
 
-def cells(config: TrainConfig, ranks: Sequence[int]) -> list[Cell]:
+def cells(config: TrainConfig, ranks: Sequence[int], rates: Sequence[float]) -> list[Cell]:
     """Alpha is the same for all ranks, which moves the best rate least."""
-    return grid({f"r{rank}": replace(config.adapter, rank=rank) for rank in ranks}, RATES)
+    return grid({f"r{rank}": replace(config.adapter, rank=rank) for rank in ranks}, rates)
 
 
 def regimes(population: Population, ranks: Sequence[int], more: bool) -> tuple[list[Regime], Interval]:
     """Each rank with its own rate; and the bare base."""
-    selection = population.selection(cells(population.config, ranks))
+    selection = population.selection(cells(population.config, ranks, RATES["rewarded" if more else "told"]))
     best = matched(selection, more)
     report = population.report([UNTAUGHT, *best.values()])
     found = []
@@ -106,7 +106,7 @@ def write(found: Mapping[str, Sequence[Regime]], bases: Mapping[str, Interval], 
         "How much rank does a small adapter need? Ranks 1 to 64, on attention and dense layers of `assets/base_tasks`, "
         "alpha 16 for all, learn right answers of `edits` at level 2 (other problems for each seed), with two sizes of "
         "batch; and four ranks are rewarded for `ends` with GRPO. Every rank has the rate, of "
-        f"{', '.join(f'{rate:g}' for rate in RATES)}, that is best on average over seeds on a selection part; all "
+        "three, that is best on average over seeds on a selection part; all "
         "figures are of another held-out part. The best seed is chosen on the selection part too. Spread is the "
         "standard deviation over seeds; problems differ from seed to seed, so part of it is of the problems.",
     ]
