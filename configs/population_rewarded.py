@@ -23,7 +23,7 @@ config = TrainConfig(
     adapter=AdapterSpec(alpha=16.0, targets=SITES),
     optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=3),
     data=DataConfig(sequence_length=16, tokens_per_user=256, users_per_step=72),
-    rollout=RolloutConfig(prompts=2, group=8, max_tokens=5, heldout=64, heldout_temperature=1.0),
+    rollout=RolloutConfig(prompts=2, group=8, max_tokens=5, heldout=32, heldout_temperature=1.0),
     checkpoint=CheckpointConfig(every=10),
     steps=24,
     page_size=16,

@@ -87,10 +87,8 @@ def main(options: Options) -> int:
         name = f"told, {tokens} tokens a step: nats per token"
         population = Population(config, subjects, options.seeds, options.out / f"told_{tokens}")
         found[name], bases[name] = regimes(population, RANKS, more=False)
-    (user,) = rewards.users
-    assert user.task is not None
     name = f"rewarded, {rewards.rollout.prompts * rewards.rollout.group} answers a step: mean reward"
-    population = Population(rewards, rewarded(user.task), options.seeds, options.out / "rewarded")
+    population = Population(rewards, rewarded(rewards), options.seeds, options.out / "rewarded")
     found[name], bases[name] = regimes(population, REWARDED_RANKS, more=True)
     write(found, bases, options)
     better = [own.mean.mean < bases[name].mean for name in list(found)[:-1] for own in found[name]]

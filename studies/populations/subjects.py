@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from pefx.config import TaskConfig, UserConfig
+from pefx.config import TaskConfig, TrainConfig, UserConfig
 from studies.populations.cells import Subject, Subjects
 from studies.populations.texts import corpus
 
@@ -23,12 +23,17 @@ def told(folder: Path, task: TaskConfig, train: int = 400, heldout: int = 48) ->
     return of
 
 
-def rewarded(task: TaskConfig) -> Subjects:
-    """Every seed has problems of its own; those of the report part are held out as well, and drawn by another seed."""
+def rewarded(config: TrainConfig, heldout: int = 128) -> Subjects:
+    """Every seed has problems of its own, of the task of the config's user; the `heldout` ones of the report part are
+    held out as well, and drawn by another seed.
+    """
+    (user,) = config.users
+    task, examined = user.task, replace(config.rollout, heldout=heldout)
+    assert task is not None
 
     @cache
     def of(seed: int) -> Subject:
-        taught, examined = (UserConfig("rewarded", task=replace(task, seed=at)) for at in (seed, APART + seed))
-        return Subject(taught, examined)
+        own, apart = (UserConfig("rewarded", task=replace(task, seed=at)) for at in (seed, APART + seed))
+        return Subject(own, replace(apart, rollout=examined))
 
     return of
