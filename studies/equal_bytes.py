@@ -101,8 +101,8 @@ def _intro() -> str:
         "matrices of attention and dense layers (5,120 numbers), within 5 %; the others fewer or more. They learn "
         "right answers of `edits` at level 2 over `assets/base_tasks`, 64 tokens a step, or are rewarded for `ends` "
         "with GRPO, 16 answers a step. Each has the rate that is best for it, on average over seeds, on a selection "
-        "part; all figures are of another held-out part. Bytes are what a revision holds at 16 bits a number, without what "
-        "all adapters of a base share."
+        "part; all figures are of another held-out part. Bytes are what a revision holds at 16 bits a number, without "
+        "what all adapters of a base share."
     )
 
 
