@@ -11,7 +11,7 @@ from studies.populations.texts import corpus
 APART = 1000  # seeds of problems that the report part has, beyond those that a seed learns from
 
 
-def told(folder: Path, task: TaskConfig, train: int = 400, heldout: int = 48) -> Subjects:
+def told(folder: Path, task: TaskConfig, train: int, heldout: int) -> Subjects:
     """Every seed has answers to problems of its own to learn from."""
 
     @cache
