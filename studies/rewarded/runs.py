@@ -8,6 +8,7 @@ from typing import Any
 from pefx.config import CheckpointConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
 from pefx.training.journal import METRICS, read_rows
+from pefx.training.loop import finished
 from studies.programs.commands import ROOT, run, write_config
 
 BASE = ROOT / "assets" / "base_tasks"
@@ -32,7 +33,8 @@ def trained(config: TrainConfig, folder: Path, every: int = 20) -> list[dict[str
         catalog=str(folder / "catalog"),
         checkpoint=CheckpointConfig(every=every, keep=1),
     )
-    run("train.py", write_config(folder / "config.py", here))
+    if finished(here) is None:
+        run("train.py", write_config(folder / "config.py", here))
     return read_rows(folder / "run" / METRICS)
 
 
