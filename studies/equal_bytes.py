@@ -43,8 +43,9 @@ FEWER: Mapping[str, AdapterSpec] = {
     "ia3": replace(SPEC, method="ia3"),
     "vera-r16": replace(SPEC, method="vera", rank=16),
 }
+# Not of rank 1: two adapters of DoRA with one rank and other places must not be in one bank.
 MORE: Mapping[str, AdapterSpec] = {
-    "dora-r1-all": replace(SPEC, method="dora", rank=1),
+    "dora-r2-all": replace(SPEC, method="dora", rank=2),
     "lora-r4-all": replace(SPEC, rank=4),
     "lora-r16-all": replace(SPEC, rank=16),
 }
