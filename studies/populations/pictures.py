@@ -16,15 +16,18 @@ Panels = Mapping[str, Mapping[str, Line]]
 
 def lines(panels: Panels, over: str, path: Path, title: str) -> None:
     """A panel for each measure, in it a line for each of its series, over a number on a scale of doublings."""
-    figure = Figure(figsize=(4.6 * len(panels) + 0.6, 4.2), layout="constrained")
-    for axes, (measure, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.6 * columns + 0.6, 3.9 * rows + 0.3), layout="constrained")
+    for place, (measure, series) in enumerate(panels.items(), 1):
+        axes = figure.add_subplot(rows, columns, place)
         style(axes)
         for index, (name, line) in enumerate(series.items()):
             means = np.asarray([one.mean for one in line.values()])
             errors = np.asarray([[one.mean - one.low, one.high - one.mean] for one in line.values()]).T
             look = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv"[index % 5], "markersize": 4}
-            place = [x * 1.04 ** (index - (len(series) - 1) / 2) for x in line]  # apart, so that bars are seen
-            axes.errorbar(place, means, yerr=np.maximum(errors, 0), label=name, capsize=2, linewidth=1.2, **look)
+            beside = [x * 1.04 ** (index - (len(series) - 1) / 2) for x in line]  # apart, so that bars are seen
+            axes.errorbar(beside, means, yerr=np.maximum(errors, 0), label=name, capsize=2, linewidth=1.2, **look)
         every = sorted({x for line in series.values() for x in line})
         axes.set_xscale("log", base=2)
         axes.set_xticks(every, [f"{x:g}" for x in every])
