@@ -25,6 +25,6 @@ config = TrainConfig(
     data=DataConfig(sequence_length=16, tokens_per_user=256, users_per_step=72),
     rollout=RolloutConfig(prompts=2, group=8, max_tokens=5, heldout=32, heldout_temperature=1.0),
     checkpoint=CheckpointConfig(every=10),
-    steps=20,
+    steps=30,
     page_size=16,
 )

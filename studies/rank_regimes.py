@@ -24,7 +24,7 @@ from studies.programs.commands import ROOT
 from studies.rewarded.page import PAGES, Page, table
 
 RANKS, REWARDED_RANKS = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16, 64)
-TOKENS = (64, 192)  # of a user in a step
+TOKENS = (64, 256)  # of a user in a step
 RATES = {"told": (4e-3, 1e-2, 2.5e-2), "rewarded": (1.6e-3, 4e-3, 1e-2)}
 HEAD = ("rank", "rate", "mean", "spread over seeds", "best seed", "worse than rank 16 by")
 READING = "(to be written from the figures)"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -25,7 +26,7 @@ from studies.rewarded.page import PAGES, Page, table
 STARTS = ("default", "minor", "mica", "olora_tail", "olora", "pissa", "milora")
 RANKS = (1, 16)
 # Of rank 16 fewer learn from rewards, to keep the study short.
-REWARDED: Mapping[int, tuple[str, ...]] = {1: STARTS, 16: ("default", "olora_tail", "pissa")}
+REWARDED: Mapping[int, tuple[str, ...]] = {1: STARTS, 16: ("default", "olora_tail", "olora", "pissa")}
 RATES = {"told": (2.5e-4, 1e-3, 4e-3, 1.6e-2), "rewarded": (1e-3, 4e-3, 1.6e-2)}
 READING = "(to be written from the figures)"
 
@@ -36,6 +37,7 @@ class Options:
 
     seeds: int = 6
     out: Path = ROOT / "runs" / "studies" / "starts"
+    ways: tuple[Literal["told", "rewarded"], ...] = ("told", "rewarded")
 
 
 def cells(config: TrainConfig, rank: int, starts: Sequence[str], rates: Sequence[float]) -> list[Cell]:
@@ -48,14 +50,15 @@ def main(options: Options) -> int:
     texts = read_file("configs/population_told.py", TrainConfig)
     texts = replace(texts, data=replace(texts.data, tokens_per_user=64, users_per_step=56))
     rewards = read_file("configs/population_rewarded.py", TrainConfig)
-    rewards = replace(rewards, data=replace(rewards.data, users_per_step=60))
+    rewards = replace(rewards, data=replace(rewards.data, users_per_step=66))
     subjects = told(options.out / "texts", TaskConfig("edits", level=2), 200, 32)
     ways = {
         "told": Population(texts, subjects, options.seeds, options.out / "told"),
         "rewarded": Population(rewards, rewarded(rewards), options.seeds, options.out / "rewarded"),
     }
     text, panels, learned = [], {}, True
-    for way, population in ways.items():
+    for way in options.ways:
+        population = ways[way]
         more = way == "rewarded"
         wanted = {rank: REWARDED[rank] if more else STARTS for rank in RANKS}
         every = [cell for rank in RANKS for cell in cells(population.config, rank, wanted[rank], RATES[way])]
@@ -80,7 +83,7 @@ def _intro() -> str:
     return (
         "From where should LoRA start? Seven starts at rank 1 and 16, alpha 16, on attention and dense layers of "
         "`assets/base_tasks`. They learn right answers of `edits` at level 2, 64 tokens a step, or are rewarded for "
-        "`ends` with GRPO, 16 answers a step (at rank 16 three of the starts). Each has the rate that is best for "
+        "`ends` with GRPO, 16 answers a step (at rank 16 four of the starts). Each has the rate that is best for "
         "it, on average over seeds, on a selection part; the tables are of another held-out part, the picture "
         "shows all rates on the selection part. Every start is the base itself, to rounding."
     )
