@@ -22,6 +22,7 @@ from pefx.sweeping.intervals import Interval, interval
 from studies.populations.cells import UNTAUGHT, Cell, Marks, Population, better, grid, matched, shown
 from studies.populations.pictures import lines
 from studies.populations.subjects import rewarded, told
+from studies.populations.verdicts import LIMITS, verdict
 from studies.programs.commands import ROOT
 from studies.rewarded.page import PAGES, Page, table
 from studies.rewarded.runs import BASE
@@ -53,7 +54,12 @@ CASES = {**EQUAL, **FEWER, **MORE}
 # From rewards fewer learn, with fewer rates, to keep the study short.
 REWARDED = ("lora-r1-all", "lora-r5-o", "dora-r1-qvo-up", "lora-xs-r16", "tiny-lora-u2", "ia3", "vera-r16")
 RATES = {"told": (1e-3, 4e-3, 1.6e-2, 6.4e-2), "rewarded": (4e-3, 1.6e-2, 6.4e-2)}
-READING = "(to be written from the figures)"
+CLAIMS = (
+    "The paper has it that a few numbers do where rewards teach (TinyLoRA of 13) and fail where answers do, and that "
+    "adapters belong everywhere, dense layers first; a contrary report (2512.23165) that rank 1 and VeRA are a "
+    "bottleneck with rewards, and that DoRA beats LoRA. Compare the lines above, and how far tiny-lora-u2 and vera-r16 "
+    "are behind with either."
+)
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,7 @@ def main(options: Options) -> int:
             Population(rewards, rewarded(rewards), options.seeds, options.out / "rewarded"),
         ),
     }
-    shape, panels, text, learned = read_config(str(BASE)), {}, [], True
+    shape, panels, text, says, learned = read_config(str(BASE)), {}, [], [], True
     for way, (cases, population) in ways.items():
         more = way.startswith("rewarded")
         selection = population.selection(grid(cases, RATES["rewarded" if more else "told"]))
@@ -87,12 +93,13 @@ def main(options: Options) -> int:
         panels[way] = _curve(report, shape)
         text += [f"## {way[0].upper()}{way[1:]}", f"The bare base: {interval(report[UNTAUGHT])}."]
         text.append(_table(best, selection, report, shape, more))
+        says.append(_reading(way, best, report, more))
         learned = learned and interval(better(report[best["lora-r1-all"]], report[UNTAUGHT], more)).above_zero
     lines(panels, "bytes of an adapter, 16 bits a number", PAGES / "equal-bytes.png", "What an adapter's bytes come to")
     page = Page(
         "equal-bytes", "Methods at equal bytes", "python -m studies.equal_bytes", options.seeds, (), "equal-bytes.png"
     )
-    print(replace(page, text=[_intro(), *text, "## What it says", READING]).write())
+    print(replace(page, text=[_intro(), *text, "## What it says", *says, CLAIMS, LIMITS]).write())
     return 0 if learned else 1
 
 
@@ -105,6 +112,17 @@ def _intro() -> str:
         "part; all figures are of another held-out part. Bytes are what a revision holds at 16 bits a number, without "
         "what all adapters of a base share."
     )
+
+
+def _reading(way: str, best: Mapping[str, Cell], report: Marks, more: bool) -> str:
+    """Who is better than LoRA of rank 1 everywhere, who is worse, who cannot be told from it."""
+    lora, groups = report[best["lora-r1-all"]], {"better": [], "worse": [], "not to be told apart": []}
+    for case, cell in best.items():
+        if case != "lora-r1-all":
+            found = interval(better(report[cell], lora, more))
+            groups[verdict(found, *groups)].append(case)
+    words = [f"{group}: {', '.join(cases)}" for group, cases in groups.items() if cases]
+    return f"{way[0].upper()}{way[1:]}. Beside LoRA of rank 1 everywhere, {'; '.join(words)}."
 
 
 def _curve(report: Marks, shape: ModelConfig) -> dict[str, dict[float, Interval]]:

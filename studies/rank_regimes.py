@@ -18,8 +18,9 @@ from pefx.settings import read_file
 from pefx.sweeping.intervals import Interval, interval
 from studies.populations.cells import UNTAUGHT, Cell, Population, better, grid, matched, shown
 from studies.populations.pictures import lines
-from studies.populations.spread import best_seed, spread
+from studies.populations.spread import best_seed, spread, wider
 from studies.populations.subjects import rewarded, told
+from studies.populations.verdicts import LIMITS, verdict
 from studies.programs.commands import ROOT
 from studies.rewarded.page import PAGES, Page, table
 
@@ -27,7 +28,6 @@ RANKS, REWARDED_RANKS = (1, 2, 4, 8, 16, 32, 64), (1, 4, 16, 64)
 TOKENS = (64, 256)  # of a user in a step
 RATES = {"told": (4e-3, 1e-2, 2.5e-2), "rewarded": (1.6e-3, 4e-3, 1e-2)}
 HEAD = ("rank", "rate", "mean", "spread over seeds", "best seed", "worse than rank 16 by")
-READING = "(to be written from the figures)"
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Regime:
-    """What a rank came to with its rate: its mean, its spread, its best seed, and how far it is behind rank 16."""
+    """What a rank came to with its rate: its mean, its spread, its best seed, how far it is behind rank 16, and by how
+    many doublings its spread is wider.
+    """
 
     rank: int
     rate: str
@@ -48,6 +50,7 @@ class Regime:
     spread: Interval
     best: float
     behind: Interval
+    wider: Interval
 
     def row(self) -> list[str]:
         """Its line of a table."""
@@ -71,7 +74,8 @@ def regimes(population: Population, ranks: Sequence[int], more: bool) -> tuple[l
         behind = interval(better(report[best["r16"]], report[cell], more))
         top = best_seed(selection[cell], report[cell], more)
         values = interval(report[cell]), spread(report[cell])
-        found.append(Regime(rank, shown(cell, selection), *values, top, behind))
+        apart = wider(report[cell], report[best["r16"]])
+        found.append(Regime(rank, shown(cell, selection), *values, top, behind, apart))
     return found, interval(report[UNTAUGHT])
 
 
@@ -111,9 +115,25 @@ def write(found: Mapping[str, Sequence[Regime]], bases: Mapping[str, Interval], 
     for name, regimes in found.items():
         text += [f"## {name[0].upper()}{name[1:]}", f"The bare base: {bases[name]}."]
         text.append(table(HEAD, [own.row() for own in regimes]))
-    text += ["## What it says", READING]
+    text += ["## What it says", *(_reading(name, regimes) for name, regimes in found.items()), LIMITS]
     command, title = "python -m studies.rank_regimes", "Ranks"
     print(Page("rank-regimes", title, command, options.seeds, text, "rank-regimes.png").write())
+
+
+def _reading(name: str, regimes: Sequence[Regime]) -> str:
+    """What this says of the paper's claims: ranks 1 to 4 reach the best of others, with a lower mean and a wider
+    spread; 64 and more win nothing.
+    """
+    own = {regime.rank: regime for regime in regimes}
+    low, high, usual = own[1], own[64], own[16]
+    mean = verdict(low.behind, "a lower mean, as the paper has it", "a better mean, against it", "no lower mean")
+    apart = verdict(low.wider, "a wider spread, as it has it", "a narrower spread, against it", "no wider spread")
+    win = verdict(high.behind, "loses", "wins something, against the paper", "wins nothing, as the paper has it")
+    return (
+        f"{name[0].upper()}{name[1:]}. Rank 1 has {mean} (behind rank 16 by {low.behind}), and {apart} that could be "
+        f"told from that of rank 16 (by {low.wider} doublings). Its best seed has {low.best:.3f}, that of rank 16 "
+        f"{usual.best:.3f}. Rank 64 {win} (behind rank 16 by {high.behind})."
+    )
 
 
 def _spreads(regimes: Sequence[Regime]) -> dict[float, Interval]:

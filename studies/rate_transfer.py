@@ -21,6 +21,7 @@ from studies.populations.cells import Cell, Marks, Population, better
 from studies.populations.pictures import lines
 from studies.populations.rates import at_rate, best_rate, slope
 from studies.populations.subjects import told
+from studies.populations.verdicts import LIMITS
 from studies.programs.commands import ROOT
 from studies.rewarded.page import PAGES, Page, table
 
@@ -30,7 +31,6 @@ RATES = tuple(2.5e-4 * 2**step for step in range(8))
 RULES: Mapping[str, float] = {"alpha = 2 r": 1.0, "alpha ~ sqrt r (rsLoRA)": 0.5, "alpha constant": 0.0}
 PROXY = {"alpha = 2 r": -1.0, "alpha ~ sqrt r (rsLoRA)": 0.0, "alpha constant": 1.0}  # eta alpha^2 / r the same
 ADAM = {"alpha = 2 r": -0.5, "alpha ~ sqrt r (rsLoRA)": -0.25, "alpha constant": 0.0}  # muA, under Adam
-READING = "(to be written from the figures)"
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,18 @@ def _lost(ladder: Ladder, power: Callable[[int], float]) -> dict[int, Interval]:
     return {rank: ladder.lost(rank, rate * (rank / ANCHOR) ** power(rank)) for rank in RANKS}
 
 
+def _reading(rule: str, slopes: Interval, lost: Interval) -> str:
+    """Which accounts a measured slope fits, and what keeping the rate costs at worst."""
+    fits = [
+        name for name, power in (("the proxy", PROXY[rule]), ("muA", ADAM[rule])) if slopes.low <= power <= slopes.high
+    ]
+    told = f"as {' and '.join(fits)} would have it" if fits else "as neither account has it"
+    return (
+        f"With {rule} the best rate moves by {slopes} doublings for each doubling of the rank, {told}; keeping the "
+        f"rate of rank {ANCHOR} costs {lost} nats at worst."
+    )
+
+
 def _geometric(rates: Sequence[float]) -> str:
     return "{:.2g} [{:.2g}, {:.2g}]".format(*np.exp2(interval(list(np.log2(rates)))))
 
@@ -106,13 +118,14 @@ def _over_rates(ladder: Ladder) -> dict[str, dict[float, Interval]]:
 
 def write(ladders: Mapping[str, Ladder], options: Options) -> None:
     """The page and its picture."""
-    moved, kept, own = [], [], []
+    moved, kept, own, says = [], [], [], []
     for rule, ladder in ladders.items():
         best = [ladder.best(rank) for rank in RANKS]
         slopes = interval([slope(RANKS, seed) for seed in zip(*best, strict=True)])
         bests = [
             "{:.2g} [{:.2g}, {:.2g}]".format(*(1e-3 * 2**x for x in interval(np.log2(b) - np.log2(1e-3)))) for b in best
         ]
+        says.append(_reading(rule, slopes, max(_lost(ladder, lambda rank: 0.0).values())))
         moved.append([rule, *bests, str(slopes), f"{PROXY[rule]:g}", f"{ADAM[rule]:g}"])
         ways: dict[str, float] = {"the anchor's": 0.0, "by the proxy": PROXY[rule], "by muA": ADAM[rule]}
         for way, power in ways.items():
@@ -148,7 +161,8 @@ def write(ladders: Mapping[str, Ladder], options: Options) -> None:
         "Nats per token on the report part, with the rate that is best on average on the selection part.",
         table(("rule", *ranks), own),
         "## What it says",
-        READING,
+        " ".join(says),
+        LIMITS,
     ]
     page = Page("rate-transfer", "Rates over ranks", "python -m studies.rate_transfer", options.seeds, text)
     print(replace(page, picture="rate-transfer.png").write())

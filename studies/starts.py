@@ -20,6 +20,7 @@ from pefx.sweeping.intervals import Interval, interval
 from studies.populations.cells import UNTAUGHT, Cell, Marks, Population, better, grid, matched, shown
 from studies.populations.pictures import lines
 from studies.populations.subjects import rewarded, told
+from studies.populations.verdicts import LIMITS, verdict
 from studies.programs.commands import ROOT
 from studies.rewarded.page import PAGES, Page, table
 
@@ -28,7 +29,6 @@ RANKS = (1, 16)
 # Of rank 16 fewer learn from rewards, to keep the study short.
 REWARDED: Mapping[int, tuple[str, ...]] = {1: STARTS, 16: ("default", "olora_tail", "olora", "pissa")}
 RATES = {"told": (2.5e-4, 1e-3, 4e-3, 1.6e-2), "rewarded": (1e-3, 4e-3, 1.6e-2)}
-READING = "(to be written from the figures)"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def main(options: Options) -> int:
         "told": Population(texts, subjects, options.seeds, options.out / "told"),
         "rewarded": Population(rewards, rewarded(rewards), options.seeds, options.out / "rewarded"),
     }
-    text, panels, learned = [], {}, True
+    text, panels, says, learned = [], {}, [], True
     for way in options.ways:
         population = ways[way]
         more = way == "rewarded"
@@ -71,11 +71,13 @@ def main(options: Options) -> int:
             panels[title] = {_start(name): _over_rates(name, selection) for name in names}
             text += [f"## {title[0].upper()}{title[1:]}", f"The bare base: {interval(report[UNTAUGHT])}."]
             text.append(_table([best[name] for name in names], selection, report, more))
+            says.append(_reading(title, {_start(name): best[name] for name in names}, report, more))
             gain = interval(better(report[best[f"r{rank}-default"]], report[UNTAUGHT], more))
             learned = learned and gain.above_zero
     lines(panels, "learning rate", PAGES / "starts.png", "Starts over rates, on the selection part")
-    page = Page("starts", "Starts of LoRA", "python -m studies.starts", options.seeds, [_intro(), *text], "starts.png")
-    print(replace(page, text=[*page.text, "## What it says", READING]).write())
+    text = [_intro(), *text, "## What it says", *says, LIMITS]
+    command = " ".join(["python -m studies.starts", *(["--ways", *options.ways] if len(options.ways) < 2 else [])])
+    print(Page("starts", "Starts of LoRA", command, options.seeds, text, "starts.png").write())
     return 0 if learned else 1
 
 
@@ -87,6 +89,19 @@ def _intro() -> str:
         "it, on average over seeds, on a selection part; the tables are of another held-out part, the picture "
         "shows all rates on the selection part. Every start is the base itself, to rounding."
     )
+
+
+def _reading(title: str, best: Mapping[str, Cell], report: Marks, more: bool) -> str:
+    """What this says of the paper's claims, which are of rewards: OLoRA-tail beats the default, at rank 1 above all;
+    OLoRA and PiSSA collapse.
+    """
+    default, words = report[best["default"]], []
+    for start in (name for name in ("olora_tail", "olora", "pissa") if name in best):
+        found, gain = (interval(better(report[best[start]], other, more)) for other in (default, report[UNTAUGHT]))
+        told = verdict(found, "is better than the default", "is worse", "cannot be told from it")
+        kept = verdict(gain, "", "; it is worse than the base", "; it does not learn")
+        words.append(f"{start} {told} (by {found}){kept}")
+    return f"{title[0].upper()}{title[1:]}. With a rate each, {'; '.join(words)}."
 
 
 def _start(name: str) -> str:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from pefx.config import AdapterSpec, TaskConfig
+from pefx.sweeping.intervals import Interval
 from studies.populations.cells import Cell, better, grid, matched, shown
 from studies.populations.rates import at_rate, best_rate, slope
-from studies.populations.spread import best_seed, spread
+from studies.populations.spread import best_seed, spread, wider
 from studies.populations.texts import corpus
+from studies.populations.verdicts import verdict
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 
@@ -73,3 +75,14 @@ def test_the_spread_is_a_standard_deviation_with_its_interval():
 
 def test_a_policy_is_named_by_case_rate_and_seed():
     assert Cell("r1", AdapterSpec(), 4e-3).policy(2) == "r1-lr0.004/2"
+
+
+def test_a_wider_spread_counts_doublings():
+    narrow = [1.0, 2.0, 3.0, 4.0, 5.0, 7.0]
+    found = wider([4 * value for value in narrow], narrow)
+    assert found == pytest.approx((2.0, 2.0, 2.0))
+
+
+def test_a_verdict_is_by_the_interval():
+    said = [verdict(Interval(x, x - 1, x + 1), "above", "below", "neither") for x in (2.0, -2.0, 0.5)]
+    assert said == ["above", "below", "neither"]
