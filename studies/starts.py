@@ -102,7 +102,7 @@ def _reading(title: str, best: Mapping[str, Cell], report: Marks, more: bool) ->
     default, words = report[best["default"]], []
     for start in (name for name in ("olora_tail", "olora", "pissa") if name in best):
         found, gain = (interval(better(report[best[start]], other, more)) for other in (default, report[UNTAUGHT]))
-        told = verdict(found, "is better than the default", "is worse than it", "cannot be told from it")
+        told = verdict(found, "is better than the default", "is worse than the default", "cannot be told from it")
         kept = verdict(gain, "", "; it is worse than the base", "; it does not learn")
         words.append(f"{start} {told} ({found}){kept}")
     return f"{title[0].upper()}{title[1:]}. With a rate each, {'; '.join(words)}."
