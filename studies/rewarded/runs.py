@@ -19,17 +19,17 @@ def seeded(users: Sequence[UserConfig], seeds: int) -> tuple[UserConfig, ...]:
     return tuple(replace(user, name=f"{user.name}/{seed}", seed=seed) for user in users for seed in range(seeds))
 
 
-def trained(config: TrainConfig, folder: Path, every: int = 20) -> list[dict[str, Any]]:
-    """The rows that a run of `config` in `folder` measured, saved every `every` steps. Started again it goes on, or is
+def trained(config: TrainConfig, folder: Path, base: Path = BASE, every: int = 20) -> list[dict[str, Any]]:
+    """The rows that a run of `config` in `folder` measured, saved every so many steps. Started again it goes on, or is
     done already.
     """
-    if not BASE.is_dir():
-        raise PefxError(f"{BASE}: no such directory; docs/rl.md says how this base is made")
+    if not base.is_dir():
+        raise PefxError(f"{base}: no such directory; docs/rl.md says how this base is made")
     folder.mkdir(parents=True, exist_ok=True)
     here = replace(
         config,
         output=str(folder / "run"),
-        base=str(BASE),
+        base=str(base),
         catalog=str(folder / "catalog"),
         checkpoint=CheckpointConfig(every=every, keep=1),
     )

@@ -1,0 +1,194 @@
+"""How much does an adapter hold? Recall of a memory against its tokens for each number that the adapter learns.
+
+    python -m studies.capacity_law [--seeds 6]
+
+A memory is a numbered list of names, some corrected later; an adapter is trained on questions about it, by position, by
+adjacency and of corrected slots, and asked them with nothing in the context. Writes docs/studies/capacity-law.md with
+its picture.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from pefx.config import DataConfig, TrainConfig
+from pefx.data.tokenizer import Tokenizer
+from pefx.families.config_json import read_config
+from pefx.sweeping.intervals import Interval, interval
+from studies.memorised.bases import base
+from studies.memorised.cells import CELLS, RANKS, Cell
+from studies.memorised.facts import KINDS, memory
+from studies.memorised.learners import Learner
+from studies.memorised.lines import lines
+from studies.memorised.measured import LEVEL, Load, Measured
+from studies.memorised.recall import recalled
+from studies.programs.commands import ROOT
+from studies.rewarded.page import PAGES, Page, table
+from studies.rewarded.runs import trained
+
+WIDTH = 32  # of the base
+SLOTS = {"tiny": (2, 8, 16, 32), "small": (2, 8, 32, 64), "large": (2, 8, 32)}  # of the memories, by size of adapters
+RATES, CHOSEN_AT, OTHERS = (7e-3, 1.5e-2, 3e-2), 16, (1000, 1001)  # rates are chosen on memories that are not reported
+LONGER = Cell("MLP", "small"), 32, 2  # of whom, with how many slots, it is asked whether longer training would help
+DATA = DataConfig(sequence_length=8, tokens_per_user=64, users_per_step=48, heldout_tokens=8192)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How much."""
+
+    seeds: int = 6
+    out: Path = ROOT / "runs" / "studies" / "capacity_law"
+
+
+def learned(learners: Sequence[Learner], folder: Path) -> dict[str, float]:
+    """Nats per token that each one's memory costs it in the end; all of them one population."""
+    users = tuple(learner.user(folder / "memories") for learner in learners)
+    config = TrainConfig("capacity_law", "", users=users, data=DATA, page_size=8)
+    rows = trained(config, folder, base(WIDTH), every=200)
+    return {row["name"]: row["loss"] for row in rows if row["kind"] == "heldout"}
+
+
+def best_rates(folder: Path) -> dict[Cell, float]:
+    """The rate with which adapters of each cell learn other memories best."""
+    tried = {
+        (cell, rate): [Learner(cell, CHOSEN_AT, seed, rate) for seed in OTHERS] for cell in CELLS for rate in RATES
+    }
+    loss = learned([one for own in tried.values() for one in own], folder)
+    mean = {which: np.mean([loss[one.name] for one in own]) for which, own in tried.items()}
+    return {cell: min(RATES, key=lambda rate: mean[cell, rate]) for cell in CELLS}
+
+
+def measured(options: Options, rates: dict[Cell, float]) -> tuple[list[Measured], Load]:
+    """Every cell at all its loads, and the load whose adapters were trained for longer."""
+    seeds, folder = range(options.seeds), options.out / "main"
+    own = {
+        (cell, slots): [Learner(cell, slots, seed, rates[cell]) for seed in seeds]
+        for cell in CELLS
+        for slots in SLOTS[cell.size]
+    }
+    cell, slots, times = LONGER
+    longer = [replace(one, times=times) for one in own[cell, slots]]
+    everyone = [one for learners in (*own.values(), longer) for one in learners]
+    loss = learned(everyone, folder)
+    memories = {one.name: memory(one.slots, one.seed) for one in everyone}
+    right = recalled(base(WIDTH), folder, memories)
+    tokenizer, model = Tokenizer.load(str(base(WIDTH))), read_config(str(base(WIDTH)))
+
+    def load(slots: int, learners: Sequence[Learner]) -> Load:
+        tokens = [len(tokenizer.encode(memories[one.name].notes)) for one in learners]
+        return Load(slots, tokens, [right[one.name] for one in learners], [loss[one.name] for one in learners])
+
+    found = [
+        Measured(cell, cell.parameters(model), [load(slots, own[cell, slots]) for slots in SLOTS[cell.size]])
+        for cell in CELLS
+    ]
+    return found, load(slots, longer)
+
+
+def main(options: Options) -> int:
+    """Exit status 1 unless small loads are recalled and the largest is not, by small and tiny adapters of every placement."""
+    rates = best_rates(options.out / "selection")
+    found, longer = measured(options, rates)
+    panels = {
+        f"{size} adapters, about {_rounded([own.parameters for own in found if own.cell.size == size])} numbers": {
+            own.cell.placement: own.line for own in found if own.cell.size == size
+        }
+        for size in RANKS
+    }
+    title, along = "How much an adapter holds", "memory tokens for each number that the adapter learns"
+    lines(panels, PAGES / "capacity-law.png", title, along, "recall", LEVEL)
+    text = [
+        ASKED.format(", ".join(map(str, sorted({n for own in SLOTS.values() for n in own}))), WIDTH, options.seeds),
+        table(HALVES, [_half(own, rates[own.cell]) for own in found]),
+        "At equal size, how much less other placements recall than the MLP does, of the same memories, on average over "
+        "all loads:",
+        table(("placement", "less than MLP by"), _less(found)),
+        table(("adapter", "slots", "tokens / number", "recall", *KINDS, "loss, nats a token"), _rows(found)),
+        _longer(found, longer),
+        _verdict(found),
+    ]
+    command = "python -m studies.capacity_law"
+    print(Page("capacity-law", title, command, options.seeds, text, "capacity-law.png").write())
+    full = [own for own in found if own.cell.size != "large"]
+    return 0 if all(own.loads[0].recall.low > LEVEL > own.loads[-1].recall.high for own in full) else 1
+
+
+ASKED = (
+    "A memory is a numbered list of {} names (a consonant, a vowel, a consonant), a quarter of which are corrected "
+    "later. An adapter over a base of width {} is trained on all questions about one memory: `12?` by position (of a "
+    "corrected slot, the name that counts), `bak>` for the name after, and `12-` for what a corrected slot was called "
+    "before. Asked the first two greedily through `serve.py`, with nothing in the context, an answer is right to the "
+    "letter or wrong. Memory tokens are those of the list and its corrections as a context would hold them. {} "
+    "memories for each load; rates are chosen on others."
+)
+HALVES = ("placement", "size", "numbers", "rate", "recall is 0.5 at tokens / number", "bits of names / number there")
+
+
+def _rounded(numbers: Sequence[int]) -> str:
+    return f"{round(np.mean(numbers), -2):,.0f}"
+
+
+def _half(own: Measured, rate: float) -> list[str]:
+    """A row of the first table."""
+    found, last = own.half, own.loads[-1]
+    there = f"above {own.place(last):.2g}" if found is None else _short(found)
+    bits = "" if found is None else f"{found.mean * last.bits:.2f}"
+    return [own.cell.placement, own.cell.size, f"{own.parameters:,}", f"{rate:g}", there, bits]
+
+
+def _short(found: Interval) -> str:
+    return f"{found.mean:.2g} [{found.low:.2g}, {found.high:.2g}]"
+
+
+def _less(found: Sequence[Measured]) -> list[list[str]]:
+    """Seed by seed, by how much placements recall less than the MLP's at the same size, on average over loads."""
+    rows = []
+    for size in RANKS:
+        means = {
+            own.cell.placement: np.mean([load.recalls for load in own.loads], axis=0)
+            for own in found
+            if own.cell.size == size
+        }
+        mlp = means.pop("MLP")
+        rows += [[f"{placement}, {size}", str(interval(list(mlp - mean)))] for placement, mean in means.items()]
+    return rows
+
+
+def _rows(found: Sequence[Measured]) -> list[list[str]]:
+    """Every cell at every load."""
+    return [
+        [
+            own.cell.label,
+            str(load.slots),
+            f"{own.place(load):.2g}",
+            str(load.recall),
+            *(load.of(kind) for kind in KINDS),
+            f"{np.mean(load.loss):.2f}",
+        ]
+        for own in found
+        for load in own.loads
+    ]
+
+
+def _longer(found: Sequence[Measured], longer: Load) -> str:
+    """Whether training was long enough."""
+    cell, slots, times = LONGER
+    load = next(load for own in found if own.cell == cell for load in own.loads if load.slots == slots)
+    more = interval([after - before for before, after in zip(load.recalls, longer.recalls, strict=True)])
+    return (
+        f"Trained {times} times as long, {cell.label} recalls {longer.recall} of {slots} slots instead of "
+        f"{load.recall}: more by {more}."
+    )
+
+
+def _verdict(found: Sequence[Measured]) -> str:
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))
