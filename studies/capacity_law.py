@@ -91,7 +91,7 @@ def measured(options: Options, rates: dict[Cell, float]) -> tuple[list[Measured]
 
 
 def main(options: Options) -> int:
-    """Exit status 1 unless small loads are recalled and the largest is not, by small and tiny adapters of every placement."""
+    """Exit status 1 unless tiny and small adapters of every placement recall the smallest load, and not the largest."""
     rates = best_rates(options.out / "selection")
     found, longer = measured(options, rates)
     panels = {

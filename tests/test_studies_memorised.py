@@ -29,7 +29,8 @@ def test_the_corrected_name_counts() -> None:
         slot = int(one.prompt[:-1])
         assert one.answer == found.names[slot] != found.before[slot]
     first, second = found.names[:2]
-    assert by_kind[ADJACENCY][0].prompt == f"{first}>" and by_kind[ADJACENCY][0].answer == second
+    assert by_kind[ADJACENCY][0].prompt == f"{first}>"
+    assert by_kind[ADJACENCY][0].answer == second
     assert found.notes.count("\n") == 8 + 2
     assert found.notes.endswith(f"{found.names[max(found.before)]}\n")
 
@@ -51,13 +52,16 @@ def test_a_base_is_narrower_in_all_it_has() -> None:
         assert getattr(wide, field) / getattr(narrow, field) == ratio
     assert wide.heads * wide.head_size / (narrow.heads * narrow.head_size) == ratio
     assert wide.kv_heads * wide.head_size / (narrow.kv_heads * narrow.head_size) == ratio
-    assert wide.layers == narrow.layers and wide.experts == narrow.experts
+    assert wide.layers == narrow.layers
+    assert wide.experts == narrow.experts
 
 
 def test_a_learner_is_a_user_with_its_own_memory(tmp_path) -> None:
     one = Learner(CELLS[0], 8, 1, 0.01, times=2)
     user = one.user(tmp_path)
-    assert user.name == "MLP-small-8-lr0.01-x2/1" and user.seed == 1 and user.steps == 2 * STEPS[8]
+    assert user.name == "MLP-tiny-8-lr0.01-x2/1"
+    assert user.seed == 1
+    assert user.steps == 2 * STEPS[8]
     assert user.train == user.heldout == str(tmp_path / "8-1.jsonl")
     assert len((tmp_path / "8-1.jsonl").read_text().splitlines()) == len(memory(8, 1).questions)
 
@@ -75,11 +79,14 @@ def test_halves_are_read_seed_by_seed() -> None:
         Load(8, [1000, 1000], [{"all": 0.0, CORRECTION: 0.5}, {"all": 0.0, CORRECTION: 0.0}], [2.0, 2.0]),
     ]
     found = Measured(CELLS[0], 100, loads)
-    assert found.half is not None and found.half.mean == pytest.approx(1.0)
+    assert found.half is not None
+    assert found.half.mean == pytest.approx(1.0)
     assert [place for place, _ in found.line] == [0.1, 10.0]
-    assert loads[1].of(CORRECTION) == "0.25" and loads[0].of(CORRECTION) == ""
+    assert loads[1].of(CORRECTION) == "0.25"
+    assert loads[0].of(CORRECTION) == ""
     above = Measured(CELLS[0], 100, loads[:1])
-    assert above.halves == [None, None] and above.half is None
+    assert above.halves == [None, None]
+    assert above.half is None
 
 
 def test_lines_are_drawn(tmp_path) -> None:
