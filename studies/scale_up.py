@@ -28,7 +28,7 @@ from studies.rewarded.page import PAGES, Page, table
 from studies.rewarded.pictures import bars
 from studies.rewarded.runs import heldout, trained
 
-TASKS = ("numbers", "ends", "reverse")
+TASKS = ("numbers", "ends", "preference")
 RATES = (2e-3, 5e-3, 1.2e-2)
 SELECTION = (1000, 1001)  # seeds of problems and policies on which rates are chosen, and nothing is reported
 RANK = 2  # at the widest base; elsewhere in proportion, so that all adapters have as many parameters
@@ -39,7 +39,7 @@ class Options:
     """How much."""
 
     seeds: int = 6
-    steps: int = 24
+    steps: int = 20
     out: Path = ROOT / "runs" / "studies" / "scale_up"
 
 
@@ -55,13 +55,15 @@ def name(task: str, rate: float, seed: int) -> str:
 
 
 def policies(seeds: Sequence[int], rates: Sequence[float]) -> tuple[UserConfig, ...]:
-    """A policy for each task, rate and seed; a seed has problems of its own."""
+    """A policy for each task, rate and seed; a seed has problems of its own. Answers are rewarded by how close they are,
+    so that a base which is never right has something to learn from.
+    """
     known = {user.name: user for user in read_file("configs/rl_tasks.py", TrainConfig).users}
     tasks = {task: known[task].task for task in TASKS}
     return tuple(
         UserConfig(
             name(task, rate, seed),
-            task=replace(config, seed=seed),
+            task=replace(config, seed=seed, partial=1.0),
             optimizer=OptimizerConfig(learning_rate=rate, warmup_steps=3),
             seed=seed,
         )
@@ -81,7 +83,7 @@ def ends(width: int, seeds: Sequence[int], rates: Sequence[float], folder: Path,
         users=users,
         adapter=spec(width),
         data=DataConfig(sequence_length=32, tokens_per_user=1024, users_per_step=len(users)),
-        rollout=RolloutConfig(prompts=4, group=8, max_tokens=14, heldout=128, heldout_temperature=1.0),
+        rollout=RolloutConfig(prompts=4, group=8, max_tokens=18, heldout=64, heldout_temperature=1.0),
         steps=steps,
         evaluate_every=0,
     )
@@ -134,9 +136,10 @@ TITLE, PICTURE = "A small update over a stronger base", PAGES / "scale-up.png"
 ASKED = (
     "Three bases by one recipe, the same text for the same steps, differ in width alone. Over each, LoRA adapters of "
     "{:,} parameters (a base half as wide has adapters of twice the rank: exactly as many numbers, as many bytes) are "
-    "trained with GRPO for {} updates of 4 problems with 8 answers each. Measured is the mean reward on 128 held-out "
-    "problems at temperature 1, and the gain over what there was to gain, (after - before) / (1 - before). {} seeds, "
-    "with problems of their own; the rate is chosen for each base on other problems and seeds."
+    "trained with GRPO for {} updates of 4 problems with 8 answers each; the reward is how close an answer is, 1 for a "
+    "right one. Measured is the mean reward on 64 held-out problems at temperature 1, and what the adapter is worth: the "
+    "gain over what there was to gain, (after - before) / (1 - before). {} seeds, with problems of their own; the rate "
+    "is chosen for each base on other problems and seeds."
 )
 BASES = ("width", "parameters of the base", "its held-out loss, nats", "rank", "rate", "worth, mean of the tasks")
 REWARDS = ("task", "width", "before", "after", "worth")
