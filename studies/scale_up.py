@@ -55,8 +55,8 @@ def name(task: str, rate: float, seed: int) -> str:
 
 
 def policies(seeds: Sequence[int], rates: Sequence[float]) -> tuple[UserConfig, ...]:
-    """A policy for each task, rate and seed; a seed has problems of its own. Answers are rewarded by how close they are,
-    so that a base which is never right has something to learn from.
+    """A policy for each task, rate and seed; a seed has problems of its own. Answers are rewarded by how close they
+    are, so that a base which is never right has something to learn from.
     """
     known = {user.name: user for user in read_file("configs/rl_tasks.py", TrainConfig).users}
     tasks = {task: known[task].task for task in TASKS}
@@ -137,8 +137,8 @@ ASKED = (
     "Three bases by one recipe, the same text for the same steps, differ in width alone. Over each, LoRA adapters of "
     "{:,} parameters (a base half as wide has adapters of twice the rank: exactly as many numbers, as many bytes) are "
     "trained with GRPO for {} updates of 4 problems with 8 answers each; the reward is how close an answer is, 1 for a "
-    "right one. Measured is the mean reward on 64 held-out problems at temperature 1, and what the adapter is worth: the "
-    "gain over what there was to gain, (after - before) / (1 - before). {} seeds, with problems of their own; the rate "
+    "right one. Measured is the mean reward on 64 held-out problems at temperature 1, and what the adapter is worth: "
+    "the gain over what there was to gain, (after - before) / (1 - before). {} seeds, with problems of their own; the rate "
     "is chosen for each base on other problems and seeds."
 )
 BASES = ("width", "parameters of the base", "its held-out loss, nats", "rank", "rate", "worth, mean of the tasks")
