@@ -138,8 +138,8 @@ ASKED = (
     "{:,} parameters (a base half as wide has adapters of twice the rank: exactly as many numbers, as many bytes) are "
     "trained with GRPO for {} updates of 4 problems with 8 answers each; the reward is how close an answer is, 1 for a "
     "right one. Measured is the mean reward on 64 held-out problems at temperature 1, and what the adapter is worth: "
-    "the gain over what there was to gain, (after - before) / (1 - before). {} seeds, with problems of their own; the rate "
-    "is chosen for each base on other problems and seeds."
+    "the gain over what there was to gain, (after - before) / (1 - before). {} seeds, with problems of their own; the "
+    "rate is chosen for each base on other problems and seeds."
 )
 BASES = ("width", "parameters of the base", "its held-out loss, nats", "rank", "rate", "worth, mean of the tasks")
 REWARDS = ("task", "width", "before", "after", "worth")
