@@ -187,7 +187,43 @@ def _longer(found: Sequence[Measured], longer: Load) -> str:
 
 
 def _verdict(found: Sequence[Measured]) -> str:
-    return ""
+    """Where this agrees with the paper, where not, and how sure it is."""
+    halves = {own.cell: own.half for own in found}
+    means = [half.mean for half in halves.values() if half is not None]
+    ratios = [
+        f"{cell.placement} {_short(_ratio(found, cell.placement))}"
+        for cell in halves
+        if cell.size == "tiny" and halves[cell] and halves[Cell(cell.placement, "small")]
+    ]
+    order = sorted((own for own in found if own.cell.size == "small"), key=lambda own: -_mean_recall(own))
+    return " ".join(
+        [
+            "Beside the paper (PAPER.md, section 3: recall is near 1 below 1e-3 memory tokens for each number, falls "
+            "through 1e-2 and is 0 beyond; MLP before attention and all, far before the unembedding):",
+            f"here recall falls through a half at {min(means):.2g} to {max(means):.2g} tokens a number."
+            if means
+            else "here recall of no cell falls through a half at all loads' seeds.",
+            "Were the load all that counts, tiny and small adapters would fail at the same one; the place of the tiny "
+            f"over that of the small: {', '.join(ratios) or 'not to be told'}.",
+            f"On average over loads, small adapters recall most to least: "
+            f"{', '.join(f'{own.cell.placement} ({_mean_recall(own):.2f})' for own in order)}; the second table says "
+            "which differences are more than chance.",
+            "Tokens are bytes here, and a name is worth 11 bits: the paper's tokens say more each, so that places are "
+            "to be compared in bits, not in tokens. One base, one way of training, about a hundred passes: what is "
+            "told is what these adapters learned in that time, of questions that they were trained on, not what could "
+            "be put into them at most.",
+        ]
+    )
+
+
+def _ratio(found: Sequence[Measured], placement: str) -> Interval:
+    """Where tiny adapters fail over where small ones do, seed by seed."""
+    tiny, small = ({own.cell: own for own in found}[Cell(placement, size)].halves for size in ("tiny", "small"))
+    return interval([one / other for one, other in zip(tiny, small, strict=True) if one and other])
+
+
+def _mean_recall(own: Measured) -> float:
+    return float(np.mean([load.recalls for load in own.loads]))
 
 
 if __name__ == "__main__":
