@@ -49,7 +49,7 @@ def learned(learners: Sequence[Learner], folder: Path) -> dict[str, float]:
     """Nats per token that each one's memory costs it in the end; all of them one population."""
     users = tuple(learner.user(folder / "memories") for learner in learners)
     config = TrainConfig("capacity_law", "", users=users, data=DATA, page_size=8)
-    rows = trained(config, folder, base(WIDTH), every=200)
+    rows = trained(config, folder, every=200, base=base(WIDTH))
     return {row["name"]: row["loss"] for row in rows if row["kind"] == "heldout"}
 
 
@@ -134,9 +134,10 @@ def _rounded(numbers: Sequence[int]) -> str:
 
 
 def _half(own: Measured, rate: float) -> list[str]:
-    """A row of the first table."""
-    found, last = own.half, own.loads[-1]
-    there = f"above {own.place(last):.2g}" if found is None else _short(found)
+    """A row of the first table; where some seed's recall falls through no half, whether it does so before or after."""
+    found, first, last = own.half, own.loads[0], own.loads[-1]
+    missed = f"below {own.place(first):.2g}" if first.recall.mean < LEVEL else f"above {own.place(last):.2g}"
+    there = missed if found is None else _short(found)
     bits = "" if found is None else f"{found.mean * last.bits:.2f}"
     return [own.cell.placement, own.cell.size, f"{own.parameters:,}", f"{rate:g}", there, bits]
 
@@ -155,7 +156,7 @@ def _less(found: Sequence[Measured]) -> list[list[str]]:
             if own.cell.size == size
         }
         mlp = means.pop("MLP")
-        rows += [[f"{placement}, {size}", str(interval(list(mlp - mean)))] for placement, mean in means.items()]
+        rows += [[f"{placement}, {size}", str(interval((mlp - mean).tolist()))] for placement, mean in means.items()]
     return rows
 
 

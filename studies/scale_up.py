@@ -87,7 +87,7 @@ def ends(width: int, seeds: Sequence[int], rates: Sequence[float], folder: Path,
         steps=steps,
         evaluate_every=0,
     )
-    rows = trained(config, folder, base(width))
+    rows = trained(config, folder, base=base(width))
     found = {user.name: [reward for _, reward in heldout(rows, user.name)] for user in users}
     return {which: np.asarray([own[0], own[-1]]) for which, own in found.items()}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from pefx.sweeping.intervals import Interval
 from pefx.training.curves import FAINT, INK, save, style
@@ -34,6 +35,7 @@ def lines(
                 marker=MARKS[index], markersize=4.5, linewidth=1.6, capsize=2,
             )  # fmt: skip
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_title(name, fontsize=10, color=INK, loc="left")
         axes.legend(frameon=False, fontsize=8)
     figure.supylabel(measure, fontsize=9, color=INK)

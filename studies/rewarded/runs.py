@@ -19,8 +19,8 @@ def seeded(users: Sequence[UserConfig], seeds: int) -> tuple[UserConfig, ...]:
     return tuple(replace(user, name=f"{user.name}/{seed}", seed=seed) for user in users for seed in range(seeds))
 
 
-def trained(config: TrainConfig, folder: Path, base: Path = BASE, every: int = 20) -> list[dict[str, Any]]:
-    """The rows that a run of `config` in `folder` measured, saved every so many steps. Started again it goes on, or is
+def trained(config: TrainConfig, folder: Path, every: int = 20, base: Path = BASE) -> list[dict[str, Any]]:
+    """The rows that a run of `config` in `folder` measured, saved every `every` steps. Started again it goes on, or is
     done already.
     """
     if not base.is_dir():
