@@ -32,7 +32,11 @@ from studies.rewarded.runs import trained
 
 WIDTH = 32  # of the base
 SLOTS = {"tiny": (2, 8, 16, 32), "small": (2, 8, 32, 64), "large": (2, 8, 32)}  # of the memories, by size of adapters
-RATES, CHOSEN_AT, OTHERS = (7e-3, 1.5e-2, 3e-2), 16, (1000, 1001)  # rates are chosen on memories that are not reported
+RATES, CHOSEN_AT, OTHERS = (
+    (7e-3, 1.5e-2, 3e-2, 6e-2),
+    16,
+    (1000, 1001),
+)  # rates are chosen on memories that are not reported
 LONGER = Cell("MLP", "small"), 32, 2  # of whom, with how many slots, it is asked whether longer training would help
 DATA = DataConfig(sequence_length=8, tokens_per_user=64, users_per_step=48, heldout_tokens=8192)
 
