@@ -30,7 +30,7 @@ from studies.programs.commands import ROOT
 from studies.rewarded.page import PAGES, Page, table
 from studies.rewarded.runs import trained
 
-WIDTH = 32  # of the base
+BRIEF = 32, 600  # the base's width and steps: what it says does not matter here
 SLOTS = {"tiny": (2, 8, 16, 32), "small": (2, 8, 32, 64), "large": (2, 8, 32)}  # of the memories, by size of adapters
 RATES, CHOSEN_AT, OTHERS = (
     (7e-3, 1.5e-2, 3e-2, 6e-2),
@@ -53,7 +53,7 @@ def learned(learners: Sequence[Learner], folder: Path) -> dict[str, float]:
     """Nats per token that each one's memory costs it in the end; all of them one population."""
     users = tuple(learner.user(folder / "memories") for learner in learners)
     config = TrainConfig("capacity_law", "", users=users, data=DATA, page_size=8)
-    rows = trained(config, folder, every=200, base=base(WIDTH))
+    rows = trained(config, folder, every=200, base=base(*BRIEF))
     return {row["name"]: row["loss"] for row in rows if row["kind"] == "heldout"}
 
 
@@ -80,8 +80,8 @@ def measured(options: Options, rates: dict[Cell, float]) -> tuple[list[Measured]
     everyone = [one for learners in (*own.values(), longer) for one in learners]
     loss = learned(everyone, folder)
     memories = {one.name: memory(one.slots, one.seed) for one in everyone}
-    right = recalled(base(WIDTH), folder, memories)
-    tokenizer, model = Tokenizer.load(str(base(WIDTH))), read_config(str(base(WIDTH)))
+    right = recalled(base(*BRIEF), folder, memories)
+    tokenizer, model = Tokenizer.load(str(base(*BRIEF))), read_config(str(base(*BRIEF)))
 
     def load(slots: int, learners: Sequence[Learner]) -> Load:
         tokens = [len(tokenizer.encode(memories[one.name].notes)) for one in learners]
@@ -107,7 +107,7 @@ def main(options: Options) -> int:
     title, along = "How much an adapter holds", "memory tokens for each number that the adapter learns"
     lines(panels, PAGES / "capacity-law.png", title, along, "recall", LEVEL)
     text = [
-        ASKED.format(", ".join(map(str, sorted({n for own in SLOTS.values() for n in own}))), WIDTH, options.seeds),
+        ASKED.format(", ".join(map(str, sorted({n for own in SLOTS.values() for n in own}))), BRIEF[0], options.seeds),
         table(HALVES, [_half(own, rates[own.cell]) for own in found]),
         "At equal size, how much less other placements recall than the MLP does, of the same memories, on average over "
         "all loads:",

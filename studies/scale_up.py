@@ -2,7 +2,8 @@
 
     python -m studies.scale_up [--seeds 6]
 
-The bases are made by one recipe and differ in width. Rates are chosen for each base on problems and seeds of their own.
+The bases are made by one recipe and differ in width; the widest is `assets/base_tasks`. Rates are chosen for each base
+on problems and seeds of their own.
 Writes docs/studies/scale-up.md with its picture.
 """
 
@@ -171,7 +172,7 @@ def _verdict(mean: dict[int, np.ndarray]) -> str:
             f"More than chance in the paper's direction: {', '.join(sure) or 'none'}; against it: "
             f"{', '.join(against) or 'none'}.",
             "Seeds are of policies and problems: there is one base of each width, and how another of the same width "
-            "would do is not known. Bases differ in width alone, by a factor of four, and were all trained briefly; "
+            "would do is not known. Bases differ in width alone, by a factor of four; "
             "the paper's differ by a factor of twenty, and in more than size. Rates were chosen among three.",
         ]
     )

@@ -4,9 +4,10 @@ import math
 
 import pytest
 
-from pefx.config import ModelConfig
+from pefx.config import ModelConfig, TrainConfig
+from pefx.settings import read_file
 from pefx.sweeping.intervals import interval
-from studies.memorised.bases import WIDTHS, shaped
+from studies.memorised.bases import WHOLE, WIDTHS, heldout_loss, shaped
 from studies.memorised.cells import CELLS, RANKS, Cell
 from studies.memorised.facts import ADJACENCY, CORRECTION, POSITION, memory
 from studies.memorised.learners import STEPS, Learner
@@ -15,7 +16,7 @@ from studies.memorised.measured import Load, Measured, falls_through
 
 
 def model(width: int) -> ModelConfig:
-    pretrain = shaped(width).pretrain
+    pretrain = shaped(width, WHOLE).pretrain
     assert pretrain is not None
     return pretrain.model
 
@@ -43,6 +44,11 @@ def test_a_memory_is_a_function_of_its_seed() -> None:
 def test_adapters_of_a_size_differ_by_little(size: str) -> None:
     numbers = [Cell(placement, size).parameters(model(32)) for placement in RANKS[size]]
     assert max(numbers) / min(numbers) <= 1.12
+
+
+def test_the_widest_base_is_the_shipped_one() -> None:
+    assert shaped(WIDTHS[-1], WHOLE) == read_file("configs/base_tasks.py", TrainConfig)
+    assert heldout_loss(WIDTHS[-1]) == 0.8481
 
 
 def test_a_base_is_narrower_in_all_it_has() -> None:
