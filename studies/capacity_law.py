@@ -109,6 +109,7 @@ def main(options: Options) -> int:
     text = [
         ASKED.format(", ".join(map(str, sorted({n for own in SLOTS.values() for n in own}))), BRIEF[0], options.seeds),
         table(HALVES, [_half(own, rates[own.cell]) for own in found]),
+        _edges(rates),
         "At equal size, how much less other placements recall than the MLP does, of the same memories, on average over "
         "all loads:",
         table(("placement", "less than MLP by"), _less(found)),
@@ -148,6 +149,15 @@ def _half(own: Measured, rate: float) -> list[str]:
 
 def _short(found: Interval) -> str:
     return f"{found.mean:.2g} [{found.low:.2g}, {found.high:.2g}]"
+
+
+def _edges(rates: dict[Cell, float]) -> str:
+    """Where the best rate may lie beyond those that were tried."""
+    edges = ", ".join(cell.label for cell, rate in rates.items() if rate in (min(RATES), max(RATES)))
+    tried = ", ".join(f"{rate:g}" for rate in RATES)
+    return f"Rates tried: {tried}. Best at the least or the highest of them, so that a better one may lie beyond: " + (
+        f"{edges}." if edges else "none."
+    )
 
 
 def _less(found: Sequence[Measured]) -> list[list[str]]:
