@@ -72,8 +72,8 @@ class Bank:
     """Factors `[L, N, (E,) R, width]` by site, and each slot's scale. An empty slot is all zeros.
 
     Within a step: of this shard's slots and widths; factors of one expert and scales, of all slots of its expert axis.
-    Where there are other methods than LoRA's kin, `kinds` says of each site how a slot's factors are derived: by which of
-    the `recipes`, counted from 1, by none (0), or that its adapter does not have the site (-1).
+    Where there are other methods than LoRA's kin, `kinds` says of each site how a slot's factors are derived: by which
+    of the `recipes`, counted from 1, by none (0), or that its adapter does not have the site (-1).
     """
 
     factors: FactorTree
@@ -263,9 +263,7 @@ def _kinds(bank: Bank, spec: AdapterSpec, kind: int) -> dict[str, int]:
     return {site: kind if site in spec.targets else -1 for site in bank.factors}
 
 
-def _put(
-    bank: Bank, slot: int, factors: dict[str, dict[str, np.ndarray]], slot_scale: float, kinds: dict[str, int]
-) -> Bank:
+def _put(bank: Bank, slot: int, factors: FactorTree, slot_scale: float, kinds: dict[str, int]) -> Bank:
     held = None if bank.kinds is None else {site: np.full(1, kinds[site], np.int32) for site in bank.kinds}
     part = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32), held, bank.recipes)
     return _write_slot(bank, share(of_base, np.int32(slot)), share(of_one, part))

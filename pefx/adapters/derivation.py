@@ -162,7 +162,7 @@ def _chosen(slots: Slots, site: str, index: int, new: Array, old: Array) -> Arra
 
 
 def _own(slots: Slots, sums: Tree) -> Tree:
-    """Gradients at sites that adapters have; none at others, where leaves such as gains would be learned all the same."""
+    """Gradients at sites that adapters have; none at others, where gains would be learned all the same."""
     if slots.kinds is None:
         return {site: dict(leaves) for site, leaves in sums.items()}
     return {

@@ -66,7 +66,7 @@ class Population:
             for seed in range(self.seeds):
                 own = replace(self.subjects(seed).taught, name=cell.policy(seed), adapter=cell.adapter, seed=seed)
                 users.append(replace(own, optimizer=optimizer))
-        rows = trained(replace(self.config, users=tuple(users)), self.folder, self.saved)
+        rows = trained(replace(self.config, users=tuple(users)), self.folder, every=self.saved)
         last = {user.name: heldout(rows, user.name)[-1][1] for user in users}
         return self._by_seed(cells, last)
 
