@@ -1,12 +1,10 @@
 """What the values of a config must satisfy, beyond their types: ranges, multiples, names that exist."""
 
-import math
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from pefx.adapters.methods.table import MEMORY_RANKS, METHODS
 from pefx.adapters.sites import SITES
+from pefx.checks import Broken, holds, not_negative, positive, texts
 from pefx.config import (
     AdapterSpec,
     CheckpointConfig,
@@ -30,8 +28,6 @@ from pefx.losses.rows import LOSSES
 from pefx.rl.corrections import correction
 from pefx.rl.tasks.table import task_rules
 from pefx.sweeping.cells import cells, population
-
-Broken = Iterator[tuple[str, str]]  # (dotted field, what is wrong and what would be right)
 
 
 def broken_rules(config: TrainConfig | ServeConfig | PlanConfig | SweepConfig) -> Broken:
@@ -392,25 +388,3 @@ def expert_rules(model: ModelConfig, prefix: str) -> Broken:
             else f"experts of groups_per_token groups ({experts * kept // groups})"
         )
         yield f"{prefix}experts_per_token", f"must be at most the {those}, got {model.experts_per_token}"
-
-
-def positive(part: Any, prefix: str, *names: str) -> Broken:
-    yield from holds(part, prefix, lambda x: x > 0, "must be above 0", *names)
-
-
-def not_negative(part: Any, prefix: str, *names: str) -> Broken:
-    yield from holds(part, prefix, lambda x: x >= 0, "must not be negative", *names)
-
-
-def holds(part: Any, prefix: str, rule: Callable[[Any], bool], words: str, *names: str) -> Broken:
-    """Yields the fields of `part` that are not finite or break `rule`."""
-    for name in names:
-        value = getattr(part, name)
-        if not (math.isfinite(value) and rule(value)):
-            yield prefix + name, f"{words}, got {value}"
-
-
-def texts(part: Any, prefix: str, *names: str) -> Broken:
-    for name in names:
-        if not getattr(part, name):
-            yield prefix + name, "must not be empty"

@@ -29,6 +29,7 @@ FLOORS: list[tuple[str, ...]] = [
     ("pefx.training", "pefx.serving"),
     ("pefx.rl",),
     ("pefx.http", "pefx.sweeping"),
+    ("pefx.checks",),
     ("pefx.rules",),
     ("pefx.settings", "pefx.sizing", "pefx.planning", "pefx.exchange"),
     ("pefx.commands",),
