@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pefx.adapters.bank import bank_spec, empty_bank, load_adapter
 from pefx.adapters.shared import fresh_adapter
 from pefx.config import AdapterSpec, ServeConfig
+from pefx.data.formats import Example
 from pefx.loading import load_base
 from pefx.serving.run import serve_file
+from pefx.steps import score
 from pefx.store.catalog import Catalog
+from pefx.training.heldout import device_batch
+from pefx.training.planner import Layout, lay_out
+from pefx.training.remembering import remembered
 from tests.serving_small import make_config
 
 TO_THE_BIT = True
@@ -102,6 +108,24 @@ def test_a_memory_goes_on_where_it_was_kept_as_in_one_sequence_of_steps(config, 
         assert roomy.tobytes() == cut.tobytes()
         assert roomy.shape == (2, 8 * FORMS[name].states, 8)
         assert np.abs(roomy).max() > 0.01
+
+
+def test_a_state_that_was_kept_and_loaded_is_the_chain_of_training(config, tmp_path):
+    """Not a bit is lost: what was served over a state is what training computes behind the history."""
+    served(config, tmp_path / "kept", *(keeps(name, remember=f"eve/{name}") for name in FORMS))
+    rows = served(config, tmp_path / "asked", *(asks(f"eve/{name}") for name in FORMS))
+    base, catalog = load_base(config.base)[0], Catalog.open(str(config.catalog), read_only=True)
+    room = list(FORMS.values())
+    for name, spec in FORMS.items():
+        row, count = rows[f"eve/{name}"], len(QUERY)
+        bank = empty_bank(base.config, bank_spec(room), 2, room)
+        bank = load_adapter(bank, 0, catalog.load(catalog.get(name)), spec, base)
+        tokens = np.asarray([*QUERY, *row["tokens"]], np.int32)
+        learned = np.arange(len(tokens)) >= count
+        lesson = remembered(Example(tokens, learned, (np.asarray(HISTORY, np.int32),)), spec, 64, 0)
+        batch = device_batch(lay_out([[[lesson]]], Layout(1, 128, 64, 32, memory=True)))
+        found = np.asarray(score(base, bank, batch))[64 + count - 1 : 64 + len(tokens) - 1]
+        assert found.tolist() == np.asarray(row["logprobs"], np.float32).tolist(), name
 
 
 def test_what_does_not_fit_is_told_to_the_request_alone(config, tmp_path):

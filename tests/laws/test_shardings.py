@@ -19,7 +19,8 @@ from pefx.packing import Sizes, Span, span_rows
 from pefx.steps import ServeState, TrainHyper, serve_step, train_step
 from tests.laws.world import CONTEXT, MODEL, PAGE, TILE, Item, serve_plan, train_batch
 
-CONFIG = replace(MODEL, layers=2, dense_layers=(0,))
+# Two layers of experts: with one, the compiler makes the same of a step for a mesh as of one for a device.
+CONFIG = replace(MODEL, layers=3, dense_layers=(0,))
 # One of each kind: widths divided behind a product and before it, inside experts, and the vocabulary.
 TARGETS = ("q_proj", "o_proj", "up_proj", "experts.up_proj", "experts.down_proj", "unembed")
 USERS, LENGTH = 8, 20  # a page a user
