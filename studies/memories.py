@@ -31,7 +31,15 @@ from studies.rewarded.runs import BASE, trained
 
 FACTS, RATES = (1, 3), (3e-3, 1.5e-2)
 QUESTIONS, LEARNED = 32, 8  # of a seed; of these, histories that LoRA learns
-READING = "(to be written from the figures)"
+READING = (
+    "One fact is remembered: a state that was kept, loaded and read where the history is out of sight answers as "
+    "a search does; with an empty memory the same adapter knows as much as the bare base. Written as one message "
+    "a fact, it holds less. Of three facts a state brings something, four states more, all of them far less than "
+    "a search or LoRA; the full context is no bound there, since this base reads three facts badly. The paper "
+    "finds that a memory steers more than it stores and that recall from the state alone is small: so it is here "
+    "with three facts, not with one. How sure: one tiny base, one kind of fact, six seeds; every best rate is the "
+    "higher of the two that were tried, and these steps may be too few for three facts."
+)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from pefx.adapters.bank import empty_bank, load_adapter
 from pefx.adapters.merge import merge, unmerge
 from pefx.adapters.methods.table import METHODS, Adapter
-from pefx.adapters.shared import with_shared
+from pefx.adapters.shared import fresh_adapter, with_shared
 from pefx.adapters.sites import MATRICES
 from pefx.config import AdapterSpec, ModelConfig
 from pefx.errors import PefxError
@@ -43,7 +43,10 @@ def test_a_merged_base_computes_what_base_and_adapter_do(config: ModelConfig, fo
         np.testing.assert_allclose(after, before, rtol=0, atol=1e-6 * max(1, np.abs(before).max()))
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("lora", "rslora", "lora_plus")])
+OTHERS = [n for n in METHODS if n not in ("lora", "rslora", "lora_plus", "delta_mem", "delta_state")]
+
+
+@pytest.mark.parametrize("method", OTHERS)
 def test_a_merged_base_computes_what_base_and_adapter_of_any_method_do(method):
     spec = spec_of(method)
     adapter = changed(spec)
@@ -88,3 +91,9 @@ def test_what_does_not_fit_is_refused(config: ModelConfig, change, match: str):
     with pytest.raises(PefxError, match=match) as caught:
         merge(make_base(config), adapter, SPEC)
     assert caught.value.kind == "bad_adapter"
+
+
+def test_a_memory_is_not_merged():
+    spec = AdapterSpec("delta_mem", 8, targets=("memory",))
+    with pytest.raises(PefxError, match="method 'delta_mem' is no part of a base's weights: a memory cannot be merged"):
+        merge(BASE, fresh_adapter(BASE, spec, 1), spec)

@@ -52,6 +52,9 @@ def _with(base: Base, adapter: Adapter, factor: float) -> Base:
 
 
 def _fitting(base: Base, adapter: Adapter, spec: AdapterSpec) -> Adapter:
+    if any(SITES[site].kind == "memory" for site in adapter):
+        told = f"an adapter of method '{spec.method}' is no part of a base's weights: a memory cannot be merged"
+        raise PefxError(told, "bad_adapter")
     shapes = {site: {name: x.shape for name, x in pair.items()} for site, pair in adapter.items()}
     check_shapes(base.config, spec, shapes)
     if "unembed" in adapter and base.unembed is None:
