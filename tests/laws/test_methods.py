@@ -21,7 +21,8 @@ from tests.laws.world import MODEL, PAGE, Item, make_base, random_sequences, row
 
 STARTS = ("mica", "olora_tail", "pissa")
 TIED = ("tied",)  # TinyLoRA whose sites all share one vector
-NAMES = (*get_args(Method), *STARTS, *TIED)
+MEMORIES = ("delta_mem", "delta_state")  # laws of their own: `tests/laws/test_memory.py`
+NAMES = (*(name for name in get_args(Method) if name not in MEMORIES), *STARTS, *TIED)
 # One of each kind: a step of all sites takes three times as long to compile.
 PLACES = ("q_proj", "o_proj", "down_proj", "experts.gate_proj", "experts.down_proj", "unembed")
 SHARE, STEPS = 64, 3  # tokens of each adapter in a step
