@@ -304,6 +304,8 @@ def adapter_rules(spec: AdapterSpec, prefix: str) -> Broken:
             yield f"{prefix}targets", f"method {spec.method!r} cannot adapt {target!r}: {reason}"
     if spec.method == "delta_mem" and spec.rank % MEMORY_RANKS:
         yield f"{prefix}rank", f"of a memory must be a multiple of {MEMORY_RANKS}, got {spec.rank}"
+    if spec.over:
+        yield f"{prefix}over", "is of what requests leave behind ('remember'); leave it empty"
     if spec.method == "delta_state":
         yield f"{prefix}method", "'delta_state' is what a request leaves behind ('remember'); it is not trained"
     if spec.tied and spec.method != "tiny_lora":

@@ -118,6 +118,8 @@ def test_every_field_has_a_column():
         ("policy", pa.dictionary(pa.int8(), pa.string()), "alice", "policy", "alice"),
         ("revision", pa.string(), "7", "revision", 7),
         ("revision", pa.string(), "stable", "revision", "stable"),
+        ("writes", pa.string(), "none", "writes", "none"),
+        ("remember", pa.string(), "p/notes", "remember", "p/notes"),
         ("temperature", pa.float32(), 0.5, "temperature", 0.5),
         ("temperature", pa.int32(), 0, "temperature", 0.0),
         ("logit_bias", pa.string(), '{"3": 1}', "logit_bias", ((3, 1.0),)),
@@ -211,6 +213,8 @@ def from_table(table: pa.Table) -> list[dict[str, Any]]:
             rows.append({"id": row["id"], "error": row["error"]})
             continue
         del row["error"]
+        if row["remembered"] is None:
+            del row["remembered"]
         choices = row.pop("choices")
         rows.append(plain(row) | ({} if choices is None else {"choices": [plain(choice) for choice in choices]}))
     return rows
@@ -234,7 +238,11 @@ answered = st.fixed_dictionaries(
         **parts,
         "prompt_logprobs": st.none() | st.lists(logprob, max_size=3).map(lambda values: [None, *values]),
     },
-    optional={"top_logprobs": top, "choices": st.lists(choice, min_size=2, max_size=3)},
+    optional={
+        "top_logprobs": top,
+        "choices": st.lists(choice, min_size=2, max_size=3),
+        "remembered": st.text(min_size=1, max_size=4),
+    },
 )
 refused = st.fixed_dictionaries(
     {

@@ -1,14 +1,16 @@
 """Lessons from text: the same stream whoever else trains, a loss of cross entropy, nats per token held out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pefx.config import DataConfig, TrainConfig, UserConfig
+from pefx.config import AdapterSpec, DataConfig, TrainConfig, UserConfig
 from pefx.data.pipeline import train_stream
 from pefx.data.tokenizer import Tokenizer
+from pefx.errors import PefxError
 from pefx.losses.rows import NUMBER
 from pefx.training.curriculum import Curriculum, Texts
 from pefx.training.sessions import make_sessions
@@ -56,3 +58,18 @@ def test_only_what_is_held_out_is_measured(config: TrainConfig) -> None:
     assert texts.heldout(1)
     assert texts.evaluate([0], None) == {}
     assert texts.host(0) is None
+
+
+@pytest.mark.parametrize("part", ["train", "heldout"])
+def test_a_history_is_refused_where_nothing_reads_it(config: TrainConfig, tmp_path: Path, part: str) -> None:
+    path = tmp_path / "told.jsonl"
+    path.write_text(json.dumps({"history": ["a b"], "prompt": "c", "completion": " d"}) + "\n")
+    ann = replace(config.users[0], **{part: str(path)})
+    memory = AdapterSpec("delta_mem", targets=("memory",))
+    without = replace(config, users=(ann,))
+    with pytest.raises(PefxError, match=r"told\.jsonl: has lines with a history, which only an adapter of method"):
+        Texts(without, make_sessions(without), TOKENIZER)
+    reads = replace(config, users=(replace(ann, adapter=memory),))
+    texts = Texts(reads, make_sessions(reads), TOKENIZER)
+    lessons = texts.heldout(0) if part == "heldout" else texts.take(0, 0, 0)[0]
+    assert len(lessons[0].before) == 1

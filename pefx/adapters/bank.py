@@ -169,7 +169,7 @@ def _as_read(factors: dict[str, Any], scales: Array, offset: Array) -> Factors:
 
 def rederived(base: Base, bank: Bank, slots: Int32[Array, "A"]) -> Bank:
     """The bank, with these slots' factors made anew of their leaves; of a shard. Past the end, nothing."""
-    if not bank.recipes:
+    if bank.kinds is None:
         return bank
     own, with_experts = parted(derived(base, bank.take(slots)))
     held, held_with_experts = parted(bank.factors)

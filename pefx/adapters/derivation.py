@@ -38,8 +38,11 @@ class Slots(Protocol):
 
 
 def derived(base: Base, slots: Slots) -> Tree:
-    """The slots' leaves, with factors as their recipes make them."""
+    """The slots' leaves, with factors as their recipes make them; gains of sites that adapters lack are one."""
     found = {site: dict(leaves) for site, leaves in slots.factors.items()}
+    for site, own in found.items():
+        if "gains" in own and slots.kinds is not None:
+            own["gains"] = jnp.where(_kinds(slots, site, own["gains"]) < 0, 1.0, own["gains"])  # decayed, else
     for index, recipe, site, holder, given in _each(base, slots):
         leaves, own = _leaves(recipe, site, slots.factors[holder], given), slots.factors[site]
         for name, made in _derive(recipe, leaves, given).items():

@@ -243,9 +243,10 @@ class Engine:
         over = self._expire()
         self._loading.ask_ahead()
         ready = (lambda revision: True) if self._way.lockstep else self._loading.ready
-        over += self._load(self._scheduler.admit(ready))
+        loads = self._scheduler.admit(ready)
+        over += self._load(loads)
         over += self._remembering.begin(self._weights)
-        self._loading.let_go()
+        self._loading.let_go(load.revision for load in loads)
         plan = self._scheduler.plan()
         if plan is not None:
             over += self._scheduler.commit(plan, *self._device.run(plan))
@@ -320,7 +321,6 @@ class Engine:
                 if error.kind in self._way.unavailable:
                     raise
                 over += self._scheduler.refuse(load, error)
-        self._loading.let_go(load.revision for load in loads)
         return over
 
     def _into_slot(self, load: Load) -> None:

@@ -36,6 +36,7 @@ ANSWERS = pa.schema(
         *TEXT_TO_REASON,
         ("prompt_logprobs", pa.list_(pa.float32())),
         ("choices", pa.list_(pa.struct(TEXT_TO_REASON))),
+        ("remembered", pa.string()),
         ("error", pa.struct([("type", pa.string()), ("message", pa.string())])),
     ]
 )
@@ -75,6 +76,7 @@ COLUMNS: dict[str, tuple[str, Check]] = {
     "logit_bias": ("a map of token ids to numbers, or strings of JSON", _is_bias),
     "stop": ("lists of strings", _list_of(_is_text)),
     "stop_token_ids": TOKENS,
+    "writes": ("strings", _is_text),
 }
 KINDS: dict[Any, tuple[str, Check]] = {
     int: ("integers", pa.types.is_integer),

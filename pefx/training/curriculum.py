@@ -77,20 +77,27 @@ class Texts:
         self._config = config
         self._users, self._specs = [session.user for session in sessions], [session.spec for session in sessions]
         self._streams = [self._open(index, tokenizer) for index in range(len(sessions))]
-        self._heldout = [
-            tuple(self._lesson(index, example, -1) for example in heldout_set(user, config.data, tokenizer))
-            for index, user in enumerate(self._users)
-        ]
+        self._heldout = [self._examined(index, tokenizer) for index in range(len(sessions))]
 
     def _open(self, index: int, tokenizer: Tokenizer) -> UserStream | None:
         user = self._users[index]
         if user.train is None:
             return None
         stream = train_stream(user, self._config.data, tokenizer)
-        if stream.source.history and self._specs[index].method != "delta_mem":
-            told = f"has lines with a history, which only an adapter of method 'delta_mem' reads, not '{user.name}''s"
-            raise PefxError(f"{user.train}: {told}", "bad_adapter")
+        self._check(index, user.train, bool(stream.source.history))
         return stream
+
+    def _check(self, index: int, path: str | None, history: bool) -> None:
+        """Raise PefxError where a file of a user has a history that nothing of its adapter reads."""
+        if history and self._specs[index].method != "delta_mem":
+            told = "has lines with a history, which only an adapter of method 'delta_mem' reads"
+            raise PefxError(f"{path}: {told}, not that of '{self._users[index].name}'", "bad_adapter")
+
+    def _examined(self, index: int, tokenizer: Tokenizer) -> tuple[Lesson, ...]:
+        user = self._users[index]
+        examples = heldout_set(user, self._config.data, tokenizer)
+        self._check(index, user.heldout, any(example.history for example in examples))
+        return tuple(self._lesson(index, example, -1) for example in examples)
 
     def _stream(self, index: int) -> UserStream:
         stream = self._streams[index]

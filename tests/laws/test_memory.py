@@ -13,9 +13,9 @@ from pefx.adapters.shared import fresh_adapter
 from pefx.config import AdapterSpec
 from pefx.optim import init_opt
 from pefx.packing import FOLLOW, FRESH
-from pefx.steps import TrainHyper, score, train_step
+from pefx.steps import score, train_step
 from pefx.training.remembering import flags
-from tests.laws.world import MODEL, Item, make_base, rows_of, serve_logprobs, train_batch
+from tests.laws.world import MODEL, Item, hyper_of, make_base, rows_of, serve_logprobs, train_batch
 
 TOKENS = AdapterSpec("delta_mem", 8, 16.0, ("memory",))
 MESSAGES = replace(TOKENS, writes="messages")
@@ -112,17 +112,9 @@ def trained(names: tuple[str, ...]):
     numbers = np.asarray([list(SPECS).index(name) for name in names], np.float32)
     for step in range(2):
         items = [item for slot, name in enumerate(names) for item in items_of(name, slot, step)]
-        hyper = TrainHyper(
-            slots=np.arange(1, count + 1, dtype=np.int32),
-            learning_rate=np.float32(1e-2) + np.float32(1e-3) * numbers,
-            weight_decay=np.full(count, 0.1, np.float32),
-            clip=np.full(count, 0.5, np.float32),
-            beta1=np.full(count, 0.9, np.float32),
-            beta2=np.full(count, 0.95, np.float32),
-            epsilon=np.full(count, 1e-8, np.float32),
-            apply=np.ones(count, bool),
-            states=np.asarray([0 if name == "lora" else SPECS[name].states / 4 for name in names], np.float32),
-        )
+        rate = np.float32(1e-2) + np.float32(1e-3) * numbers
+        states = [0 if name == "lora" else SPECS[name].states / 4 for name in names]
+        hyper = hyper_of(range(1, count + 1), learning_rate=rate, states=np.asarray(states, np.float32))
         batch = train_batch(items, 1024, 16, memory=True)
         batch = replace(batch, weights=np.where(np.arange(1024) % 5 > 0, batch.weights, 0).astype(np.float32))
         bank, opt, metrics = train_step(base(), bank, opt, batch, hyper)

@@ -16,8 +16,18 @@ from pefx.adapters.sites import SITES
 from pefx.config import AdapterSpec
 from pefx.config.shapes import Method
 from pefx.optim import init_opt
-from pefx.steps import TrainHyper, base_gradient, score, train_step
-from tests.laws.world import MODEL, PAGE, Item, make_base, random_sequences, rows_of, serve_logprobs, train_batch
+from pefx.steps import base_gradient, score, train_step
+from tests.laws.world import (
+    MODEL,
+    PAGE,
+    Item,
+    hyper_of,
+    make_base,
+    random_sequences,
+    rows_of,
+    serve_logprobs,
+    train_batch,
+)
 
 STARTS = ("mica", "olora_tail", "pissa")
 TIED = ("tied",)  # TinyLoRA whose sites all share one vector
@@ -140,20 +150,9 @@ def trained(names: tuple[str, ...], room: tuple[str, ...] = NAMES):
     numbers = np.arange(count, dtype=np.float32) if count > 1 else np.asarray([NAMES.index(names[0])], np.float32)
     for step in range(STEPS):
         items = [Item(tokens, index) for index, name in enumerate(names) for tokens in texts(name, step)]
-        hyper = TrainHyper(
-            slots=np.arange(1, count + 1, dtype=np.int32),
-            learning_rate=np.float32(1e-2) + np.float32(1e-3) * numbers,
-            weight_decay=np.full(count, 0.1, np.float32),
-            clip=np.full(count, 0.5, np.float32),
-            beta1=np.full(count, 0.9, np.float32),
-            beta2=np.full(count, 0.95, np.float32),
-            epsilon=np.full(count, 1e-8, np.float32),
-            apply=np.ones(count, bool),
-            rates={
-                leaf: np.asarray([rate_of(spec_of(name), leaf) for name in names], np.float32)
-                for leaf in sorted(leaves)
-            },
-        )
+        rate = np.float32(1e-2) + np.float32(1e-3) * numbers
+        rates = {leaf: np.asarray([rate_of(spec_of(n), leaf) for n in names], np.float32) for leaf in sorted(leaves)}
+        hyper = hyper_of(range(1, count + 1), learning_rate=rate, rates=rates)
         bank, opt, metrics = train_step(base(), bank, opt, train_batch(items, SHARE * count, 2 * count), hyper)
     return jax.device_get((bank, opt, metrics.gradient_norm))
 

@@ -11,8 +11,8 @@ from pefx.adapters.methods.table import rate_of
 from pefx.adapters.shared import fresh_adapter, with_shared
 from pefx.config import AdapterSpec
 from pefx.optim import init_opt
-from pefx.steps import TrainHyper, score, train_step
-from tests.laws.world import MODEL, PAGE, Item, make_base, random_sequences, rows_of, train_batch
+from pefx.steps import score, train_step
+from tests.laws.world import MODEL, PAGE, Item, hyper_of, make_base, random_sequences, rows_of, train_batch
 
 PLACES = ("q_proj", "o_proj", "down_proj")
 SPECS = {
@@ -35,17 +35,8 @@ def trained(specs: list[AdapterSpec], base):
     batch = train_batch(items, 2 * PAGE * max(count, 2), 2 * count)
     before = rows_of(items, np.asarray(score(base, bank, batch)))
     opt, leaves = init_opt(bank, accumulate=False), {leaf for own in bank.factors.values() for leaf in own}
-    hyper = TrainHyper(
-        slots=np.arange(count, dtype=np.int32),
-        learning_rate=np.full(count, 1e-2, np.float32),
-        weight_decay=np.zeros(count, np.float32),
-        clip=np.ones(count, np.float32),
-        beta1=np.full(count, 0.9, np.float32),
-        beta2=np.full(count, 0.95, np.float32),
-        epsilon=np.full(count, 1e-8, np.float32),
-        apply=np.ones(count, bool),
-        rates={leaf: np.asarray([rate_of(spec, leaf) for spec in specs], np.float32) for leaf in sorted(leaves)},
-    )
+    rates = {leaf: np.asarray([rate_of(spec, leaf) for spec in specs], np.float32) for leaf in sorted(leaves)}
+    hyper = hyper_of(range(count), learning_rate=np.full(count, 1e-2, np.float32), rates=rates)
     for _ in range(2):
         bank, opt, metrics = train_step(base, bank, opt, batch, hyper)
     after = rows_of(items, np.asarray(score(base, bank, batch)))

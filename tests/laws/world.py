@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from pefx.config import AdapterSpec, ExpertForm, ModelConfig, Precision
 from pefx.model import Base
 from pefx.packing import Sizes, Span, pack, span_rows, tile_of, whole_pages
 from pefx.sampling import greedy
-from pefx.steps import ServePlan, ServeState, TrainBatch, serve_step
+from pefx.steps import ServePlan, ServeState, TrainBatch, TrainHyper, serve_step
 
 PAGE = 32
 CONTEXT = 256
@@ -95,6 +96,21 @@ def train_batch(sequences: Sequence[Item], tokens: int, places: int, memory: boo
         page += need
     fields = pack(spans, Sizes(0, tokens // TILE, places, CONTEXT // PAGE, PAGE, TILE, memory))
     return TrainBatch(TokenBatch(**fields), targets, (targets >= 0).astype(np.float32))
+
+
+def hyper_of(slots: Sequence[int], **changes: np.ndarray | dict[str, np.ndarray]) -> TrainHyper:
+    """Numbers of these active slots, each with a rate of its own unless `changes` say otherwise."""
+    count = len(slots)
+    numbers: dict[str, Any] = {
+        "learning_rate": np.float32(1e-2) + np.float32(1e-3) * np.arange(count, dtype=np.float32),
+        "weight_decay": np.full(count, 0.1, np.float32),
+        "clip": np.full(count, 0.5, np.float32),
+        "beta1": np.full(count, 0.9, np.float32),
+        "beta2": np.full(count, 0.95, np.float32),
+        "epsilon": np.full(count, 1e-8, np.float32),
+        "apply": np.ones(count, bool),
+    }
+    return TrainHyper(slots=np.asarray(slots, np.int32), **(numbers | changes))
 
 
 def rows_of(sequences: Sequence[Item], per_row: np.ndarray) -> list[np.ndarray]:
