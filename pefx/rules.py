@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from pefx.adapters.methods.table import MEMORY_RANKS, METHODS
-from pefx.adapters.sites import SITES
+from pefx.adapters.sites import MATRICES, SITES
 from pefx.checks import Broken, holds, not_negative, positive, texts
 from pefx.config import (
     AdapterSpec,
@@ -114,6 +114,8 @@ def serve_rules(config: ServeConfig) -> Broken:
     yield from http_rules(config.http)
     yield from target_rules(config.targets, "")
     yield from others_rules(config.others, config.targets)
+    if extra := [site for site in config.targets if site in SITES and site not in MATRICES]:
+        yield "targets", f"{extra[0]!r} is no matrix that LoRA could adapt; name who has a place there in others"
     if config.catalog == "":
         yield "catalog", "is empty; name a folder, or None to serve the base alone"
 
@@ -121,7 +123,7 @@ def serve_rules(config: ServeConfig) -> Broken:
 def others_rules(others: tuple[AdapterSpec, ...], targets: tuple[str, ...]) -> Broken:
     for index, other in enumerate(others):
         yield from adapter_rules(other, f"others.{index}.")
-        if extra := [site for site in other.targets if site in SITES and site not in targets]:
+        if extra := [site for site in other.targets if site in MATRICES and site not in targets]:
             yield f"others.{index}.targets", f"has {extra[0]!r}, which targets lacks: the bank has room there for none"
 
 

@@ -256,6 +256,8 @@ class FakeEngine:
             scores = [None, *(-float(token) / 256 for token in sequence.prompt[1:])]
             row |= {"policy": sequence.policy, "revision": sequence.revision, **choices[0]}
             row["prompt_logprobs"] = scores if request.prompt_logprobs else None
+            if request.remember is not None:
+                row["remembered"] = f"{request.remember}@1"
             if request.n > 1:
                 row["choices"] = choices
         return Answered(

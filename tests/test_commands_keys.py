@@ -22,11 +22,23 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_made_listed_and_taken_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "deep" / "keys.json"
-    words = ("--name", "ann", "--policies", "users/ann", "work/*", "--no-base", "--tokens-per-minute", "1000")
+    words = (
+        "--name",
+        "ann",
+        "--policies",
+        "users/ann",
+        "work/*",
+        "--memories",
+        "ann/*",
+        "--no-base",
+        "--tokens-per-minute",
+        "1000",
+    )
     plain, told = run(capsys, "create", str(path), *words).splitlines()
     assert "not shown again" in told
     key = Keys(path).find(plain)
     assert (key.name, key.policies, key.base, key.admin) == ("ann", ("users/ann", "work/*"), False, False)
+    assert key.memories == ("ann/*",)
     assert (key.tokens_per_minute, key.requests_per_minute) == (1000, None)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     made = json.loads(run(capsys, "create", str(path), "--name", "root", "--admin", "--json"))
@@ -34,6 +46,7 @@ def test_made_listed_and_taken_back(tmp_path: Path, capsys: pytest.CaptureFixtur
     table = run(capsys, "list", str(path))
     assert "ann" in table
     assert "administer" in table
+    assert "keeps" in table
     listed = json.loads(run(capsys, "list", str(path), "--json"))
     assert [row["name"] for row in listed] == ["ann", "root"]
     assert key.hash not in table + json.dumps(listed)
@@ -50,6 +63,7 @@ def test_made_listed_and_taken_back(tmp_path: Path, capsys: pytest.CaptureFixtur
         (("--name", "a b"), "name 'a b' is not allowed"),
         (("--name", "a", "--policies", "a b"), "policy name 'a b' is not allowed"),
         (("--name", "a", "--policies", "a*b*"), "stands at the end"),
+        (("--name", "a", "--memories", "*b*"), "--memories '*b*': '*' stands at the end"),
         (("--name", "a", "--owners", "a b"), "owner 'a b' is not allowed"),
         (("--name", "a", "--concurrent", "0"), "--concurrent 0: must be at least 1"),
         (("--name", "a", "--priority", "101"), "--priority 101"),

@@ -59,6 +59,9 @@ def test_what_names_mean() -> None:
     assert not key.names("users/ann2")
     assert not key.names("work")
     assert not key.admin
+    assert not key.keeps("users/ann")
+    keeper = Key(id="1", name="a", hash="", created="", policies=("work/*",), memories=("ann/*",))
+    assert (keeper.keeps("ann/notes"), keeper.names("ann/notes"), keeper.keeps("work/x")) == (True, True, False)
 
 
 def test_the_file_is_read_again_and_a_broken_one_is_not(

@@ -1,10 +1,6 @@
 """pefx.http.run: a server answers over HTTP what a batch answers, to the bit, and ends when it is asked to."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +11,10 @@ import pytest
 
 from pefx.config import ServeConfig
 from pefx.serving.run import serve_file
+from tests.http_process import PATIENCE, serving
 from tests.serving_small import RANKS, commit, make_config
 
 TO_THE_BIT = True
-ROOT = Path(__file__).parent.parent
-PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +24,10 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
 
 @pytest.fixture(scope="module")
 def address(config: ServeConfig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server in a process of its own; it must end well."""
-    path = tmp_path_factory.mktemp("config") / "config.py"
-    path.write_text(f"from pefx.config import *\nconfig = {config!r}\n")
-    more = ["--http.no-warm", "--http.poll", "0.2", "--http.check-every", "2"]
-    command = [sys.executable, str(ROOT / "serve.py"), str(path), "--http", "127.0.0.1:0", *more]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
-        try:
-            yield process.stdout.readline().split()[0]
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(PATIENCE) == 0
-        finally:
-            process.kill()
+    """Of a server that looks at the catalog often, and checks what it answers."""
+    more = ("--http.poll", "0.2", "--http.check-every", "2")
+    with serving(config, tmp_path_factory.mktemp("config"), *more) as found:
+        yield found
 
 
 def requests() -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from pefx.store.catalog import Catalog
 from pefx.training.heldout import device_batch
 from pefx.training.planner import Layout, lay_out
 from pefx.training.remembering import remembered
+from tests.http_process import serving
 from tests.serving_small import make_config
 
 TO_THE_BIT = True
@@ -126,6 +128,34 @@ def test_a_state_that_was_kept_and_loaded_is_the_chain_of_training(config, tmp_p
         batch = device_batch(lay_out([[[lesson]]], Layout(1, 128, 64, 32, memory=True)))
         found = np.asarray(score(base, bank, batch))[64 + count - 1 : 64 + len(tokens) - 1]
         assert found.tolist() == np.asarray(row["logprobs"], np.float32).tolist(), name
+
+
+def test_a_server_keeps_what_a_batch_keeps_and_begins_with_it_at_once(config, tmp_path):
+    def body(model: str, prompt: list[int], **more: Any) -> dict[str, Any]:
+        common = {"max_tokens": 3, "temperature": 0, "ignore_eos": True, "logprobs": 0, "return_token_ids": True}
+        return {"model": model, "prompt": prompt, **common, **more}
+
+    with serving(config, tmp_path, "--http.poll", "600") as address, httpx.Client(base_url=address, timeout=120) as ask:
+        first = ask.post("/v1/completions", json=body("messages", HISTORY, remember="zoe/notes", max_tokens=1)).json()
+        assert first["remembered"] == "zoe/notes@1"
+        assert "remembered" not in ask.post("/v1/completions", json=body("zoe/notes", QUERY)).json()
+        more = body("zoe/notes", QUERY, remember="zoe/notes", max_tokens=1, stream=True)
+        events = [line for line in ask.post("/v1/completions", json=more).text.splitlines() if line]
+        assert json.loads(events[-2].removeprefix("data: "))["remembered"] == "zoe/notes@2"
+        answered = ask.post("/v1/completions", json=body("zoe/notes", QUERY, writes="none")).json()
+        wrong = ask.post("/v1/completions", json=body("alice", QUERY, remember="zoe/notes"))
+        taken = ask.post("/v1/completions", json=body("messages", QUERY, remember="alice"))
+    assert answered["model"] == "zoe/notes@2"
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "remember")
+    assert (taken.status_code, taken.json()["error"]["code"]) == (422, "wrong_spec")
+    served(config, tmp_path / "one", keeps("messages", remember="yan/notes"))
+    served(config, tmp_path / "two", keeps("yan/notes", prompt=QUERY, remember="yan/notes"))
+    catalog = Catalog.open(str(config.catalog), read_only=True)
+    by_http, by_batch = (catalog.load(catalog.get(f"{who}/notes"))["memory"]["state"] for who in ("zoe", "yan"))
+    assert by_http.tobytes() == by_batch.tobytes()
+    row = served(config, tmp_path / "three", asks("yan/notes"))["yan/notes"]
+    choice = answered["choices"][0]
+    assert (choice["token_ids"], choice["logprobs"]["token_logprobs"]) == (row["tokens"], row["logprobs"])
 
 
 def test_what_does_not_fit_is_told_to_the_request_alone(config, tmp_path):

@@ -28,6 +28,7 @@ TRAIN = TrainConfig("n", "o", base="b", users=USERS)
 MODEL = ModelConfig()
 PRETRAIN = TrainConfig("n", "o", pretrain=PretrainConfig(MODEL, "t", "a", "h", "e"))
 SERVE = ServeConfig("n", "b")
+REMEMBERS = replace(SERVE, others=(AdapterSpec("delta_mem", 8, targets=("memory",)),))
 SWEEP = SweepConfig(
     "n",
     TrainConfig("n", "o", base="b", users=(UserConfig("ann", "a.jsonl", "h.jsonl"),)),
@@ -38,7 +39,7 @@ SWEEP = SweepConfig(
 )
 
 
-@pytest.mark.parametrize("config", [TRAIN, PRETRAIN, SERVE, SWEEP], ids=["train", "pretrain", "serve", "sweep"])
+@pytest.mark.parametrize("config", [TRAIN, PRETRAIN, SERVE, REMEMBERS, SWEEP])
 def test_a_sound_config_breaks_nothing(config):
     assert list(broken_rules(config)) == []
 
@@ -163,6 +164,8 @@ def test_a_pretraining_rule(changes, field):
         ({"page_size": 0}, "page_size"),
         ({"max_rank": 0}, "max_rank"),
         ({"targets": ("q_proj", "nose")}, "targets"),
+        ({"targets": ("q_proj", "memory")}, "targets"),
+        ({"targets": ("q_proj",), "others": (AdapterSpec("vera", targets=("v_proj",)),)}, "others.0.targets"),
     ],
 )
 def test_a_serving_rule(changes, field):

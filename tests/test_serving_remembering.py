@@ -1,6 +1,7 @@
 """pefx.serving.remembering: states that sequences begin with, those that cannot be had, and what is kept of them."""
 
 from dataclasses import replace
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -115,11 +116,50 @@ def test_what_is_kept_is_told_and_what_cannot_be_is_the_answers_error():
 
     remembering, _ = made(keep)
 
-    def kept(policy: str | None, row: dict[str, Any]) -> dict[str, Any]:
-        job = Job(1, Request("a", "x", policy="amy", remember=policy), [sequence()], 0.0, "slot")
-        return remembering.kept(job, Answered(1, row, 1, 1, 0, 0.0, 0.0, "slot")).row
+    def kept(policy: str, row: dict[str, Any]) -> dict[str, Any]:
+        assert remembering.keeps(*over(policy, row))
+        assert remembering.busy
+        remembering.wait(10.0)
+        (answered,) = remembering.kept()
+        assert not remembering.busy
+        return answered.row
 
-    assert kept("amy", {"text": "y"}) == {"text": "y", "remembered": "amy@4"}
-    assert kept(None, {"text": "y"}) == {"text": "y"}
-    assert kept("amy", {"error": 1}) == {"error": 1}
-    assert kept("taken", {"text": "y"})["error"]["type"] == "wrong_spec"
+    assert kept("amy", {"id": "a"}) == {"id": "a", "remembered": "amy@4"}
+    assert kept("taken", {"id": "a"})["error"]["type"] == "wrong_spec"
+    assert not remembering.keeps(*over(None, {"id": "a"}))
+    assert not remembering.keeps(*over("amy", {"error": 1}))
+    assert remembering.kept() == []
+
+
+def over(policy: str | None, row: dict[str, Any]) -> tuple[Job, Answered]:
+    job = Job(1, Request("a", "x", policy="amy", remember=policy), [sequence()], 0.0, "slot")
+    return job, Answered(1, row, 1, 1, 0, 0.0, 0.0, "slot")
+
+
+def test_others_do_not_wait_for_what_is_being_kept_and_of_one_policy_all_is_kept_in_order():
+    free, order = Event(), []
+
+    def keep(kept: Kept) -> str:
+        free.wait(10.0)
+        order.append(kept.policy)
+        return f"{kept.policy}@{len(order)}"
+
+    remembering, _ = made(keep)
+    for _ in range(5):
+        remembering.keeps(*over("amy", {"id": "a"}))
+    remembering.wait(0.01)
+    assert remembering.kept() == []
+    free.set()
+    remembering.close()
+    assert [answered.row["remembered"] for answered in remembering.kept()] == [f"amy@{n}" for n in range(1, 6)]
+
+
+def test_trouble_with_the_catalog_while_it_keeps_ends_everything():
+    def keep(kept: Kept) -> str:
+        raise PefxError("the disk is gone", "storage")
+
+    remembering, _ = made(keep)
+    remembering.keeps(*over("amy", {"id": "a"}))
+    remembering.wait(10.0)
+    with pytest.raises(PefxError, match="the disk is gone"):
+        remembering.kept()

@@ -32,6 +32,8 @@ class Create:
     """Policies it may see: names, or beginnings of names that end in `*`."""
     owners: tuple[str, ...] = ()
     """Whose policies it may see."""
+    memories: tuple[str, ...] = ()
+    """Policies as which its requests may keep memories, and which it sees: names, or beginnings that end in `*`."""
     base: bool = True
     """Whether it may ask the bare base."""
     admin: Switch = False
@@ -59,6 +61,7 @@ class Create:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 policies=self.policies,
                 owners=self.owners,
+                memories=self.memories,
                 base=self.base,
                 admin=self.admin,
                 priority=self.priority,
@@ -75,11 +78,13 @@ class Create:
         check_label("name", self.name)
         for owner in self.owners:
             check_label("owner", owner)
-        for pattern in self.policies:
+        for option, pattern in [("policies", one) for one in self.policies] + [
+            ("memories", one) for one in self.memories
+        ]:
             if not pattern.endswith("*"):
                 check_name(pattern)
             elif not pattern.isascii() or "*" in pattern[:-1]:
-                raise PefxError(f"--policies {pattern!r}: '*' stands at the end of a beginning of names only")
+                raise PefxError(f"--{option} {pattern!r}: '*' stands at the end of a beginning of names only")
         if not -100 <= self.priority <= 100:
             raise PefxError(f"--priority {self.priority} is none of -100 to 100")
         for name in ("requests_per_minute", "tokens_per_minute", "concurrent"):
@@ -104,7 +109,13 @@ class List:
             return 0
         table = Table("id", "name", "sees", "may", "limits", "created", title=f"keys in {self.path}")
         for key in keys:
-            sees = [*key.policies, *(f"owner {owner}" for owner in key.owners), *(["the base"] if key.base else [])]
+            memories = [f"keeps {pattern}" for pattern in key.memories]
+            sees = [
+                *key.policies,
+                *memories,
+                *(f"owner {owner}" for owner in key.owners),
+                *(["the base"] if key.base else []),
+            ]
             limits = {
                 "requests/min": key.requests_per_minute,
                 "tokens/min": key.tokens_per_minute,

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from pefx.errors import PefxError
+from pefx.serving.memory import Writes
 from pefx.serving.requests import MAX_BIAS, MAX_CHOICES, MAX_PRIORITY, MAX_SEED, MAX_TEMPERATURE, MAX_TOP
 
 Body = TypeVar("Body", bound=Struct)
@@ -38,6 +39,7 @@ TokenKey = Annotated[str, Meta(pattern="^[0-9]{1,10}$")]
 ModelName = Annotated[
     str, Meta(min_length=1, max_length=256, description="the base's name, policy, policy@3, policy@alias")
 ]
+PolicyName = Annotated[str, Meta(min_length=1, max_length=256)]
 Prompt = Annotated[
     str | list[str | int | list[int]],
     Meta(
@@ -99,6 +101,8 @@ class Generating(Struct, kw_only=True, forbid_unknown_fields=True):
     priority: Annotated[int, Meta(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] | None = None
     timeout: Annotated[float, Meta(gt=0, le=MAX_TIMEOUT, description="seconds")] | None = None
     return_token_ids: bool | None = None
+    writes: Annotated[Writes, Meta(description="what an adapter with a memory writes to it")] | None = None
+    remember: Annotated[PolicyName, Meta(description="the policy as which its memory is kept")] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Taken, and without any effect:

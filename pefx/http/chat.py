@@ -3,7 +3,7 @@
 import asyncio
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from pefx.errors import PefxError
 from pefx.http.bodies import ChatBody
@@ -51,7 +51,8 @@ class ChatForm:
         choices = [
             self._choice(index, choice) for index, choice in enumerate(answered.row.get("choices") or [answered.row])
         ]
-        return ChatCompletion(**self.job.heading, choices=choices, usage=usage)
+        remembered = answered.row.get("remembered", UNSET)
+        return ChatCompletion(**self.job.heading, choices=choices, usage=usage, remembered=remembered)
 
     def _choice(self, index: int, choice: dict[str, Any]) -> ChatChoice:
         tokens, ids, logprobs = choice["tokens"], self.body.return_token_ids, None
@@ -86,9 +87,9 @@ class ChatForm:
         )
         return self._event(choice)
 
-    def closing(self, usage: Usage) -> ChatChunk:
-        """The last event, with the counts."""
-        return ChatChunk(**self.job.heading, choices=[], usage=usage)
+    def closing(self, usage: Usage | UnsetType, remembered: str | UnsetType) -> ChatChunk:
+        """The last event, with the counts, and what its memory was kept as."""
+        return ChatChunk(**self.job.heading, choices=[], usage=usage, remembered=remembered)
 
     def _event(self, choice: ChunkChoice) -> ChatChunk:
         return ChatChunk(**self.job.heading, choices=[choice])

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from typing import Any
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from pefx.errors import PefxError
 from pefx.http.bodies import CompletionBody
@@ -49,7 +49,8 @@ class CompletionForm:
             for prompt, answered in enumerate(answers)
             for index, choice in enumerate(answered.row.get("choices") or [answered.row])
         ]
-        return Completion(**self.job.heading, choices=choices, usage=usage)
+        remembered = answers[0].row.get("remembered", UNSET)
+        return Completion(**self.job.heading, choices=choices, usage=usage, remembered=remembered)
 
     def _choice(self, prompt: int, index: int, row: dict[str, Any], choice: dict[str, Any]) -> CompletionChoice:
         tokens, own = choice["tokens"], self.job.prompts[prompt]
@@ -104,9 +105,9 @@ class CompletionForm:
         )
         return self._event(choice)
 
-    def closing(self, usage: Usage) -> Completion:
-        """The last event, with the counts."""
-        return Completion(**self.job.heading, choices=[], usage=usage)
+    def closing(self, usage: Usage | UnsetType, remembered: str | UnsetType) -> Completion:
+        """The last event, with the counts, and what its memory was kept as."""
+        return Completion(**self.job.heading, choices=[], usage=usage, remembered=remembered)
 
     def _event(self, choice: CompletionChoice) -> Completion:
         return Completion(**self.job.heading, choices=[choice])

@@ -35,6 +35,7 @@ STATUS = {
     "wrong_base": 422,
     "wrong_form": 422,
     "wrong_rank": 422,
+    "wrong_spec": 422,
     "wrong_target": 422,
     "busy": 429,
     "rate_limited": 429,

@@ -47,8 +47,9 @@ async def _answer(asked: Asked, job: Job, form: Form) -> Response:
             # What fails before the first token still has a status of its own.
             first = await unless_gone(receive, call.next())
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return Stream(service, call, first, form, exchange, usage)
+            return Stream(service, call, first, form, exchange, asked.api.remembered.follow, usage)
         answers = await unless_gone(receive, call.answers())
+        await asked.api.remembered.follow(answers)
     except BaseException:
         service.cancel(call)
         raise

@@ -12,6 +12,7 @@ from pefx.config import HttpConfig
 from pefx.errors import PefxError
 from pefx.http.bodies import MAX_PROMPTS, Generating, JsonObject, JsonSchema
 from pefx.http.keys import Key
+from pefx.http.remembering import check_keeps
 from pefx.http.resolving import Resolver
 from pefx.http.served import Served, Speller
 from pefx.http.service import Work
@@ -23,6 +24,7 @@ LONG = 4096  # characters of a prompt from which on it becomes tokens in a threa
 PASSED = (
     *("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("logit_bias", "seed", "n", "stop_token_ids", "ignore_eos", "priority"),
+    *("writes", "remember"),
 )
 
 
@@ -67,6 +69,7 @@ class Jobs:
         if (body.priority or 0) > key.priority:
             message = f"field 'priority': this key may claim up to {key.priority}, got {body.priority}"
             raise PefxError(message, "invalid_request")
+        check_keeps(body, prompts, key)
         row = fields(body) | more
         if revision is not None:
             row |= {"policy": revision.policy, "revision": revision.number}

@@ -29,8 +29,9 @@ Limit = Annotated[int, Meta(ge=1)]
 class Key(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`policies` are names, or beginnings of names that end in `*`; policies of `owners` are seen too.
 
-    `base`: may ask the bare base. `admin`: may change what is served. `priority` is the most that a request may claim.
-    Limits are None where there are none.
+    `memories`, patterns like these, are the policies as which its requests may keep memories; it sees them too. `base`:
+    may ask the bare base. `admin`: may change what is served. `priority` is the most that a request may claim. Limits
+    are None where there are none.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     created: str
     policies: tuple[str, ...] = ()
     owners: tuple[str, ...] = ()
+    memories: tuple[str, ...] = ()
     base: bool = True
     admin: bool = False
     priority: int = 0
@@ -48,9 +50,20 @@ class Key(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def names(self, policy: str) -> bool:
         """Whether `policy` is among its names; it may be seen through its owner all the same."""
-        return any(
-            policy.startswith(pattern[:-1]) if pattern.endswith("*") else policy == pattern for pattern in self.policies
-        )
+        return _among(self.patterns, policy)
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """Of the names that it sees."""
+        return tuple(dict.fromkeys(self.policies + self.memories))
+
+    def keeps(self, policy: str) -> bool:
+        """Whether its requests may keep memories as revisions of `policy`."""
+        return _among(self.memories, policy)
+
+
+def _among(patterns: tuple[str, ...], policy: str) -> bool:
+    return any(policy.startswith(one[:-1]) if one.endswith("*") else policy == one for one in patterns)
 
 
 class KeyFile(Struct, forbid_unknown_fields=True):
@@ -58,7 +71,7 @@ class KeyFile(Struct, forbid_unknown_fields=True):
 
 
 # Where there is no key file: whoever reaches the server, on its own machine.
-EVERYONE = Key(id="-", name="-", hash="", created="", policies=("*",), admin=True, priority=100)
+EVERYONE = Key(id="-", name="-", hash="", created="", policies=("*",), memories=("*",), admin=True, priority=100)
 
 
 def hashed(plain: str) -> str:

@@ -76,7 +76,7 @@ def page_of(query: Mapping[str, str]) -> tuple[str, str, int]:
 def visible(catalog: Catalog, key: Key, prefix: str, behind: str | None, limit: int) -> list[Policy]:
     """The first policies by name, behind `behind`, that begin with `prefix` and that `key` may see."""
     sources = []
-    for pattern in key.policies:
+    for pattern in key.patterns:
         start = pattern.removesuffix("*")
         if pattern.endswith("*") and (start.startswith(prefix) or prefix.startswith(start)):
             sources.append(catalog.search(max(start, prefix, key=len), behind=behind, limit=limit))

@@ -52,7 +52,9 @@ class CompletionChoice(Struct, kw_only=True):
 
 
 class Completion(Struct, kw_only=True):
-    """`model` is the base's name or `policy@number`; `system_fingerprint` names the base's weights."""
+    """`model` is the base's name or `policy@number`; `system_fingerprint` names the base's weights. `remembered` is the
+    revision that its memory was kept as; a stream tells it in its last event.
+    """
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -61,6 +63,7 @@ class Completion(Struct, kw_only=True):
     system_fingerprint: str
     choices: list[CompletionChoice]
     usage: Usage | UnsetType = UNSET
+    remembered: str | UnsetType = UNSET
 
 
 class TopLogprob(Struct):
@@ -107,6 +110,7 @@ class ChatCompletion(Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    remembered: str | UnsetType = UNSET
 
 
 class Delta(Struct, kw_only=True):
@@ -133,6 +137,7 @@ class ChatChunk(Struct, kw_only=True):
     system_fingerprint: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType = UNSET
+    remembered: str | UnsetType = UNSET
 
 
 class Model(Struct, kw_only=True):

@@ -1,10 +1,11 @@
 """A call's pieces as server-sent events, and the end of a call whose client has gone."""
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -16,6 +17,7 @@ from pefx.http.service import Call, Event, Service
 from pefx.serving.jobs import Answered, Piece
 
 Result = TypeVar("Result")
+Follow = Callable[[Sequence[Answered]], Awaitable[None]]
 DONE = b"data: [DONE]\n\n"
 
 
@@ -29,7 +31,7 @@ class Form(Protocol):
 
     def event(self, prompt: int, piece: Piece) -> Any: ...
 
-    def closing(self, usage: Usage) -> Any: ...
+    def closing(self, usage: Usage | UnsetType, remembered: str | UnsetType) -> Any: ...
 
 
 def usage_of(answers: list[Answered]) -> Usage:
@@ -65,16 +67,26 @@ def sse(value: Any) -> bytes:
 
 
 class Stream(Response):
-    """The rest of `call` after its `first` event. The call is cancelled when the client goes, or does not read."""
+    """The rest of `call` after its `first` event. The call is cancelled when the client goes, or does not read.
+
+    `follow` is awaited with the answers before the end tells what was kept of them.
+    """
 
     def __init__(
-        self, service: Service, call: Call, first: Event | None, form: Form, exchange: Exchange, include_usage: bool
+        self,
+        service: Service,
+        call: Call,
+        first: Event | None,
+        form: Form,
+        exchange: Exchange,
+        follow: Follow,
+        include_usage: bool,
     ):
         super().__init__(media_type="text/event-stream")
         del self.headers["content-length"]
         self.headers["x-accel-buffering"] = "no"
         self._service, self._call, self._first = service, call, first
-        self._form, self._exchange, self._include_usage = form, exchange, include_usage
+        self._form, self._exchange, self._follow, self._include_usage = form, exchange, follow, include_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.ensure_future(self._send_all(send))
@@ -100,12 +112,19 @@ class Stream(Response):
             while event is not None:
                 await self._show(send, event)
                 event = await self._call.next()
-            if self._include_usage:
-                await self._part(send, sse(self._form.closing(usage_of(self._exchange.answers))))
+            await self._close(send, self._exchange.answers)
         except PefxError as error:  # too late for a status
             self._exchange.error = error.kind
             await self._part(send, sse(told(error)))
         await send({"type": "http.response.body", "body": DONE})
+
+    async def _close(self, send: Send, answers: Sequence[Answered]) -> None:
+        """The last event, where there is something to tell."""
+        await self._follow(answers)
+        usage = usage_of(list(answers)) if self._include_usage else UNSET
+        remembered = next((row["remembered"] for row in (own.row for own in answers) if "remembered" in row), UNSET)
+        if (usage, remembered) != (UNSET, UNSET):
+            await self._part(send, sse(self._form.closing(usage, remembered)))
 
     async def _show(self, send: Send, event: Event) -> None:
         if isinstance(event, Answered):

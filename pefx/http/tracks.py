@@ -79,6 +79,14 @@ class Tracks:
                 self._withdraw(track.exposed)
                 track.revision, track.exposed, track.asked = revision, [], False
 
+    def advance(self, revision: Revision) -> None:
+        """As `switch`, to what has become the policy's latest; unless a later one was first."""
+        with self._lock:
+            track = self._tracks.get(revision.policy)
+            if track is not None and (track.latest is None or track.latest < revision.number):
+                self.switch(revision)
+                track.latest = revision.number
+
     def expose(self, revision: Revision) -> None:
         """As `Readiness.expose`; older revisions than the one before are withdrawn."""
         with self._lock:

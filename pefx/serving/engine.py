@@ -138,7 +138,7 @@ class Engine:
         self._checks = SelfCheck(scheduler, way.check_every)
         self._jobs: dict[int, Job] = {}
         self._deadlines: list[tuple[float, int]] = []
-        self._stalled = False  # the last step did nothing, because weights are on their way
+        self._stalled = False  # the last step did nothing, because weights are on their way or memories are being kept
         self._done = EngineState(seats=scheduler.seats, pages=sum(shard.pages.total for shard in scheduler.shards))
 
     @property
@@ -148,7 +148,7 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return self._scheduler.idle
+        return self._scheduler.idle and not self._remembering.busy
 
     def submit(
         self,
@@ -251,10 +251,10 @@ class Engine:
         if plan is not None:
             over += self._scheduler.commit(plan, *self._device.run(plan))
             self._count(plan)
-        if self.idle:
+        if self._scheduler.idle:
             self._scheduler.check_empty()
         self._stalled = not self.idle and plan is None and not over
-        answered = self._answered(plan, over)
+        answered = self._answered(plan, over) + self._remembering.kept()
         self._done.host_seconds += perf_counter() - begun - (self._device.seconds - before)
         return answered
 
@@ -263,9 +263,10 @@ class Engine:
         self._device.warm()
 
     def wait(self, seconds: float) -> None:
-        """Where nothing can be done but wait for weights: until some have arrived, or so long. Else not at all."""
+        """Where nothing can be done but wait, for weights or for a memory to be kept: until some have arrived, or one
+        is; or so long. Else not at all."""
         if self._stalled:
-            self._loading.wait(seconds)
+            (self._remembering if self._scheduler.idle else self._loading).wait(seconds)
 
     def state(self) -> EngineState:
         """The numbers of now."""
@@ -294,6 +295,7 @@ class Engine:
 
     def close(self) -> None:
         """End what goes on in the background. Nothing can be served afterwards."""
+        self._remembering.close()
         self._source.close()
 
     def _expire(self) -> list[Sequence]:
@@ -370,14 +372,15 @@ class Engine:
                 job.left = 0
             if not job.left:
                 del self._jobs[job.handle]
-                answered.append(self._finished(job, now))
+                answered += self._finished(job, now)
         return answered
 
-    def _finished(self, job: Job, now: float) -> Answered:
-        answered = self._remembering.kept(job, job.answered(now))
+    def _finished(self, job: Job, now: float) -> list[Answered]:
+        """Its answer; none yet, where what its memory holds is to be kept first."""
+        answered = job.answered(now)
         self._done.prompt_tokens += answered.prompt_tokens
         self._done.tokens += answered.tokens
         self._done.cached_tokens += answered.cached_tokens
         if "error" not in answered.row:
             self._checks.consider(job.choices[0])
-        return answered
+        return [] if self._remembering.keeps(job, answered) else [answered]

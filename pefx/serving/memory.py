@@ -16,6 +16,7 @@ from pefx.errors import PefxError
 from pefx.packing import COMMIT, FRESH, GATHER
 from pefx.serving.requests import Request, RequestError
 from pefx.store.catalog import Catalog
+from pefx.store.lifecycle import persist
 
 Writes = Literal["prompt", "all", "none"]
 Keep = Callable[["Kept"], str]  # gives the name of the revision
@@ -97,17 +98,20 @@ def keeper(catalog: Catalog, base: str) -> Keep:
             )
         digest = hashlib.sha256(np.asarray(kept.tokens, np.int32).tobytes()).hexdigest()
         parent = kept.revision if kept.before is None else kept.before
-        return catalog.commit(
-            kept.policy,
-            adapter={"memory": {"state": kept.state}},
-            spec=kept.spec,
-            base=base,
-            step=0,
-            seeds={},
-            config={},
-            data_fingerprint=f"sha256:{digest}",
-            metrics={},
-            parent=parent.key,
-        ).key
+        committed = persist(
+            lambda: catalog.commit(
+                kept.policy,
+                adapter={"memory": {"state": kept.state}},
+                spec=kept.spec,
+                base=base,
+                step=0,
+                seeds={},
+                config={},
+                data_fingerprint=f"sha256:{digest}",
+                metrics={},
+                parent=parent.key,
+            )
+        )
+        return committed.key
 
     return keep

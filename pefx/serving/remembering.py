@@ -1,6 +1,9 @@
 """States of an engine's sequences: what they begin with, and what is kept when they are over. Plain Python."""
 
+import zlib
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as first_of
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +19,8 @@ from pefx.serving.requests import Request, RequestError
 from pefx.serving.scheduler import Scheduler
 from pefx.serving.sequence import Adapter, Sequence
 
+WRITERS = 4  # policies whose memories are committed at once
+
 
 @runtime_checkable
 class States(Protocol):
@@ -27,7 +32,8 @@ class States(Protocol):
 
 
 class Remembering:
-    """`keep` commits what memories hold (None: nothing can be kept); kinds of trouble that end everything are
+    """`keep` commits what memories hold (None: nothing can be kept), in threads beside the caller's, so that no other
+    answer waits for it; of one policy in the order of its answers. Kinds of trouble that end everything are
     `unavailable`.
     """
 
@@ -41,6 +47,13 @@ class Remembering:
     ):
         self._device, self._scheduler, self._policies = device, scheduler, policies
         self._keep, self._unavailable = keep, unavailable
+        self._writers = [ThreadPoolExecutor(1, "pefx-keep") for _ in range(0 if keep is None else WRITERS)]
+        self._keeping: dict[Future[str], Answered] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Whether answers wait for what their memories hold to be kept."""
+        return bool(self._keeping)
 
     def served_by(self, request: Request, revision: Adapter | None) -> tuple[Any, Any]:
         """The revision whose weights serve what was asked for, and the state that it begins with (None: there is none).
@@ -74,17 +87,35 @@ class Remembering:
             self._device.begin(sequence.shard, sequence.pages[0], held["memory"]["state"])
         return over
 
-    def kept(self, job: Job, answered: Answered) -> Answered:
-        """The answer, after what its memory holds was kept where that was asked for; what went wrong, if it did."""
+    def keeps(self, job: Job, answered: Answered) -> bool:
+        """Begin to keep what a memory holds, where that was asked for: then `kept` has the answer, later."""
         sequence, policy = job.choices[0], job.request.remember
         if policy is None or self._keep is None or sequence.memory is None or "error" in answered.row:
-            return answered
+            return False
         memory, tokens = sequence.memory, sequence.tokens(0, sequence.known)
         state = self._device.recall(memory.place, memory.spec)
+        kept = Kept(policy, state, sequence.revision, memory.state, tokens)
+        writer = self._writers[zlib.crc32(policy.encode()) % len(self._writers)]
+        self._keeping[writer.submit(self._keep, kept)] = answered
+        return True
+
+    def kept(self) -> list[Answered]:
+        """The answers whose memories are kept by now; or that say what went wrong."""
+        return [self._told(done, self._keeping.pop(done)) for done in list(self._keeping) if done.done()]
+
+    def _told(self, done: Future[str], answered: Answered) -> Answered:
         try:
-            key = self._keep(Kept(policy, state, sequence.revision, memory.state, tokens))
+            return replace(answered, row=answered.row | {"remembered": done.result()})
         except PefxError as error:
             if error.kind in self._unavailable:
                 raise
-            return replace(answered, row=refusal(job.request.id, error))
-        return replace(answered, row=answered.row | {"remembered": key})
+            return replace(answered, row=refusal(answered.row["id"], error))
+
+    def wait(self, seconds: float) -> None:
+        """Until one more is kept, or so long."""
+        first_of(self._keeping, seconds, FIRST_COMPLETED)
+
+    def close(self) -> None:
+        """What has begun is kept first."""
+        for writer in self._writers:
+            writer.shutdown()
