@@ -37,6 +37,12 @@ MODEL = ModelConfig(
 )  # fmt: skip
 ADAPTER = AdapterSpec(rank=4, targets=("q_proj", "experts.up_proj"))
 USERS = ("ann", "bob", "cat", "dan")
+METHODS = (
+    AdapterSpec("dora", 4, 16.0, ("q_proj",)),
+    AdapterSpec("vera", 4, 16.0, ("q_proj", "v_proj")),
+    AdapterSpec("tiny_lora", 4, 16.0, ("q_proj", "v_proj"), tied=True),
+    AdapterSpec("delta_mem", 8, 16.0, ("memory",)),
+)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +211,27 @@ def test_two_processes_answer_what_one_does(world: World) -> None:
         assert world.run(world.serving("one"), out, processes) == [0] * processes, world.told(0) + world.told(1)
     assert (world.path / "one.out").read_bytes() == (world.path / "two.out").read_bytes()
     assert "answers" not in world.told(1)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_serve_any_method_to_the_bits_of_one(world: World) -> None:
+    """One process has all that adapters share on a base, and every state; of two, each has its part."""
+    users = tuple(
+        UserConfig(name, str(world.path / f"{name}.jsonl"), adapter=spec)
+        for name, spec in zip(USERS, METHODS, strict=True)
+    )
+    answers = []
+    for processes in (1, 2):
+        output = f"methods{processes}"
+        assert world.run(world.training(output, users=users, steps=8), processes=processes) == [0] * processes, (
+            world.told(0) + world.told(1)
+        )
+        served = replace(world.serving(output), targets=("q_proj", "v_proj"), others=METHODS)
+        assert world.run(served, f"{output}.out", processes) == [0] * processes, world.told(0) + world.told(1)
+        answers.append((world.path / f"{output}.out").read_bytes())
+    assert world.hashes("methods1") == world.hashes("methods2")
+    assert answers[0] == answers[1]
+    assert b"error" not in answers[0]
 
 
 ASKING = """
