@@ -7,6 +7,8 @@ from benchmarks.tpu.case import Case
 
 # Compiled in about a minute for five chips; gradients hold the forward pass. The slowest ones for one chip only.
 HANDFUL = {
+    "delta_rule/four states prefill 2048 gradient",
+    "delta_rule/one state decode 64 prefill 2048",
     "expert_lora/qwen3-30b-a3b down_proj per_expert rank 16 64 slots decode 64",
     "grouped_matmul/qwen3-30b-a3b down_proj prefill 4096 gradient",
     "lora_matmul/qwen3-30b-a3b k_proj rank 16 64 slots gradient",

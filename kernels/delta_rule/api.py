@@ -5,14 +5,15 @@ Per head a matrix `S [R, R]`. A token reads `S q` before it writes; what it writ
 tokens are gathered until one commits; a message may be one token.
 
 The state goes from token to token by sums in one order and products of single numbers: the bits of a token do not
-depend on how tokens are cut into steps, nor on what else is in one. There is only a portable form.
+depend on how tokens are cut into steps, nor on what else is in one.
 """
 
 from typing import NamedTuple
 
 from jaxtyping import Array, Bool, Float
 
-from kernels.delta_rule import xla
+from kernels.delta_rule import pallas_tpu, xla
+from kernels.implementation import use_pallas
 from kernels.rows import Rows
 
 EXTRA = 4  # rows of a head's state beside S: sums of keys, values and gates of a message, and its tokens so far
@@ -46,7 +47,8 @@ def delta_rule(tokens: Tokens, starts: Float[Array, "G H S R"], follows: Bool[Ar
     `starts` (`S = R + 4`), or `follows` the tile before. Float32. Differentiable in `projected` and `starts`; of a
     tile, the backward pass keeps the state that it began with, and computes the others again.
     """
-    return Found(*xla.scan(tokens.projected, (tokens.gather, tokens.commit, tokens.kept), starts, follows, rows))
+    form = pallas_tpu if use_pallas("delta_rule", pallas_tpu.unsupported(tokens.projected, rows)) else xla
+    return Found(*form.scan(tokens.projected, (tokens.gather, tokens.commit, tokens.kept), starts, follows, rows))
 
 
 def close(held: Float[Array, "L H S R"]) -> Float[Array, "L H R R"]:

@@ -47,7 +47,7 @@ def _token(held: Float[Array, "H S R"], projected: Float[Array, "H 4 R"], gather
     state, sums, count = held[:, :width], held[:, width : width + 3], held[:, width + 3, :1]
     read = _times(state, _unit(projected[:, 0]))
     sums = jnp.where(gather, sums + projected[:, 1:], sums)
-    count = jnp.where(gather, count + 1, count)
+    count = jax.lax.stop_gradient(jnp.where(gather, count + 1, count))
     # A reciprocal that XLA cannot join with the product: see `pefx.optim`.
     mean = sums * jax.lax.optimization_barrier(1.0 / jnp.maximum(count, 1.0))[:, None]
     writes = commit & (count[0, 0] > 0)
@@ -56,7 +56,7 @@ def _token(held: Float[Array, "H S R"], projected: Float[Array, "H 4 R"], gather
     state = jnp.where(writes, new, state)
     sums, count = jnp.where(writes, 0.0, sums), jnp.where(writes, 0.0, count)
     rest = jnp.pad(count[:, None], ((0, 0), (0, 0), (0, width - 1)))
-    gates = jnp.where(writes, _sum(beta.ravel()) * (1.0 / beta.size), 0.0)
+    gates = jnp.where(writes, added(beta.ravel()) * (1.0 / beta.size), 0.0)
     return jnp.concatenate([state, sums, rest], axis=1), read, gates
 
 
@@ -69,16 +69,16 @@ def close(held):
 
 def _times(state: Float[Array, "H R R"], x: Float[Array, "H R"]) -> Float[Array, "H R"]:
     """`S x`, its terms added in order."""
-    return _sum(jnp.moveaxis(state * x[:, None], -1, 0))
+    return added(jnp.moveaxis(state * x[:, None], -1, 0))
 
 
 def _unit(x: Float[Array, "H R"]) -> Float[Array, "H R"]:
     turned = jnp.tanh(x)
-    squares = _sum(jnp.moveaxis(turned * turned, -1, 0))
+    squares = added(jnp.moveaxis(turned * turned, -1, 0))
     return turned * jax.lax.rsqrt(jnp.maximum(squares, EPSILON))[:, None]
 
 
-def _sum(x):
+def added(x):
     """The sum over the first axis, one after another: zeros behind change no bit."""
     total = x[0]
     for i in range(1, x.shape[0]):

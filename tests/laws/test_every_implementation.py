@@ -13,9 +13,13 @@ from flax import nnx
 
 from kernels.expert_lora import api as expert_lora
 from pefx.adapters.bank import Bank, bank_spec, empty_bank, load_adapter
+from pefx.adapters.shared import fresh_adapter
+from pefx.config import AdapterSpec
 from pefx.model import Base
 from pefx.optim import init_opt
-from pefx.steps import TrainHyper, train_step
+from pefx.packing import FRESH
+from pefx.steps import TrainHyper, score, train_step
+from pefx.training.remembering import flags
 from tests.interpreter import in_the_interpreter
 from tests.laws import world
 from tests.laws.world import MODEL, Item, random_sequences, rows_of, serve_logprobs, spec_of, train_batch
@@ -84,3 +88,20 @@ def test_served_as_trained_and_alone_as_among_others():
         assert mixed[:, 1].tobytes() == own[:, 1].tobytes()
         assert mixed[:, 2].tobytes() == np.asarray(start)[:, 2].tobytes()
         assert np.any(own[:, 1] != np.asarray(start)[:, 1])
+
+
+@pytest.mark.slow
+def test_a_memory_is_written_step_by_step_as_at_once():
+    spec, rng = AdapterSpec("delta_mem", 8, 16.0, ("memory",)), np.random.default_rng(6)
+    fresh = fresh_adapter(_base(), spec, 1)["memory"]
+    noise = {name: x + rng.normal(scale=0.3, size=x.shape).astype(np.float32) for name, x in fresh.items()}
+    bank = load_adapter(empty_bank(SHAPE, bank_spec([spec]), SLOTS, [spec]), 1, {"memory": noise}, spec, _base())
+    tokens = rng.integers(0, SHAPE.vocab_size, 2 * world.TILE).astype(np.int32)
+    item = Item(tokens, 1, flags(np.ones(len(tokens), bool), "tokens", FRESH))
+    batch = train_batch([item], 2 * world.PAGE, 1, memory=True)
+    (at_once,) = rows_of([item], np.asarray(in_the_interpreter(score, _base(), bank, batch)))
+    (stepped,) = in_the_interpreter(serve_logprobs, _base(), bank, [item], (1, 3, world.TILE), 2 * world.PAGE)
+    assert at_once.tobytes() == stepped.tobytes()
+    bare = Item(tokens, -1)
+    (base,) = in_the_interpreter(serve_logprobs, _base(), bank, [bare], (len(tokens),), 2 * world.PAGE)
+    assert np.abs(base - stepped).max() > 1e-3
