@@ -30,6 +30,7 @@ class Remembering(Plain):
 
     def __init__(self, base, adapter, spec):
         super().__init__(base)
+        assert adapter is not None
         self.memory, self.spec = {k: np.asarray(x, np.float64) for k, x in adapter["memory"].items()}, spec
         self.states = np.zeros((self.config.layers, spec.states, spec.rank, spec.rank))
         self.doing = np.zeros(0, np.int32)

@@ -1,6 +1,7 @@
 """The first gradient of the base's matrices: against differences, alone, and the same on every mesh."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,11 @@ def found(base, layout: Layout = LAYOUT) -> dict[str, np.ndarray]:
 def gradient_norm(base, adapter, spec: AdapterSpec) -> float:
     """Of the mean loss, by an adapter's factors: through the step that trains adapters."""
     bank = load_adapter(empty_bank(base.config, spec, 3), 0, adapter, spec)
-    one = {name: np.ones(3, np.float32) for name in ("learning_rate", "weight_decay", "clip", "epsilon")}
-    half = {name: np.full(3, 0.5, np.float32) for name in ("beta1", "beta2")}
-    hyper = TrainHyper(slots=np.asarray([0, 3, 3], np.int32), apply=np.asarray([True, False, False]), **one, **half)
+    numbers: dict[str, Any] = {
+        name: np.ones(3, np.float32) for name in ("learning_rate", "weight_decay", "clip", "epsilon")
+    }
+    numbers |= {name: np.full(3, 0.5, np.float32) for name in ("beta1", "beta2")}
+    hyper = TrainHyper(slots=np.asarray([0, 3, 3], np.int32), apply=np.asarray([True, False, False]), **numbers)
     batch = device_batch(lay_out([[LESSONS]], LAYOUT))
     return float(train_step(base, bank, init_opt(bank, accumulate=False), batch, hyper)[2].gradient_norm[0])
 

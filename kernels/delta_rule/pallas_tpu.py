@@ -7,6 +7,7 @@ again, then takes its tokens back one by one.
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -71,14 +72,15 @@ def scan(projected, flags, starts, follows, rows: Rows):
     """Fields of `kernels.delta_rule.api.Found`."""
     found = []
     _, heads, _, rank = projected.shape
-    bits = sum(jnp.where(flag, bit, 0) for flag, bit in zip(flags, (GATHER, COMMIT, KEEP), strict=True))
+    gather, commit, keep = flags
+    bits = jnp.where(gather, GATHER, 0) + jnp.where(commit, COMMIT, 0) + jnp.where(keep, KEEP, 0)
     for r, g, m in rows.parts():
         each, count = m == 1, g.stop - g.start
         behind = -count % SUBLANES if each else 0
         given = projected[r].reshape(-1, heads * 4, rank), bits[r], _turned(starts[g]), follows[g].astype(jnp.int32)
         given = [jnp.pad(x, [(0, behind)] + [(0, 0)] * (x.ndim - 1)) for x in given]
         form = Form((count + behind) // SUBLANES if each else count, SUBLANES if each else m, heads, rank, each)
-        out, kept, last = _scan(form, *given)
+        out, kept, last = cast(Any, _scan(form, *given))
         out = out[: r.stop - r.start].reshape(-1, heads, 2, rank)
         gates = added(out[:, :, 1].reshape(out.shape[0], -1).T) * (1.0 / (heads * rank))
         found.append((out[:, :, 0], gates, _turned(kept)[:count], _turned(last)[:count]))
@@ -111,7 +113,7 @@ def _scan(form: Form, projected, bits, starts, follows):
 
 
 def _scan_forward(form, projected, bits, starts, follows):
-    found = _scan(form, projected, bits, starts, follows)
+    found = cast(Any, _scan(form, projected, bits, starts, follows))
     return found, (projected, bits, starts, follows, found[2])
 
 
@@ -163,9 +165,9 @@ def _heads(form: Form, ref, *at) -> list[Head]:
     """The state in `ref[at]`, `[heads, R + 4, R]`."""
     found = []
     for h in range(form.heads):
-        rows = [ref[*at, h, form.rank + i : form.rank + i + 1, :] for i in range(4)]
-        count = jnp.broadcast_to(rows[3][:, :1], rows[3].shape)
-        found.append(Head(ref[*at, h, : form.rank, :], *rows[:3], count))
+        key, value, gate, count = (ref[*at, h, form.rank + i : form.rank + i + 1, :] for i in range(4))
+        count = jnp.broadcast_to(count[:, :1], count.shape)
+        found.append(Head(ref[*at, h, : form.rank, :], key, value, gate, count))
     return found
 
 

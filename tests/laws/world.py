@@ -110,7 +110,8 @@ def hyper_of(slots: Sequence[int], **changes: np.ndarray | dict[str, np.ndarray]
         "epsilon": np.full(count, 1e-8, np.float32),
         "apply": np.ones(count, bool),
     }
-    return TrainHyper(slots=np.asarray(slots, np.int32), **(numbers | changes))
+    given: dict[str, Any] = numbers | changes
+    return TrainHyper(slots=np.asarray(slots, np.int32), **given)
 
 
 def rows_of(sequences: Sequence[Item], per_row: np.ndarray) -> list[np.ndarray]:
