@@ -78,6 +78,29 @@ class Measured:
         found = [half for half in self.halves if half is not None]
         return interval(found) if len(found) == len(self.halves) else None
 
+    @property
+    def where(self) -> str:
+        """`half` in words; of seeds that have none, on which side of all loads it lies."""
+        found = [half for half in self.halves if half is not None]
+        above = sum(recall >= LEVEL for recall in self.loads[-1].recalls)
+        below = len(self.halves) - len(found) - above
+        words = [short(interval(found))] if found else []
+        for side, count, load in (("below", below, self.loads[0]), ("above", above, self.loads[-1])):
+            if count:
+                words.append(f"{side} {self.place(load):.2g} for {count} of {len(self.halves)}")
+        return ", ".join(words)
+
+    @property
+    def falls(self) -> Interval:
+        """By how much less is recalled at the largest load than at the least, seed by seed."""
+        ends = zip(self.loads[0].recalls, self.loads[-1].recalls, strict=True)
+        return interval([before - after for before, after in ends])
+
+
+def short(found: Interval) -> str:
+    """To two digits."""
+    return f"{found.mean:.2g} [{found.low:.2g}, {found.high:.2g}]"
+
 
 def falls_through(loads: Sequence[float], recalls: Sequence[float], level: float = LEVEL) -> float | None:
     """Where recall, drawn straight over the logarithm of ascending loads, falls through a level for the last time: so
