@@ -93,7 +93,7 @@ def test_halves_are_read_seed_by_seed() -> None:
     assert found.where == "1 [1, 1]"
     assert found.falls.mean == 1.0
     failed = Load(2, [10, 10], [{"all": 1.0}, {"all": 0.0}], [0.0, 0.0])
-    assert Measured(CELLS[0], 100, [failed, loads[1]]).where == "1 [1, 1], below 0.1 for 1 of 2"
+    assert Measured(CELLS[0], 100, [failed, loads[1]]).where == "1, below 0.1 for 1 of 2"
     above = Measured(CELLS[0], 100, loads[:1])
     assert above.where == "above 0.1 for 2 of 2"
     assert above.halves == [None, None]

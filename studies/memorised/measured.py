@@ -84,7 +84,7 @@ class Measured:
         found = [half for half in self.halves if half is not None]
         above = sum(recall >= LEVEL for recall in self.loads[-1].recalls)
         below = len(self.halves) - len(found) - above
-        words = [short(interval(found))] if found else []
+        words = [short(interval(found)) if len(found) > 1 else f"{half:.2g}" for half in found[:1]]
         for side, count, load in (("below", below, self.loads[0]), ("above", above, self.loads[-1])):
             if count:
                 words.append(f"{side} {self.place(load):.2g} for {count} of {len(self.halves)}")
