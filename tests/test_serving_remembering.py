@@ -1,7 +1,7 @@
 """pefx.serving.remembering: states that sequences begin with, those that cannot be had, and what is kept of them."""
 
 from dataclasses import replace
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import pytest
 
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
+from pefx.serving import remembering as module
 from pefx.serving.generation import Generation
 from pefx.serving.jobs import Answered, Job
 from pefx.serving.memory import Keep, Kept, Memory
@@ -152,6 +153,29 @@ def test_others_do_not_wait_for_what_is_being_kept_and_of_one_policy_all_is_kept
     free.set()
     remembering.close()
     assert [answered.row["remembered"] for answered in remembering.kept()] == [f"amy@{n}" for n in range(1, 6)]
+
+
+def test_no_more_wait_to_be_kept_than_may(monkeypatch):
+    monkeypatch.setattr(module, "MOST", 2)
+    free, begun = Event(), []
+
+    def keep(kept: Kept) -> str:
+        begun.append(kept.policy)
+        assert free.wait(10.0)
+        return "amy@1"
+
+    remembering, _ = made(keep)
+    for _ in range(2):
+        remembering.keeps(*over("amy", {"id": "a"}))
+    third = Thread(target=lambda: remembering.keeps(*over("amy", {"id": "a"})))
+    third.start()
+    third.join(0.1)
+    assert third.is_alive()
+    free.set()
+    third.join(10.0)
+    assert not third.is_alive()
+    remembering.close()
+    assert len(begun) == len(remembering.kept()) == 3
 
 
 def test_trouble_with_the_catalog_while_it_keeps_ends_everything():

@@ -20,6 +20,7 @@ from pefx.serving.scheduler import Scheduler
 from pefx.serving.sequence import Adapter, Sequence
 
 WRITERS = 4  # policies whose memories are committed at once
+MOST = 256  # memories that wait to be committed, before the next one does as well
 
 
 @runtime_checkable
@@ -95,6 +96,8 @@ class Remembering:
         memory, tokens = sequence.memory, sequence.tokens(0, sequence.known)
         state = self._device.recall(memory.place, memory.spec)
         kept = Kept(policy, state, sequence.revision, memory.state, tokens)
+        while len(waiting := [one for one in self._keeping if not one.done()]) >= MOST:
+            first_of(waiting, return_when=FIRST_COMPLETED)
         writer = self._writers[zlib.crc32(policy.encode()) % len(self._writers)]
         self._keeping[writer.submit(self._keep, kept)] = answered
         return True
