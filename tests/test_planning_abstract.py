@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from kernels.delta_rule.api import EXTRA
 from pefx.config import AdapterSpec, MeshConfig, ServeConfig, TrainConfig, UserConfig
 from pefx.errors import PefxError
 from pefx.mesh import mesh_of
@@ -39,3 +40,18 @@ def test_other_methods_have_room_in_a_plan() -> None:
     assert {"between", "by_rank", "a0", "b0"} <= set(given.bank.factors["q_proj"])
     assert given.hyper.rates is not None
     assert plain.hyper.rates is None
+
+
+def test_memories_have_room_in_pages_batches_and_numbers() -> None:
+    memory = AdapterSpec("delta_mem", 8, targets=("memory",), states=4)
+    mesh = mesh_of(np.asarray(jax.devices()[:8]), MeshConfig(2, 2, 2))
+    config = replace(CONFIG, mesh=MeshConfig(2, 2, 2), others=(memory,))
+    given, plain = (arguments(one, SMALL, mesh) for one in (config, replace(config, others=())))
+    pages = given.pool.kv.memory.shape[1]
+    assert given.pool.kv.memory.shape == (SMALL.layers, pages, 2, 4, 8 + EXTRA, 8)
+    assert pages == given.pool.kv.keys.shape[1]
+    assert given.batch.tokens.memory.shape == given.batch.tokens.tokens.shape
+    assert given.serve.batch.memory.shape == given.serve.batch.tokens.shape
+    assert given.hyper.states is not None
+    assert (plain.pool.kv.memory, plain.batch.tokens.memory, plain.serve.batch.memory) == (None, None, None)
+    assert plain.hyper.states is None

@@ -84,7 +84,7 @@ def arguments(config: PlanConfig, model: ModelConfig, mesh: Mesh) -> Arguments:
     bank = jax.eval_shape(lambda: empty_bank(model, bank_spec([config.adapter]), rows * config.slots, specs))
     optimizer = jax.eval_shape(lambda bank: init_opt(bank, accumulate=False), bank)
     pages = rows * config.sequences * whole_pages(config.context, config.page_size)
-    pool = jax.eval_shape(lambda: ServeState(KVPool.zeros(model, pages, config.page_size)))
+    pool = jax.eval_shape(lambda: ServeState(KVPool.zeros(model, pages, config.page_size, bank.memory)))
     return Arguments(
         base=on(of_base, with_abstract_shared(abstract_base(model), specs)),
         bank=on(by_slot, bank),
@@ -101,6 +101,11 @@ def adapters_of(config: PlanConfig) -> list[AdapterSpec]:
     return [spec for spec in (config.adapter, *config.others) if needs_room(spec)]
 
 
+def remembers(config: PlanConfig) -> bool:
+    """Whether some adapter has a memory."""
+    return any(spec.method == "delta_mem" for spec in adapters_of(config))
+
+
 def _of_all(part: Any, shards: int) -> Any:
     """The shapes of all shards' parts from one's."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((x.shape[0] * shards, *x.shape[1:]), x.dtype), part)
@@ -109,7 +114,7 @@ def _of_all(part: Any, shards: int) -> Any:
 def train_batch(config: PlanConfig) -> Any:
     """One shard's part of a training batch."""
     length = min(config.tokens_per_user, config.context)
-    layout = Layout(config.users, config.tokens_per_user, length, config.page_size)
+    layout = Layout(config.users, config.tokens_per_user, length, config.page_size, memory=remembers(config))
     return device_batch(lay_out([[[] for _ in range(config.users)]], layout))
 
 
@@ -117,17 +122,17 @@ def train_hyper(config: PlanConfig) -> TrainHyper:
     """One shard's active adapters."""
     ones = np.ones(config.users, np.float32)
     rates = dict.fromkeys(uneven([config.adapter, *config.others]), ones) or None
-    whether = np.ones(config.users, bool)
-    return TrainHyper(np.zeros(config.users, np.int32), ones, ones, ones, ones, ones, ones, whether, rates=rates)
+    whether, states = np.ones(config.users, bool), ones if remembers(config) else None
+    slots = np.zeros(config.users, np.int32)
+    return TrainHyper(slots, ones, ones, ones, ones, ones, ones, whether, rates=rates, states=states)
 
 
 def serve_plan(config: PlanConfig) -> ServePlan:
     """One shard's part of a step that decodes all sequences beside a chunk of prompts."""
     tile, blocks = tile_of(config.page_size), whole_pages(config.context, config.page_size)
-    sizes = Sizes(
-        config.sequences, whole_pages(config.step_tokens, tile), config.sequences, blocks, config.page_size, tile
-    )
-    ints = np.zeros(config.sequences, np.int32)
+    tiles, seats = whole_pages(config.step_tokens, tile), config.sequences
+    sizes = Sizes(seats, tiles, seats, blocks, config.page_size, tile, remembers(config))
+    ints = np.zeros(seats, np.int32)
     return ServePlan(
         batch=TokenBatch(**pack([], sizes)),
         rows=ints,
