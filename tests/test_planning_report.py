@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pefx.config import AdapterSpec
 from pefx.planning import abstract
 from pefx.planning.report import Planned, advice, compare, picture, plan, render
 from tests.planning_small import CONFIG, SMALL, needs_libtpu
@@ -42,6 +43,16 @@ def test_both_steps_are_compiled_and_what_lies_where_is_told(planned: Planned, t
     picture([planned, planned], tmp_path / "plan.png")
     assert (tmp_path / "plan.png").stat().st_size > 5000
     assert compare([planned, planned]).count("yes") == 2
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_both_steps_are_compiled_with_memories(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(abstract.PRESETS, "small", SMALL)
+    found = plan(replace(CONFIG, others=(AdapterSpec("delta_mem", 8, targets=("memory",), states=4),)))
+    assert found.fits
+    for step, before in zip(found.steps, planned.steps, strict=True):
+        assert step.kernels > before.kernels
 
 
 @needs_libtpu
