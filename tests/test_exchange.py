@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,4 +214,19 @@ def test_what_has_gains_does_not_go_out(catalog: Catalog, base: Base, tmp_path: 
     revision = catalog.commit("ann", adapter=adapter, spec=spec, base=base.digest, **facts)
     with pytest.raises(PefxError, match="method 'ia3', init 'default', is no pair of factors"):
         export_peft(catalog, revision, base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_memories_are_neither_exported_nor_merged(catalog: Catalog, base: Base, tmp_path: Path) -> None:
+    spec = AdapterSpec("delta_mem", 8, targets=("memory",))
+    adapter = fresh_adapter(base.weights, spec, 0)
+    about: dict[str, Any] = {"step": 0, "seeds": {}, "config": {}, "data_fingerprint": "", "metrics": {}}
+    catalog.commit("mem", adapter=adapter, spec=spec, base=base.digest, **about)
+    state = {"memory": {"state": np.zeros((base.config.layers, 8, 8), np.float32)}}
+    over = replace(spec, method="delta_state", over="mem@1")
+    catalog.commit("notes", adapter=state, spec=over, base=base.digest, **about)
+    for policy in ("mem", "notes"):
+        for call in (export_peft, merge_revision):
+            with pytest.raises(PefxError, match="a memory cannot be merged or exported"):
+                call(catalog, catalog.get(policy), base, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pefx.adapters.methods.recipe import Recipe, check_exchangeable, needs_room, recipe_of, recipes_of
+from pefx.adapters.methods.recipe import Recipe, check_exchangeable, check_no_memory, needs_room, recipe_of, recipes_of
 from pefx.config import AdapterSpec
 from pefx.errors import PefxError
 
@@ -26,6 +26,13 @@ def test_adapters_that_share_over_other_sites_are_made_in_another_way():
     assert found != recipe_of(other)
     # What they share on a base is the same.
     assert {recipe.name for recipe in recipes_of([one, other])} == {"tiny_lora-2-2-True"}
+
+
+def test_a_memory_is_named():
+    check_no_memory(VERA)
+    for method in ("delta_mem", "delta_state"):
+        with pytest.raises(PefxError, match=f"'{method}' is no part of a base's weights: a memory cannot be merged or"):
+            check_no_memory(AdapterSpec(method, 8, targets=("memory",)))
 
 
 def test_what_is_no_pair_of_factors_is_named():

@@ -6,7 +6,7 @@ import numpy as np
 
 from pefx.adapters.bank import empty_bank, load_adapter
 from pefx.adapters.derivation import FACTORS
-from pefx.adapters.methods.recipe import check_exchangeable, needs_room, rank_in_bank
+from pefx.adapters.methods.recipe import check_exchangeable, check_no_memory, needs_room, rank_in_bank
 from pefx.adapters.methods.table import Adapter, scale
 from pefx.adapters.shared import with_shared
 from pefx.config import AdapterSpec
@@ -35,10 +35,11 @@ def as_lora(base: Base, adapter: Adapter, spec: AdapterSpec, digest: str = "") -
     """An adapter whose factors are made of other numbers, as those factors: the same product, exactly. One of LoRA, as
     it is. Of a shifted start the rank is twice its own.
 
-    Raises PefxError (kind "bad_adapter") where the method has gains, which no factors hold.
+    Raises PefxError (kind "bad_adapter") where the method has gains or a memory, which no factors hold.
     """
     if not needs_room(spec):
         return adapter, spec
+    check_no_memory(spec)
     factors = applied(base, adapter, spec, digest)
     if any("gains" in own for own in factors.values()):
         check_exchangeable(spec)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from pefx.adapters.applied import applied
 from pefx.adapters.matrices import held_by
-from pefx.adapters.methods.recipe import check_exchangeable
+from pefx.adapters.methods.recipe import check_exchangeable, check_no_memory
 from pefx.adapters.methods.table import Adapter, check_shapes, scale
 from pefx.adapters.sites import SITES
 from pefx.compiler import jit
@@ -52,9 +52,7 @@ def _with(base: Base, adapter: Adapter, factor: float) -> Base:
 
 
 def _fitting(base: Base, adapter: Adapter, spec: AdapterSpec) -> Adapter:
-    if any(SITES[site].kind == "memory" for site in adapter):
-        told = f"an adapter of method '{spec.method}' is no part of a base's weights: a memory cannot be merged"
-        raise PefxError(told, "bad_adapter")
+    check_no_memory(spec)
     shapes = {site: {name: x.shape for name, x in pair.items()} for site, pair in adapter.items()}
     check_shapes(base.config, spec, shapes)
     if "unembed" in adapter and base.unembed is None:

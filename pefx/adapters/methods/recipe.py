@@ -86,6 +86,13 @@ def needs_room(spec: AdapterSpec) -> bool:
     return recipe_of(spec) is not None or not set(METHODS[spec.method].leaves) <= {"a", "b"}
 
 
+def check_no_memory(spec: AdapterSpec) -> None:
+    """Raise PefxError (kind "bad_adapter") where an adapter has a memory, or is what one held: no factors hold that."""
+    if any(SITES[site].kind == "memory" for site in spec.targets):
+        told = f"method '{spec.method}' is no part of a base's weights: a memory cannot be merged or exported"
+        raise PefxError(f"an adapter of {told}", "bad_adapter")
+
+
 def check_exchangeable(spec: AdapterSpec) -> None:
     """Raise PefxError (kind "bad_adapter") where an adapter is not the two factors that a file of LoRA holds."""
     if needs_room(spec):
