@@ -7,7 +7,9 @@ import pytest
 
 from pefx.config import AdapterSpec, TaskConfig
 from pefx.sweeping.intervals import Interval
+from studies.equal_bytes import CASES, tried
 from studies.populations.cells import Cell, better, grid, matched, shown
+from studies.populations.pictures import apart
 from studies.populations.rates import at_rate, best_rate, slope
 from studies.populations.spread import best_seed, spread, wider
 from studies.populations.texts import corpus
@@ -54,6 +56,18 @@ def test_a_case_has_the_rate_that_is_best_on_average():
     assert {case: cell.rate for case, cell in matched(marks, more=False).items()} == {"a": 2.0, "b": 1.0}
     assert {case: cell.rate for case, cell in matched(marks, more=True).items()} == {"a": 1.0, "b": 3.0}
     assert [shown(cell, marks) for cell in cells[:3]] == ["1 (edge)", "2", "3 (edge)"]
+
+
+def test_labels_have_room():
+    assert apart([64, 1, 8, 8.5, 9, 12.5]) == [1, 8, 12.5, 64]
+    assert apart([1, 2, 4]) == [1, 2, 4]
+
+
+def test_cells_of_equal_bytes_are_tried_at_rates_of_their_own():
+    found = tried({case: CASES[case] for case in ("lora-r1-all", "tiny-lora-u2", "tiny-lora-u256")}, more=False)
+    rates = {case: [cell.rate for cell in found if cell.case == case] for case in ("lora-r1-all", "tiny-lora-u2")}
+    assert rates["tiny-lora-u2"] == [16 * rate for rate in rates["lora-r1-all"]]
+    assert min(cell.rate for cell in found) == 2.5e-4
 
 
 def test_seeds_are_compared_with_themselves():

@@ -1,6 +1,6 @@
 """Pictures of populations: means with their intervals over a number."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,18 @@ from pefx.training.curves import INK, save, style
 
 Line = Mapping[float, Interval]
 Panels = Mapping[str, Mapping[str, Line]]
+
+
+APART = 1.5  # times the one before: labels that are nearer would lie on each other
+
+
+def apart(numbers: Iterable[float]) -> list[float]:
+    """Those of them, in order, whose labels have room."""
+    found: list[float] = []
+    for x in sorted(numbers):
+        if not found or x >= APART * found[-1]:
+            found.append(x)
+    return found
 
 
 def lines(panels: Panels, over: str, path: Path, title: str) -> None:
@@ -28,9 +40,9 @@ def lines(panels: Panels, over: str, path: Path, title: str) -> None:
             look = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv"[index % 5], "markersize": 4}
             beside = [x * 1.04 ** (index - (len(series) - 1) / 2) for x in line]  # apart, so that bars are seen
             axes.errorbar(beside, means, yerr=np.maximum(errors, 0), label=name, capsize=2, linewidth=1.2, **look)
-        every = sorted({x for line in series.values() for x in line})
+        marked = apart({x for line in series.values() for x in line})
         axes.set_xscale("log", base=2)
-        axes.set_xticks(every, [f"{x:g}" for x in every])
+        axes.set_xticks(marked, [f"{x:g}" for x in marked])
         axes.set_xticks([], minor=True)
         axes.set_xlabel(over, fontsize=9, color=INK)
         axes.set_title(measure, fontsize=10, color=INK, loc="left")
