@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from kernels.delta_rule.api import EXTRA, Tokens, delta_rule
 from kernels.rows import Rows
@@ -12,7 +11,7 @@ from pefx.compiler import jit
 STATES, RANK, COUNT, TILE = 2, 8, 64, 16
 GROUPS = COUNT // TILE
 NONE = np.zeros(COUNT, bool)
-FORMS = pytest.mark.parametrize("form", ["tokens", "messages", "some"])
+FORMS = ("tokens", "messages", "some")
 
 
 def case(form: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

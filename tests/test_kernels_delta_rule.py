@@ -23,8 +23,10 @@ from tests.delta_rule_cases import (
 
 TO_THE_BIT = True
 
+FORM = pytest.mark.parametrize("form", FORMS)
 
-@FORMS
+
+@FORM
 def test_values_are_those_of_the_loop(form):
     projected, gather, commit = case(form)
     found = whole(projected, gather, commit, empty(), CHAIN)
@@ -38,7 +40,7 @@ def test_values_are_those_of_the_loop(form):
     np.testing.assert_array_equal(wrote, commit & (np.cumsum(gather) > 0) if form != "messages" else wrote)
 
 
-@FORMS
+@FORM
 def test_token_by_token_has_the_bits_of_tiles(form):
     projected, gather, commit = case(form)
     found = whole(projected, gather, commit, empty(), CHAIN)
@@ -71,7 +73,7 @@ def test_what_is_not_followed_does_not_matter():
         assert np.isfinite(np.asarray(x)).all()
 
 
-@FORMS
+@FORM
 def test_gradients_are_those_of_small_changes(form):
     projected, gather, commit = case(form)
     direction = np.random.default_rng(2).normal(size=projected.shape)

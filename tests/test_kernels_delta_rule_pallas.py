@@ -31,8 +31,11 @@ from tests.interpreter import in_the_interpreter
 
 TO_THE_BIT = True
 
+# The interpreter is slow: of the forms one, the others in the slow suite.
+FORM = pytest.mark.parametrize("form", [*(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[:2]), FORMS[2]])
 
-@FORMS
+
+@FORM
 def test_values_are_those_of_the_loop(form):
     projected, gather, commit = case(form)
     found = in_the_interpreter(whole, projected, gather, commit, empty(), CHAIN)
@@ -47,7 +50,7 @@ def test_values_are_those_of_the_loop(form):
     np.testing.assert_allclose(found.last, portable.last, rtol=0, atol=1e-6)  # what a message has gathered, too
 
 
-@FORMS
+@FORM
 def test_token_by_token_has_the_bits_of_tiles(form):
     projected, gather, commit = (x[:TILE] for x in case(form))
     found = in_the_interpreter(whole, *case(form), empty(), CHAIN)
@@ -75,7 +78,7 @@ def test_a_group_begins_where_it_is_said_to_and_what_is_not_followed_does_not_ma
         assert np.isfinite(np.asarray(x)).all()
 
 
-@pytest.mark.parametrize("form", ["messages", "some"])
+@FORM
 def test_gradients_of_projections_are_those_of_the_portable_form(form):
     weights = np.random.default_rng(3).normal(size=(COUNT, STATES, RANK)).astype(np.float32)
     found = in_the_interpreter(gradient, *case(form), weights)
