@@ -90,7 +90,7 @@ def main(options: Options) -> int:
     kept: dict[str, list[Interval]] = {}
     for way, (cases, population) in ways.items():
         more = way.startswith("rewarded")
-        selection = population.selection(tried(cases, more))
+        selection = population.selection(grid(cases, RATES["rewarded" if more else "told"], FOURFOLD))
         best = matched(selection, more)
         report = population.report([UNTAUGHT, *best.values()])
         panels[way] = _curve(report, shape)
@@ -105,15 +105,6 @@ def main(options: Options) -> int:
     title, command = "Methods at equal bytes", "python -m studies.equal_bytes"
     print(Page("equal-bytes", title, command, options.seeds, text, "equal-bytes.png").write())
     return 0 if learned else 1
-
-
-def tried(cases: Mapping[str, AdapterSpec], more: bool) -> list[Cell]:
-    """Every case with its rates."""
-    found = []
-    for case, adapter in cases.items():
-        rates = [rate * 4.0 ** FOURFOLD.get(case, 0) for rate in RATES["rewarded" if more else "told"]]
-        found += grid({case: adapter}, rates)
-    return found
 
 
 def _kept(cell: Cell, lora: Cell, report: Marks, more: bool) -> Interval:

@@ -29,6 +29,7 @@ RANKS = (1, 16)
 # Of rank 16 fewer learn from rewards, to keep the study short.
 REWARDED: Mapping[int, tuple[str, ...]] = {1: STARTS, 16: ("default", "olora_tail", "olora", "pissa")}
 RATES = {"told": (2.5e-4, 1e-3, 4e-3, 1.6e-2), "rewarded": (1e-3, 4e-3, 1.6e-2)}
+FOURFOLD = {"told": {}, "rewarded": {"olora": -1, "pissa": -1}}  # starts of long factors want a lower rate
 CLAIMS = (
     "The paper has it, of rewards, that OLoRA-tail beats the default start, at rank 1 above all, and that OLoRA and "
     "PiSSA collapse. Where a start is said to be told from the default, its interval leaves out 0."
@@ -44,9 +45,10 @@ class Options:
     ways: tuple[Literal["told", "rewarded"], ...] = ("told", "rewarded")
 
 
-def cells(config: TrainConfig, rank: int, starts: Sequence[str], rates: Sequence[float]) -> list[Cell]:
+def cells(config: TrainConfig, rank: int, starts: Sequence[str], way: str) -> list[Cell]:
     """Alpha is the same for all."""
-    return grid({f"r{rank}-{start}": replace(config.adapter, rank=rank, init=start) for start in starts}, rates)
+    cases = {f"r{rank}-{start}": replace(config.adapter, rank=rank, init=start) for start in starts}
+    return grid(cases, RATES[way], {f"r{rank}-{start}": power for start, power in FOURFOLD[way].items()})
 
 
 def main(options: Options) -> int:
@@ -65,7 +67,7 @@ def main(options: Options) -> int:
         population = ways[way]
         more = way == "rewarded"
         wanted = {rank: REWARDED[rank] if more else STARTS for rank in RANKS}
-        every = [cell for rank in RANKS for cell in cells(population.config, rank, wanted[rank], RATES[way])]
+        every = [cell for rank in RANKS for cell in cells(population.config, rank, wanted[rank], way)]
         selection = population.selection(every)
         best = matched(selection, more)
         report = population.report([UNTAUGHT, *best.values()])

@@ -7,7 +7,6 @@ import pytest
 
 from pefx.config import AdapterSpec, TaskConfig
 from pefx.sweeping.intervals import Interval
-from studies.equal_bytes import CASES, tried
 from studies.populations.cells import Cell, better, grid, matched, shown
 from studies.populations.pictures import apart
 from studies.populations.rates import at_rate, best_rate, slope
@@ -63,11 +62,9 @@ def test_labels_have_room():
     assert apart([1, 2, 4]) == [1, 2, 4]
 
 
-def test_cells_of_equal_bytes_are_tried_at_rates_of_their_own():
-    found = tried({case: CASES[case] for case in ("lora-r1-all", "tiny-lora-u2", "tiny-lora-u256")}, more=False)
-    rates = {case: [cell.rate for cell in found if cell.case == case] for case in ("lora-r1-all", "tiny-lora-u2")}
-    assert rates["tiny-lora-u2"] == [16 * rate for rate in rates["lora-r1-all"]]
-    assert min(cell.rate for cell in found) == 2.5e-4
+def test_a_case_may_be_tried_at_rates_of_its_own():
+    found = grid({"a": AdapterSpec(), "b": AdapterSpec(rank=1)}, (1.0, 2.0), {"b": -1})
+    assert [(cell.case, cell.rate) for cell in found] == [("a", 1.0), ("a", 2.0), ("b", 0.25), ("b", 0.5)]
 
 
 def test_seeds_are_compared_with_themselves():

@@ -43,9 +43,12 @@ Subjects = Callable[[int], Subject]  # of a seed
 Marks = Mapping[Cell, tuple[float, ...]]  # of each seed, nats per token or mean rewards
 
 
-def grid(cases: Mapping[str, AdapterSpec], rates: Sequence[float]) -> list[Cell]:
-    """Every case with every rate."""
-    return [Cell(case, adapter, rate) for case, adapter in cases.items() for rate in rates]
+def grid(
+    cases: Mapping[str, AdapterSpec], rates: Sequence[float], fourfold: Mapping[str, int] | None = None
+) -> list[Cell]:
+    """Every case with every rate; a case of `fourfold` with these times 4 to that power."""
+    moved = {case: 4.0 ** (fourfold or {}).get(case, 0) for case in cases}
+    return [Cell(case, adapter, rate * moved[case]) for case, adapter in cases.items() for rate in rates]
 
 
 @dataclass(frozen=True)
