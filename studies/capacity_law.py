@@ -202,7 +202,7 @@ def _verdict(found: Sequence[Measured]) -> str:
     order = sorted((own for own in found if own.cell.size == "small"), key=lambda own: -_mean_recall(own))
     return " ".join(
         [
-            "Beside the paper (PAPER.md, section 3: recall is near 1 below 1e-3 memory tokens for each number, falls "
+            "Beside the paper (2606.02437, scale out: recall is near 1 below 1e-3 memory tokens for each number, falls "
             "through 1e-2 and is 0 beyond; MLP before attention and all, far before the unembedding):",
             f"here recall falls through a half at {min(means):.2g} to {max(means):.2g} tokens a number."
             if means

@@ -166,7 +166,7 @@ def _verdict(mean: dict[int, np.ndarray]) -> str:
     against = [f"{b} over {a}" for (a, b), found in more.items() if found.high < 0]
     return " ".join(
         [
-            "The paper (PAPER.md, section 1) finds that what there was to gain is gained more over larger bases, and "
+            "The paper (2606.02437, scale up) finds that what there was to gain is gained more over larger bases, and "
             "says why: reinforcement makes likelier what a policy can already sample. Here the same adapter is worth "
             "more over a wider base, seed by seed, mean of the tasks, by",
             "; ".join(f"{found} ({b} over {a})" for (a, b), found in more.items()) + ".",

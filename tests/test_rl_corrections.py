@@ -16,7 +16,7 @@ CASES: list[tuple[str, Old]] = [(name, old) for name in CORRECTIONS for old in (
 
 
 def by_hand(name, old, sampler, sampled, proximal=False, bounds=None) -> list[float]:
-    """The formula of PAPER.md's line for `name`, token by token; 0 where rejected or not drawn."""
+    """The formula that `name` stands for, token by token; 0 where rejected or not drawn."""
     low, high = (
         bounds
         or {
