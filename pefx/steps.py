@@ -15,9 +15,10 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int32
 
 from kernels.rows import rows_of
-from pefx.adapters.bank import Bank, by_slot, rederived
+from pefx.adapters.bank import Bank, rederived
 from pefx.adapters.derivation import pulled
 from pefx.adapters.matrices import matrices, matrix_axes, untied
+from pefx.adapters.sharded_slots import by_slot
 from pefx.adapters.sites import SITES, is_partial
 from pefx.batch import Array, KVPool, TokenBatch
 from pefx.collectives import of_group, over_data, over_model, over_rows, whole_width

@@ -82,17 +82,17 @@ def test_ranks_are_allocated_in_whole_multiples(rank, padded):
 def test_loading_is_one_compiled_call_whatever_the_slot_and_rank_and_the_old_bank_is_given_up():
     bank = empty_bank(MODEL, ALL, SLOTS)
     bank = load_adapter(bank, 0, random_adapter(MODEL, spec_of(2), 0), spec_of(2))
-    compiled = bank_module._write_slot.jitted()._cache_size()
+    compiled = bank_module.write_slot.jitted()._cache_size()
     for slot, rank in ((1, 3), (2, 16), (0, 7)):
         old, bank = bank, load_adapter(bank, slot, random_adapter(MODEL, spec_of(rank), slot), spec_of(rank))
         assert all(x.is_deleted() for x in jax.tree.leaves(old))
     unload(bank, 1)
-    assert bank_module._write_slot.jitted()._cache_size() == compiled
+    assert bank_module.write_slot.jitted()._cache_size() == compiled
 
 
 def test_loading_is_one_call_of_the_device_however_many_sites(monkeypatch):
-    calls, write = [], bank_module._write_slot
-    monkeypatch.setattr(bank_module, "_write_slot", lambda *arguments: calls.append(1) or write(*arguments))
+    calls, write = [], bank_module.write_slot
+    monkeypatch.setattr(bank_module, "write_slot", lambda *arguments: calls.append(1) or write(*arguments))
     bank = empty_bank(MODEL, ALL, SLOTS)
     for count in (1, len(SITES)):
         spec = spec_of(2, targets=MATRICES[:count])

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from pefx.adapters.bank import by_slot, empty_bank
+from pefx.adapters.bank import empty_bank
+from pefx.adapters.sharded_slots import by_slot
 from pefx.collectives import over_rows
 from pefx.compiler import jit
 from pefx.config import AdapterSpec, MeshConfig

@@ -22,8 +22,9 @@ from pefx.adapters.derivation import FACTORS, derived
 from pefx.adapters.fitting import MEMORY, FactorTree, memory_of, padded_factors
 from pefx.adapters.methods.recipe import Recipe, needs_room, rank_in_bank, recipe_of, recipes_of
 from pefx.adapters.methods.table import GAINED, Adapter, adapted_sites, leaf_shapes, scale
-from pefx.adapters.sites import SITES, width_axis
-from pefx.adapters.slots import is_split, joined, parted, put_slot, put_slots, slot_at, take_slots
+from pefx.adapters.sharded_slots import by_slot, of_one, read_slot, write_slot
+from pefx.adapters.sites import SITES
+from pefx.adapters.slots import is_split, joined, parted, put_slots, take_slots
 from pefx.batch import Array
 from pefx.collectives import group_slots, index, of_own, size
 from pefx.compiler import jit
@@ -35,19 +36,6 @@ from pefx.mesh import DATA, EXPERT, fetch, of_base, sharded, share
 from pefx.model import Base
 
 RANK_MULTIPLE = 8  # a rank of one row would take other bits, and does not compile for TPUs
-
-
-def by_slot(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
-    """Logical axes of a bank, and of what stands beside it slot by slot: factors `[L, N, (E,) R, width]`, numbers [N].
-
-    A factor of one expert lies with the expert; its slots are those of all shards that send rows to it.
-    """
-    if x.ndim == 1:
-        return ("group_slots",)
-    site, factor = (key.key for key in path[-2:])
-    if is_split(x):
-        return ("layers", "group_slots", "experts", "rank", width_axis(site, factor))
-    return ("layers", "slots", "rank", width_axis(site, factor))
 
 
 def _of_kind(factors: FactorTree, kind: str) -> dict[str, dict[str, Any]]:
@@ -266,7 +254,7 @@ def _kinds(bank: Bank, spec: AdapterSpec, kind: int) -> dict[str, int]:
 def _put(bank: Bank, slot: int, factors: FactorTree, slot_scale: float, kinds: dict[str, int]) -> Bank:
     held = None if bank.kinds is None else {site: np.full(1, kinds[site], np.int32) for site in bank.kinds}
     part = Bank(jax.tree.map(lambda x: x[:, None], factors), np.full(1, slot_scale, np.float32), held, bank.recipes)
-    return _write_slot(bank, share(of_base, np.int32(slot)), share(of_one, part))
+    return write_slot(bank, share(of_base, np.int32(slot)), share(of_one, part))
 
 
 def read_adapter(bank: Bank, slot: int, config: ModelConfig, spec: AdapterSpec) -> Adapter:
@@ -280,7 +268,7 @@ def read_adapter(bank: Bank, slot: int, config: ModelConfig, spec: AdapterSpec) 
         if site not in bank.factors:
             raise PefxError(f"the bank has no site '{site}'; it has {', '.join(bank.factors)}", "bad_adapter")
     factors = {site: bank.factors[site] for site in shapes}
-    rows = fetch(_read_slot(factors, share(of_base, np.int32(slot))))
+    rows = fetch(read_slot(factors, share(of_base, np.int32(slot))))
     return {
         site: {
             name: np.array(rows[site][name][: shape[0], 0, ..., : shape[-2], : shape[-1]], np.float32)
@@ -296,33 +284,6 @@ def _check_slot(bank: Bank, slot: int) -> None:
         raise PefxError(f"slot {slot} is not in a bank of {bank.slots}", "bad_adapter")
 
 
-def of_one(path: tuple[Any, ...], x: Any) -> tuple[str | None, ...]:
-    """Logical axes of what goes into one slot: as a bank's, but the slot axis, of size one, is not divided."""
-    return tuple(None if name in ("slots", "group_slots") else name for name in by_slot(path, x))
-
-
-def _write(bank: Bank, slot: Int32[Array, ""], one: Bank) -> Bank:
-    """Put `one`, a bank of one slot, into `slot` of all shards' slots."""
-    return sharded(_write_shard, (by_slot, of_base, of_one), lambda specs: specs[0])(bank, slot, one)
-
-
-def _write_shard(bank: Bank, slot: Int32[Array, ""], one: Bank) -> Bank:
-    """`_write` on one shard; where the slot is another's, nothing changes."""
-    slots, first = bank.scales.shape[0], index(DATA) * bank.scales.shape[0]
-
-    def put(tree: Any, count: int, first: Array, new: Any) -> Any:
-        local = slot - first
-        live, at = (local >= 0) & (local < count), jnp.clip(local, 0, count - 1)
-        part = jax.tree.map(lambda x, y: jnp.where(live, x, y), new, slot_at(tree, at))
-        return put_slot(tree, at, part)
-
-    (own, with_experts), (new, new_with_experts) = parted(bank.factors), parted(one.factors)
-    own = put(own, bank.slots, first + index(EXPERT) * bank.slots, new)
-    with_experts = put(with_experts, slots, first, new_with_experts)
-    scales, kinds = put((bank.scales, bank.kinds), slots, first, (one.scales, one.kinds))
-    return replace(bank, factors=joined(own, with_experts), scales=scales, kinds=kinds)
-
-
 def _rederive_shard(base: Base, bank: Bank, slots: Int32[Array, "A"]) -> Bank:
     """`rederived` on one shard, of slots counted over all; others' are past the end."""
     local = slots - (index(DATA) * bank.scales.shape[0] + index(EXPERT) * bank.slots)
@@ -333,7 +294,3 @@ def _rederive_shard(base: Base, bank: Bank, slots: Int32[Array, "A"]) -> Bank:
 def _rederive(base: Base, bank: Bank, slots: Int32[Array, "A"]) -> Bank:
     """These slots' factors, counted over all shards, made anew of their leaves."""
     return sharded(_rederive_shard, (of_base, by_slot, of_base), lambda specs: specs[1])(base, bank, slots)
-
-
-_write_slot = jit(_write, donate_argnums=0)
-_read_slot = jit(slot_at)

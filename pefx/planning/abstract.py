@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from pefx.adapters.bank import bank_spec, by_slot, empty_bank
+from pefx.adapters.bank import bank_spec, empty_bank
 from pefx.adapters.methods.recipe import needs_room
 from pefx.adapters.methods.table import uneven
+from pefx.adapters.sharded_slots import by_slot
 from pefx.adapters.shared import with_abstract_shared
 from pefx.batch import KVPool, TokenBatch
 from pefx.config import AdapterSpec, ModelConfig, PlanConfig, ServeConfig, TrainConfig

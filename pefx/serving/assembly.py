@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from pefx.adapters.bank import Bank, by_slot, empty_bank
+from pefx.adapters.bank import Bank, empty_bank
+from pefx.adapters.sharded_slots import by_slot
 from pefx.adapters.shared import with_shared
 from pefx.config import AdapterSpec, MeshConfig, ServeConfig
 from pefx.data.tokenizer import Tokenizer

@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int32
 
 from kernels.delta_rule.api import close
-from pefx.adapters.bank import Bank, by_slot, load_adapter
+from pefx.adapters.bank import Bank, load_adapter
 from pefx.adapters.methods.table import Adapter
+from pefx.adapters.sharded_slots import by_slot
 from pefx.batch import Array, KVPool, TokenBatch
 from pefx.compiler import jit
 from pefx.config import AdapterSpec

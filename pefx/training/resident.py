@@ -9,17 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pefx.adapters.bank import (
-    bank_spec,
-    by_slot,
-    empty_bank,
-    load_adapter,
-    of_one,
-    read_adapter,
-)
+from pefx.adapters.bank import bank_spec, empty_bank, load_adapter, read_adapter
 from pefx.adapters.methods.table import Adapter
+from pefx.adapters.sharded_slots import by_slot, of_one, read_slot, write_slot
 from pefx.adapters.shared import Gradients, fresh_adapter
-from pefx.adapters.slots import put_slots, take_slots
+from pefx.adapters.slots import take_slots
 from pefx.checkpoint import flatten
 from pefx.compiler import jit
 from pefx.mesh import fetch, made, of_base, place, share
@@ -91,7 +85,7 @@ class Resident:
 
     def leave(self, index: int) -> dict[str, np.ndarray]:
         """A session gives its slot up; all that it is, by name."""
-        arrays = flatten(fetch(_take(self._tree(), self._at([self.place(index)]))))
+        arrays = flatten(fetch(read_slot(self._tree(), self._at(self.place(index)))))
         self.sessions[index] = replace(self.sessions[index], slot=-1)
         return {name: np.asarray(x) for name, x in arrays.items()}
 
@@ -113,14 +107,14 @@ class Resident:
     def _tree(self) -> dict[str, Any]:
         return {"bank": self.bank, "opt": self.opt}
 
-    def _at(self, places: Sequence[int]) -> Any:
+    def _at(self, places: int | Sequence[int]) -> Any:
         return share(of_base, np.asarray(places, np.int32))
 
     def _put(self, index: int, arrays: Mapping[str, np.ndarray]) -> None:
         like = self._tree()
         named = flatten(like)
         part = jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in named])
-        found = _put(like, self._at([self.place(index)]), share(of_one, part))
+        found = write_slot(like, self._at(self.place(index)), share(of_one, part))
         self.bank, self.opt = place(by_slot, found["bank"]), place(by_slot, found["opt"])
 
     def _load_fresh(self, index: int) -> None:
@@ -144,4 +138,4 @@ def sessions_of(state: Any, count: int) -> Iterator[dict[str, np.ndarray]]:
         yield {name: x[row : row + 1] if x.ndim == 1 else x[:, row : row + 1] for name, x in whole.items()}
 
 
-_take, _put = jit(take_slots), jit(put_slots, donate_argnums=0)
+_take = jit(take_slots)

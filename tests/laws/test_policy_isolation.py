@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from pefx.adapters.bank import bank_spec, by_slot, empty_bank, load_adapter
+from pefx.adapters.bank import bank_spec, empty_bank, load_adapter
 from pefx.adapters.methods.table import init_adapter
+from pefx.adapters.sharded_slots import by_slot
 from pefx.config import AdapterSpec, MeshConfig
 from pefx.losses.policy import PolicyNumbers, PolicyTerms
 from pefx.losses.rows import LOSSES, NUMBER
