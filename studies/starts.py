@@ -77,7 +77,8 @@ def main(options: Options) -> int:
             panels[title] = {_start(name): _over_rates(name, selection) for name in names}
             text += [f"## {title[0].upper()}{title[1:]}", f"The bare base: {interval(report[UNTAUGHT])}."]
             text.append(_table([best[name] for name in names], selection, report, more))
-            says.append(_reading(title, {_start(name): best[name] for name in names}, report, more))
+            own = {_start(name): best[name] for name in names}
+            says += [_reading(title, own, report, more), _at_one_rate(title, own["default"], selection)]
             gain = interval(better(report[best[f"r{rank}-default"]], report[UNTAUGHT], more))
             learned = learned and gain.above_zero
     lines(panels, "learning rate", PAGES / "starts.png", "Starts over rates, on the selection part")
@@ -108,6 +109,18 @@ def _reading(title: str, best: Mapping[str, Cell], report: Marks, more: bool) ->
         kept = verdict(gain, "", "; it is worse than the base", "; it does not learn")
         words.append(f"{start} {told} ({found}){kept}")
     return f"{title[0].upper()}{title[1:]}. With a rate each, {'; '.join(words)}."
+
+
+def _at_one_rate(title: str, default: Cell, selection: Marks) -> str:
+    """What starts come to with the default's rate, as a comparison with one rate for all would have it."""
+    rank = default.case.split("-", 1)[0]
+    found = [
+        f"{_start(cell.case)} {interval(marks)}"
+        for cell, marks in selection.items()
+        if cell.rate == default.rate and cell.case.split("-", 1)[0] == rank
+    ]
+    told = f"all with the default's rate, {default.rate:g}, on the selection part: {', '.join(found)}"
+    return f"{title[0].upper()}{title[1:]}, {told}."
 
 
 def _start(name: str) -> str:

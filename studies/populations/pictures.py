@@ -27,18 +27,23 @@ def apart(numbers: Iterable[float]) -> list[float]:
 
 
 def lines(panels: Panels, over: str, path: Path, title: str) -> None:
-    """A panel for each measure, in it a line for each of its series, over a number on a scale of doublings."""
+    """A panel for each measure, in it a line for each of its series, over a number on a scale of doublings.
+
+    A series has the same look in every panel.
+    """
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.6 * columns + 0.6, 3.9 * rows + 0.3), layout="constrained")
     for place, (measure, series) in enumerate(panels.items(), 1):
         axes = figure.add_subplot(rows, columns, place)
         style(axes)
-        for index, (name, line) in enumerate(series.items()):
+        for place_of_line, (name, line) in enumerate(series.items()):
+            index = names.index(name)
             means = np.asarray([one.mean for one in line.values()])
             errors = np.asarray([[one.mean - one.low, one.high - one.mean] for one in line.values()]).T
             look = {"color": COLOURS[index % len(COLOURS)], "marker": "os^Dv"[index % 5], "markersize": 4}
-            beside = [x * 1.04 ** (index - (len(series) - 1) / 2) for x in line]  # apart, so that bars are seen
+            beside = [x * 1.04 ** (place_of_line - (len(series) - 1) / 2) for x in line]  # apart, so that bars are seen
             axes.errorbar(beside, means, yerr=np.maximum(errors, 0), label=name, capsize=2, linewidth=1.2, **look)
         marked = apart({x for line in series.values() for x in line})
         axes.set_xscale("log", base=2)
