@@ -36,8 +36,9 @@ bench: $(DEVELOP)
 
 studies: $(DEVELOP)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow
-	@for study in $(or $(wildcard studies/*.py),$(error there is no study yet)); do \
-	  name=$$(basename $$study .py); echo "== $$name"; $(BIN)/python -m studies.$$name || exit 1; done
+	@missed=; for study in $(or $(wildcard studies/*.py),$(error there is no study yet)); do \
+	  name=$$(basename $$study .py); echo "== $$name"; $(BIN)/python -m studies.$$name || missed="$$missed $$name"; done; \
+	  test -z "$$missed" || { echo "missed what they ask for:$$missed"; exit 1; }
 
 # uv, itself a wheel, installs everything in seconds where pip takes a minute of a newcomer's five.
 $(RUNTIME): pyproject.toml constraints.txt

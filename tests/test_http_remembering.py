@@ -9,7 +9,7 @@ import pytest
 from pefx.errors import PefxError
 from pefx.http.bodies import CompletionBody
 from pefx.http.keys import EVERYONE, Key
-from pefx.http.remembering import Remembered, check_keeps
+from pefx.http.remembering import check_keeps, follow
 from pefx.http.resolving import Resolver
 from pefx.http.served import Served
 from pefx.http.tracks import Tracks
@@ -17,6 +17,7 @@ from pefx.serving.jobs import Answered
 from pefx.store.catalog import Catalog
 from tests.http_fakes import FakeEngine, commit, live, served, small_catalog
 
+USER = {"role": "user", "content": "hello"}
 ANN = Key(id="1", name="ann", hash="", created="", policies=("team/*",), memories=("ann/*",))
 
 
@@ -55,16 +56,15 @@ def test_the_next_request_is_served_by_what_was_kept_last(tmp_path: Path) -> Non
         return revision.key
 
     async def run() -> list[str]:
-        remembered = Remembered(resolver)
         found = [await ask("ann"), await ask("ann@latest")]
         commit(catalog, "ann", 7)
         commit(catalog, "ann", 8)
         found.append(await ask("ann"))
         for key in ("ann@3", "ann@2"):  # the later one was told first
-            await remembered.follow([kept(key)])
+            await follow(resolver, [kept(key)])
             found += [await ask("ann"), await ask("ann@latest")]
         commit(catalog, "bob", 1)
-        await remembered.follow([kept("bob@1")])
+        await follow(resolver, [kept("bob@1")])
         return [*found, await ask("bob")]
 
     assert asyncio.run(run()) == ["ann@1", "ann@1", "ann@1", "ann@3", "ann@3", "ann@3", "ann@3", "bob@1"]
@@ -80,7 +80,7 @@ def test_it_was_kept_though_the_catalog_is_gone_since(
         raise PefxError("the disk is gone", "storage")
 
     monkeypatch.setattr(made.policies, "resolve", gone)
-    asyncio.run(Remembered(resolver).follow([kept("ann@2")]))
+    asyncio.run(follow(resolver, [kept("ann@2")]))
     assert "the one before stays for now" in caplog.text
     assert resolver.tracks is not None
     assert resolver.tracks.ask("ann") is not None
@@ -98,6 +98,3 @@ def test_a_stream_tells_it_in_its_last_event(tmp_path: Path) -> None:
             last = server.events(f"/v1/{path}", counted)[-1]
             assert last["remembered"] == "ann@1"
             assert last["usage"]["completion_tokens"] > 0
-
-
-USER = {"role": "user", "content": "hello"}

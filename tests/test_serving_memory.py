@@ -1,6 +1,7 @@
 """pefx.serving.memory: what a sequence writes, what of it others may share, and what is kept."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,6 +88,22 @@ def test_what_is_kept_is_a_policy_of_its_own(tmp_path):
         keep(Kept("amy", state, other, first, [1]))
     with pytest.raises(PefxError, match="'over' is 'team/memory@1', not 'team/memory@2'"):
         keep(Kept("amy", state, other, None, [1]))
+
+
+def test_another_writer_of_the_policy_may_be_first(tmp_path, monkeypatch):
+    catalog = Catalog.open(tmp_path / "catalog", create=True)
+    commit, tries = catalog.commit, []
+
+    def rival(policy: str, **given: Any) -> Any:
+        tries.append(policy)
+        if len(tries) < 3:
+            raise PefxError("another writer committed first", "conflict")
+        return commit(policy, **given | {"parent": None})
+
+    monkeypatch.setattr(catalog, "commit", rival)
+    kept = Kept("amy", np.zeros((3, 8, 8), np.float32), WEIGHTS, None, [1])
+    assert keeper(catalog, BASE)(kept) == "amy@1"
+    assert tries == ["amy"] * 3
 
 
 def adapter() -> dict[str, np.ndarray]:

@@ -91,7 +91,6 @@ def test_halves_are_read_seed_by_seed() -> None:
     assert loads[1].of(CORRECTION) == "0.25"
     assert loads[0].of(CORRECTION) == ""
     assert found.where == "1 [1, 1]"
-    assert found.falls.mean == 1.0
     failed = Load(2, [10, 10], [{"all": 1.0}, {"all": 0.0}], [0.0, 0.0])
     assert Measured(CELLS[0], 100, [failed, loads[1]]).where == "1, below 0.1 for 1 of 2"
     above = Measured(CELLS[0], 100, loads[:1])

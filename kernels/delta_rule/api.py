@@ -16,7 +16,7 @@ from kernels.delta_rule import pallas_tpu, xla
 from kernels.implementation import use_pallas
 from kernels.rows import Rows
 
-EXTRA = 4  # rows of a head's state beside S: sums of keys, values and gates of a message, and its tokens so far
+EXTRA = xla.EXTRA
 
 
 class Tokens(NamedTuple):

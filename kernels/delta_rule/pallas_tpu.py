@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from kernels.delta_rule.pallas_token import Head, Token, apply
-from kernels.delta_rule.xla import added
+from kernels.delta_rule.xla import EXTRA, added
 from kernels.lora_matmul.pallas_blocks import SUBLANES, Plan, call
 from kernels.rows import Rows
 
@@ -48,7 +48,7 @@ class Form:
 
     def state(self, *before: int):
         """Room for states in the core."""
-        return pltpu.VMEM((*before, self.heads, self.rank + 4, self.rank), jnp.float32)
+        return pltpu.VMEM((*before, self.heads, self.rank + EXTRA, self.rank), jnp.float32)
 
     def rows(self, kinds: int, place) -> pl.BlockSpec:
         """A group's block of `[T, heads * kinds, R]`."""
@@ -56,7 +56,7 @@ class Form:
 
     def held(self, place) -> pl.BlockSpec:
         """A group's block of `[G, heads, R + 4, R]`."""
-        return pl.BlockSpec((self.states, self.heads, self.rank + 4, self.rank), lambda g, *_: (place(g), 0, 0, 0))
+        return pl.BlockSpec((self.states, self.heads, self.rank + EXTRA, self.rank), lambda g, *_: (place(g), 0, 0, 0))
 
 
 def unsupported(projected, rows: Rows) -> str | None:
@@ -165,7 +165,7 @@ def _heads(form: Form, ref, *at) -> list[Head]:
     """The state in `ref[at]`, `[heads, R + 4, R]`."""
     found = []
     for h in range(form.heads):
-        key, value, gate, count = (ref[*at, h, form.rank + i : form.rank + i + 1, :] for i in range(4))
+        key, value, gate, count = (ref[*at, h, form.rank + i : form.rank + i + 1, :] for i in range(EXTRA))
         count = jnp.broadcast_to(count[:, :1], count.shape)
         found.append(Head(ref[*at, h, : form.rank, :], key, value, gate, count))
     return found

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float
 
 from kernels.rows import Rows
 
+EXTRA = 4  # rows of a head's state beside S: sums of keys, values and gates of a message, and its tokens so far
 EPSILON = 1e-12  # squared: a shorter vector than 1e-6 keeps its length, as PyTorch's normalize has it
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int32
 
 from pefx.adapters.sites import width_axis
-from pefx.adapters.slots import is_split, put_slot, slot_at
+from pefx.adapters.slots import is_split, put_slot, slot_at, slot_axis
 from pefx.batch import Array
 from pefx.collectives import index, over_data, over_rows, size
 from pefx.compiler import jit
@@ -65,7 +65,7 @@ def _on_group(x: Array) -> bool:
 
 def _here(x: Array, slot: Int32[Array, ""]) -> tuple[Int32[Array, ""], Array]:
     """The place of `slot` on this shard, and whether it is here."""
-    count, shard = x.shape[min(x.ndim - 1, 1)], index(DATA)
+    count, shard = x.shape[slot_axis(x)], index(DATA)
     if not _on_group(x):
         shard = shard * size(EXPERT) + index(EXPERT)
     local = slot - shard * count

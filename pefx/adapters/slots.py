@@ -27,19 +27,19 @@ def joined(own: Any, with_experts: Any) -> Any:
     return jax.tree.map(lambda x, y: y if x is None else x, own, with_experts, is_leaf=lambda x: x is None)
 
 
-def _slot_axis(x: Any) -> int:
+def slot_axis(x: Any) -> int:
     """Slots are behind the layers, or first in an array of one number a slot."""
     return min(x.ndim - 1, 1)
 
 
 def slot_at(tree: Any, slot: Int32[Array, ""]) -> Any:
     """The part of one slot in every array, its axis kept; past the end, the last slot's."""
-    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1, _slot_axis(x)), tree)
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, slot, 1, slot_axis(x)), tree)
 
 
 def put_slot(tree: Any, slot: Int32[Array, ""], part: Any) -> Any:
     """Replace the part of one slot in every array."""
-    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, slot, _slot_axis(x)), tree, part)
+    return jax.tree.map(lambda x, y: jax.lax.dynamic_update_slice_in_dim(x, y, slot, slot_axis(x)), tree, part)
 
 
 def take_slots(tree: Any, slots: Int32[Array, "A"]) -> Any:
@@ -49,7 +49,7 @@ def take_slots(tree: Any, slots: Int32[Array, "A"]) -> Any:
         return put_slot(out, i, slot_at(tree, slots[i]))
 
     def room(x: Array) -> Array:
-        axis = _slot_axis(x)
+        axis = slot_axis(x)
         return fresh((*x.shape[:axis], slots.shape[0], *x.shape[axis + 1 :]), x)
 
     return jax.lax.fori_loop(0, slots.shape[0], one, jax.tree.map(room, tree))
@@ -61,7 +61,7 @@ def put_slots(tree: Any, slots: Int32[Array, "A"], parts: Any) -> Any:
     leaves = jax.tree.leaves(tree)
     if not leaves:
         return tree
-    count = leaves[0].shape[_slot_axis(leaves[0])]
+    count = leaves[0].shape[slot_axis(leaves[0])]
 
     def one(i, tree):
         part, live = slot_at(parts, i), slots[i] < count

@@ -23,7 +23,6 @@ from pefx.http.keys import Keys
 from pefx.http.limits import Limits
 from pefx.http.log import tell
 from pefx.http.metrics import Metrics
-from pefx.http.remembering import Remembered
 from pefx.http.resolving import Resolver
 from pefx.http.served import Served
 from pefx.http.service import Service
@@ -43,7 +42,6 @@ class Api:
         self.follower = None
         if self.tracks is not None and served.catalog is not None:
             self.follower = Follower(self.tracks, served.catalog, served.policies, settings.poll)
-        self.remembered = Remembered(self.resolver)
         self.jobs, self.spelling = Jobs(served, settings, self.resolver), Spelling(served.tokenizer)
         self.metrics = Metrics(self.service)
 

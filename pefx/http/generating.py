@@ -1,6 +1,7 @@
 """The two endpoints that generate: from a body to an answer, whole or as a stream."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -10,6 +11,7 @@ from pefx.http.bodies import ChatBody, CompletionBody
 from pefx.http.chat import ChatForm, chat_fields, chat_prompt
 from pefx.http.completions import CompletionForm, completion_fields
 from pefx.http.jobs import Job, token_prompts
+from pefx.http.remembering import follow
 from pefx.http.streaming import Form, Stream, unless_gone, usage_of
 
 
@@ -47,9 +49,9 @@ async def _answer(asked: Asked, job: Job, form: Form) -> Response:
             # What fails before the first token still has a status of its own.
             first = await unless_gone(receive, call.next())
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return Stream(service, call, first, form, exchange, asked.api.remembered.follow, usage)
+            return Stream(service, call, first, form, exchange, partial(follow, asked.api.resolver), usage)
         answers = await unless_gone(receive, call.answers())
-        await asked.api.remembered.follow(answers)
+        await follow(asked.api.resolver, answers)
     except BaseException:
         service.cancel(call)
         raise

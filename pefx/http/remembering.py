@@ -26,27 +26,23 @@ def check_keeps(body: Generating, prompts: Sequence[Any], key: Key) -> None:
         raise PefxError(message, "forbidden")
 
 
-class Remembered:
-    """What was kept is what the next request of that policy begins with, here at once."""
+async def follow(resolver: Resolver, answers: Sequence[Answered]) -> None:
+    """What was kept is what the next request of that policy begins with, here at once: to be awaited before an answer
+    says that it was kept.
+    """
+    for key in (answered.row.get("remembered") for answered in answers):
+        if key is not None:
+            await _switch(resolver, key)
 
-    def __init__(self, resolver: Resolver):
-        self._resolver = resolver
 
-    async def follow(self, answers: Sequence[Answered]) -> None:
-        """To be awaited before the answer says that it was kept."""
-        for answered in answers:
-            key = answered.row.get("remembered")
-            if key is not None:
-                await self._switch(key)
-
-    async def _switch(self, key: str) -> None:
-        resolver, (policy, number) = self._resolver, parse_reference(key)
-        resolver.forget(policy, LATEST)
-        if resolver.tracks is None or resolver.tracks.get(policy) is None:
-            return  # looked up when it is asked for
-        try:
-            revision = await resolver.beside(lambda: resolver.served.policies.resolve(policy, number))
-        except PefxError as error:  # kept it is; the next look at the catalog will find it
-            tell("the one before stays for now", logging.WARNING, revision=key, why=str(error))
-            return
-        resolver.tracks.advance(revision)
+async def _switch(resolver: Resolver, key: str) -> None:
+    policy, number = parse_reference(key)
+    resolver.forget(policy, LATEST)
+    if resolver.tracks is None or resolver.tracks.get(policy) is None:
+        return  # looked up when it is asked for
+    try:
+        revision = await resolver.beside(lambda: resolver.served.policies.resolve(policy, number))
+    except PefxError as error:  # kept it is; the next look at the catalog will find it
+        tell("the one before stays for now", logging.WARNING, revision=key, why=str(error))
+        return
+    resolver.tracks.advance(revision)

@@ -90,12 +90,6 @@ class Measured:
                 words.append(f"{side} {self.place(load):.2g} for {count} of {len(self.halves)}")
         return ", ".join(words)
 
-    @property
-    def falls(self) -> Interval:
-        """By how much less is recalled at the largest load than at the least, seed by seed."""
-        ends = zip(self.loads[0].recalls, self.loads[-1].recalls, strict=True)
-        return interval([before - after for before, after in ends])
-
 
 def short(found: Interval) -> str:
     """To two digits."""
