@@ -98,7 +98,8 @@ def test_another_writer_of_the_policy_may_be_first(tmp_path, monkeypatch):
         tries.append(policy)
         if len(tries) < 3:
             raise PefxError("another writer committed first", "conflict")
-        return commit(policy, **given | {"parent": None})
+        without: dict[str, Any] = given | {"parent": None}  # the revision of which it is, is not in this catalog
+        return commit(policy, **without)
 
     monkeypatch.setattr(catalog, "commit", rival)
     kept = Kept("amy", np.zeros((3, 8, 8), np.float32), WEIGHTS, None, [1])
